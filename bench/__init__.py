@@ -1,0 +1,1 @@
+"""Benchmark suite: installs as ``oneshot.bench``."""

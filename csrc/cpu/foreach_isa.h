@@ -1,0 +1,57 @@
+// Includes the kernel body once per instruction-set level, each in a namespace of its own.
+//
+//   #define ONESHOT_KERNEL_BODY "cpu/<family>.inc"
+//   #include "cpu/foreach_isa.h"
+//
+// The target is set in the source by pragma, so no build flag can leak an instruction into code
+// that runs on an older machine. For the same reason the body includes nothing: every standard
+// header it needs is included before this file, outside the target regions.
+// No include guard: one family, one inclusion.
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+
+#include "common/dtype.h"
+#include "cpu/isa.h"
+#if ONESHOT_X86
+#include <immintrin.h>
+#endif
+
+namespace oneshot::cpu::scalar {
+#include "cpu/simd/scalar.h"
+#include ONESHOT_KERNEL_BODY
+}  // namespace oneshot::cpu::scalar
+
+#if ONESHOT_X86
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx2,fma,f16c"))), apply_to = function)
+#else
+#pragma GCC push_options
+#pragma GCC target("avx2,fma,f16c")
+#endif
+namespace oneshot::cpu::avx2 {
+#include "cpu/simd/avx2.h"
+#include ONESHOT_KERNEL_BODY
+}  // namespace oneshot::cpu::avx2
+#if defined(__clang__)
+#pragma clang attribute pop
+#pragma clang attribute push(                                                    \
+    __attribute__((target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl"))), \
+    apply_to = function)
+#else
+#pragma GCC pop_options
+#pragma GCC push_options
+#pragma GCC target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,prefer-vector-width=512")
+#endif
+namespace oneshot::cpu::avx512 {
+#include "cpu/simd/avx512.h"
+#include ONESHOT_KERNEL_BODY
+}  // namespace oneshot::cpu::avx512
+#if defined(__clang__)
+#pragma clang attribute pop
+#else
+#pragma GCC pop_options
+#endif
+#endif

@@ -1,0 +1,133 @@
+// Eight float lanes. See simd/scalar.h for what each name means.
+
+struct Mask {
+  __m256 bits;
+};
+
+struct F32 {
+  static constexpr int kWidth = 8;
+  __m256 v;
+};
+
+inline __m256i lane_index() { return _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7); }
+inline __m256i first_lanes(int64_t n) {
+  const int count = n < 0 ? 0 : (n > 8 ? 8 : int(n));
+  return _mm256_cmpgt_epi32(_mm256_set1_epi32(count), lane_index());
+}
+
+inline F32 set1(float x) { return {_mm256_set1_ps(x)}; }
+inline F32 load(const float* p) { return {_mm256_loadu_ps(p)}; }
+inline F32 load(const BFloat16* p) {
+  const __m128i words = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+  return {_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(words), 16))};
+}
+inline F32 load(const Float16* p) {
+  return {_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)))};
+}
+inline F32 load_n(const float* p, int64_t n, F32 rest) {
+  const __m256i lanes = first_lanes(n);
+  return {_mm256_blendv_ps(rest.v, _mm256_maskload_ps(p, lanes), _mm256_castsi256_ps(lanes))};
+}
+template <typename T>
+inline F32 load_n(const T* p, int64_t n, F32 rest) {
+  T words[8] = {};
+  std::memcpy(words, p, size_t(n < 0 ? 0 : (n > 8 ? 8 : n)) * sizeof(T));
+  const __m256 lanes = _mm256_castsi256_ps(first_lanes(n));
+  return {_mm256_blendv_ps(rest.v, load(words).v, lanes)};
+}
+inline void store(float* p, F32 a) { _mm256_storeu_ps(p, a.v); }
+inline void store(BFloat16* p, F32 a) {
+  const __m256i bits = _mm256_castps_si256(a.v);
+  const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+  const __m256i rounded = _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
+  const __m256i quiet = _mm256_or_si256(bits, _mm256_set1_epi32(0x400000));
+  const __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(a.v, a.v, _CMP_UNORD_Q));
+  const __m256i words = _mm256_srli_epi32(_mm256_blendv_epi8(rounded, quiet, nan), 16);
+  const __m256i packed = _mm256_permute4x64_epi64(_mm256_packus_epi32(words, words), 0x08);
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_castsi256_si128(packed));
+}
+inline void store(Float16* p, F32 a) {
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p),
+                   _mm256_cvtps_ph(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+}
+inline void store_n(float* p, int64_t n, F32 a) { _mm256_maskstore_ps(p, first_lanes(n), a.v); }
+template <typename T>
+inline void store_n(T* p, int64_t n, F32 a) {
+  T words[8];
+  store(words, a);
+  std::memcpy(p, words, size_t(n < 0 ? 0 : (n > 8 ? 8 : n)) * sizeof(T));
+}
+
+inline F32 operator+(F32 a, F32 b) { return {_mm256_add_ps(a.v, b.v)}; }
+inline F32 operator-(F32 a, F32 b) { return {_mm256_sub_ps(a.v, b.v)}; }
+inline F32 operator*(F32 a, F32 b) { return {_mm256_mul_ps(a.v, b.v)}; }
+inline F32 operator/(F32 a, F32 b) { return {_mm256_div_ps(a.v, b.v)}; }
+inline F32 fma(F32 a, F32 b, F32 c) { return {_mm256_fmadd_ps(a.v, b.v, c.v)}; }
+inline F32 max(F32 a, F32 b) { return {_mm256_max_ps(a.v, b.v)}; }
+inline F32 min(F32 a, F32 b) { return {_mm256_min_ps(a.v, b.v)}; }
+inline F32 abs(F32 a) { return {_mm256_andnot_ps(_mm256_set1_ps(-0.0f), a.v)}; }
+inline F32 sqrt(F32 a) { return {_mm256_sqrt_ps(a.v)}; }
+
+inline Mask operator<(F32 a, F32 b) { return {_mm256_cmp_ps(a.v, b.v, _CMP_LT_OQ)}; }
+inline Mask operator<=(F32 a, F32 b) { return {_mm256_cmp_ps(a.v, b.v, _CMP_LE_OQ)}; }
+inline Mask operator>(F32 a, F32 b) { return {_mm256_cmp_ps(a.v, b.v, _CMP_GT_OQ)}; }
+inline Mask operator>=(F32 a, F32 b) { return {_mm256_cmp_ps(a.v, b.v, _CMP_GE_OQ)}; }
+inline Mask operator==(F32 a, F32 b) { return {_mm256_cmp_ps(a.v, b.v, _CMP_EQ_OQ)}; }
+inline Mask is_nan(F32 a) { return {_mm256_cmp_ps(a.v, a.v, _CMP_UNORD_Q)}; }
+inline Mask operator&(Mask a, Mask b) { return {_mm256_and_ps(a.bits, b.bits)}; }
+inline Mask operator|(Mask a, Mask b) { return {_mm256_or_ps(a.bits, b.bits)}; }
+inline Mask operator!(Mask a) {
+  return {_mm256_xor_ps(a.bits, _mm256_castsi256_ps(_mm256_set1_epi32(-1)))};
+}
+inline bool any(Mask a) { return _mm256_movemask_ps(a.bits) != 0; }
+inline bool all(Mask a) { return _mm256_movemask_ps(a.bits) == 0xff; }
+inline int count(Mask a) { return __builtin_popcount(unsigned(_mm256_movemask_ps(a.bits))); }
+inline Mask load_mask(const bool* p) {
+  const __m256i bytes = _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
+  return {_mm256_castsi256_ps(_mm256_cmpgt_epi32(bytes, _mm256_setzero_si256()))};
+}
+inline Mask load_mask_n(const bool* p, int64_t n) {
+  bool lanes[8] = {};
+  std::memcpy(lanes, p, size_t(n < 0 ? 0 : (n > 8 ? 8 : n)));
+  return load_mask(lanes);
+}
+inline F32 select(Mask m, F32 yes, F32 no) { return {_mm256_blendv_ps(no.v, yes.v, m.bits)}; }
+
+inline float reduce_add(F32 a) {
+  __m128 x = _mm_add_ps(_mm256_castps256_ps128(a.v), _mm256_extractf128_ps(a.v, 1));
+  x = _mm_add_ps(x, _mm_movehl_ps(x, x));
+  return _mm_cvtss_f32(_mm_add_ss(x, _mm_movehdup_ps(x)));
+}
+inline float reduce_max(F32 a) {
+  __m128 x = _mm_max_ps(_mm256_castps256_ps128(a.v), _mm256_extractf128_ps(a.v, 1));
+  x = _mm_max_ps(x, _mm_movehl_ps(x, x));
+  return _mm_cvtss_f32(_mm_max_ss(x, _mm_movehdup_ps(x)));
+}
+
+inline F32 exp2_integral(F32 n) {
+  const __m256i exponent = _mm256_cvtps_epi32(n.v);
+  const __m256i bits = _mm256_slli_epi32(_mm256_add_epi32(exponent, _mm256_set1_epi32(127)), 23);
+  const F32 y = {_mm256_castsi256_ps(bits)};
+  const F32 low = select(n < set1(-126.0f), set1(0.0f), y);
+  const F32 high = select(n > set1(127.0f), set1(std::numeric_limits<float>::infinity()), low);
+  return select(is_nan(n), n, high);
+}
+inline F32 round_even(F32 a) {
+  return {_mm256_round_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
+}
+
+struct Sum64 {
+  __m256d low = _mm256_setzero_pd();
+  __m256d high = _mm256_setzero_pd();
+  void add(F32 a) {
+    low = _mm256_add_pd(low, _mm256_cvtps_pd(_mm256_castps256_ps128(a.v)));
+    high = _mm256_add_pd(high, _mm256_cvtps_pd(_mm256_extractf128_ps(a.v, 1)));
+  }
+  double total() const {
+    const __m256d s = _mm256_add_pd(low, high);
+    const __m128d x = _mm_add_pd(_mm256_castpd256_pd128(s), _mm256_extractf128_pd(s, 1));
+    return _mm_cvtsd_f64(_mm_add_sd(x, _mm_unpackhi_pd(x, x)));
+  }
+};
+
+#include "cpu/simd/math.inc"

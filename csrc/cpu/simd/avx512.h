@@ -1,0 +1,111 @@
+// Sixteen float lanes. See simd/scalar.h for what each name means.
+
+struct Mask {
+  __mmask16 bits;
+};
+
+struct F32 {
+  static constexpr int kWidth = 16;
+  __m512 v;
+};
+
+inline __mmask16 first_lanes(int64_t n) {
+  return n >= 16 ? __mmask16(0xffff) : (n <= 0 ? __mmask16(0) : __mmask16((1u << n) - 1u));
+}
+
+inline F32 set1(float x) { return {_mm512_set1_ps(x)}; }
+inline F32 load(const float* p) { return {_mm512_loadu_ps(p)}; }
+inline F32 widen(const BFloat16*, __m256i words) {
+  return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(words), 16))};
+}
+inline F32 widen(const Float16*, __m256i words) { return {_mm512_cvtph_ps(words)}; }
+template <typename T>
+inline F32 load(const T* p) {
+  return widen(p, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+}
+inline F32 load_n(const float* p, int64_t n, F32 rest) {
+  return {_mm512_mask_loadu_ps(rest.v, first_lanes(n), p)};
+}
+template <typename T>
+inline F32 load_n(const T* p, int64_t n, F32 rest) {
+  const __mmask16 lanes = first_lanes(n);
+  const F32 x = widen(p, _mm256_maskz_loadu_epi16(lanes, p));
+  return {_mm512_mask_blend_ps(lanes, rest.v, x.v)};
+}
+inline __m256i narrow(const BFloat16*, F32 a) {
+  const __m512i bits = _mm512_castps_si512(a.v);
+  const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+  const __m512i rounded = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+  const __mmask16 nan = _mm512_cmp_ps_mask(a.v, a.v, _CMP_UNORD_Q);
+  const __m512i safe = _mm512_mask_or_epi32(rounded, nan, bits, _mm512_set1_epi32(0x400000));
+  return _mm512_cvtepi32_epi16(_mm512_srli_epi32(safe, 16));
+}
+inline __m256i narrow(const Float16*, F32 a) {
+  return _mm512_cvtps_ph(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+}
+inline void store(float* p, F32 a) { _mm512_storeu_ps(p, a.v); }
+template <typename T>
+inline void store(T* p, F32 a) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), narrow(p, a));
+}
+inline void store_n(float* p, int64_t n, F32 a) { _mm512_mask_storeu_ps(p, first_lanes(n), a.v); }
+template <typename T>
+inline void store_n(T* p, int64_t n, F32 a) {
+  _mm256_mask_storeu_epi16(p, first_lanes(n), narrow(p, a));
+}
+
+inline F32 operator+(F32 a, F32 b) { return {_mm512_add_ps(a.v, b.v)}; }
+inline F32 operator-(F32 a, F32 b) { return {_mm512_sub_ps(a.v, b.v)}; }
+inline F32 operator*(F32 a, F32 b) { return {_mm512_mul_ps(a.v, b.v)}; }
+inline F32 operator/(F32 a, F32 b) { return {_mm512_div_ps(a.v, b.v)}; }
+inline F32 fma(F32 a, F32 b, F32 c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
+inline F32 max(F32 a, F32 b) { return {_mm512_max_ps(a.v, b.v)}; }
+inline F32 min(F32 a, F32 b) { return {_mm512_min_ps(a.v, b.v)}; }
+inline F32 abs(F32 a) { return {_mm512_abs_ps(a.v)}; }
+inline F32 sqrt(F32 a) { return {_mm512_sqrt_ps(a.v)}; }
+
+inline Mask operator<(F32 a, F32 b) { return {_mm512_cmp_ps_mask(a.v, b.v, _CMP_LT_OQ)}; }
+inline Mask operator<=(F32 a, F32 b) { return {_mm512_cmp_ps_mask(a.v, b.v, _CMP_LE_OQ)}; }
+inline Mask operator>(F32 a, F32 b) { return {_mm512_cmp_ps_mask(a.v, b.v, _CMP_GT_OQ)}; }
+inline Mask operator>=(F32 a, F32 b) { return {_mm512_cmp_ps_mask(a.v, b.v, _CMP_GE_OQ)}; }
+inline Mask operator==(F32 a, F32 b) { return {_mm512_cmp_ps_mask(a.v, b.v, _CMP_EQ_OQ)}; }
+inline Mask is_nan(F32 a) { return {_mm512_cmp_ps_mask(a.v, a.v, _CMP_UNORD_Q)}; }
+inline Mask operator&(Mask a, Mask b) { return {__mmask16(a.bits & b.bits)}; }
+inline Mask operator|(Mask a, Mask b) { return {__mmask16(a.bits | b.bits)}; }
+inline Mask operator!(Mask a) { return {__mmask16(~a.bits)}; }
+inline bool any(Mask a) { return a.bits != 0; }
+inline bool all(Mask a) { return a.bits == 0xffff; }
+inline int count(Mask a) { return __builtin_popcount(unsigned(a.bits)); }
+inline Mask load_mask(const bool* p) {
+  const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+  return {_mm_test_epi8_mask(bytes, bytes)};
+}
+inline Mask load_mask_n(const bool* p, int64_t n) {
+  const __m128i bytes = _mm_maskz_loadu_epi8(first_lanes(n), p);
+  return {_mm_test_epi8_mask(bytes, bytes)};
+}
+inline F32 select(Mask m, F32 yes, F32 no) { return {_mm512_mask_blend_ps(m.bits, no.v, yes.v)}; }
+
+inline float reduce_add(F32 a) { return _mm512_reduce_add_ps(a.v); }
+inline float reduce_max(F32 a) { return _mm512_reduce_max_ps(a.v); }
+
+inline F32 exp2_integral(F32 n) {
+  const F32 y = {_mm512_scalef_ps(_mm512_set1_ps(1.0f), n.v)};
+  // scalef is exact into the subnormals; the other levels flush them, so this one does too.
+  return select(n < set1(-126.0f), set1(0.0f), y);
+}
+inline F32 round_even(F32 a) {
+  return {_mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
+}
+
+struct Sum64 {
+  __m512d low = _mm512_setzero_pd();
+  __m512d high = _mm512_setzero_pd();
+  void add(F32 a) {
+    low = _mm512_add_pd(low, _mm512_cvtps_pd(_mm512_castps512_ps256(a.v)));
+    high = _mm512_add_pd(high, _mm512_cvtps_pd(_mm512_extractf32x8_ps(a.v, 1)));
+  }
+  double total() const { return _mm512_reduce_add_pd(_mm512_add_pd(low, high)); }
+};
+
+#include "cpu/simd/math.inc"

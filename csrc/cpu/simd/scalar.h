@@ -1,0 +1,126 @@
+// One float at a time: the level every machine has, and the definition of the interface.
+// The three files simd/{scalar,avx2,avx512}.h offer the same names; keep them in step.
+
+struct Mask {
+  bool bits;
+};
+
+struct F32 {
+  static constexpr int kWidth = 1;
+  float v;
+};
+
+inline F32 set1(float x) { return {x}; }
+inline F32 load(const float* p) { return {*p}; }
+inline F32 load(const BFloat16* p) {
+  const uint32_t bits = uint32_t{p->bits} << 16;
+  float x;
+  std::memcpy(&x, &bits, sizeof(x));
+  return {x};
+}
+inline F32 load(const Float16* p) {
+  // Exponent and mantissa shifted into place, then rescaled by 2^112; inf and NaN keep theirs.
+  const uint32_t sign = uint32_t{p->bits & 0x8000u} << 16;
+  const uint32_t rest = p->bits & 0x7fffu;
+  float x;
+  if (rest >= 0x7c00u) {
+    const uint32_t bits = sign | 0x7f800000u | ((rest & 0x03ffu) << 13);
+    std::memcpy(&x, &bits, sizeof(x));
+    return {x};
+  }
+  const uint32_t bits = rest << 13;
+  std::memcpy(&x, &bits, sizeof(x));
+  x *= 0x1p112f;
+  return {sign ? -x : x};
+}
+// The first n lanes from memory, the others from `rest`.
+template <typename T>
+inline F32 load_n(const T* p, int64_t n, F32 rest) {
+  return n > 0 ? load(p) : rest;
+}
+inline void store(float* p, F32 a) { *p = a.v; }
+inline void store(BFloat16* p, F32 a) {
+  uint32_t bits;
+  std::memcpy(&bits, &a.v, sizeof(bits));
+  // Round to nearest even; a NaN stays a (quiet) NaN.
+  p->bits = a.v != a.v ? uint16_t((bits >> 16) | 0x40)
+                       : uint16_t((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
+}
+inline void store(Float16* p, F32 a) {
+  uint32_t bits;
+  std::memcpy(&bits, &a.v, sizeof(bits));
+  const uint16_t sign = uint16_t((bits >> 16) & 0x8000u);
+  const uint32_t magnitude = bits & 0x7fffffffu;
+  uint32_t half;
+  if (magnitude > 0x7f800000u) {
+    half = 0x7e00u;
+  } else if (magnitude >= 0x477ff000u) {
+    half = 0x7c00u;  // 65520 and above round to infinity
+  } else if (magnitude < 0x38800000u) {
+    // Subnormal half: adding 0.5 aligns the mantissa and rounds to nearest even.
+    float x;
+    std::memcpy(&x, &magnitude, sizeof(x));
+    x += 0.5f;
+    std::memcpy(&half, &x, sizeof(half));
+    half -= 0x3f000000u;
+  } else {
+    half = (magnitude - 0x38000000u + 0xfffu + ((magnitude >> 13) & 1u)) >> 13;
+  }
+  p->bits = uint16_t(sign | half);
+}
+template <typename T>
+inline void store_n(T* p, int64_t n, F32 a) {
+  if (n > 0) store(p, a);
+}
+
+inline F32 operator+(F32 a, F32 b) { return {a.v + b.v}; }
+inline F32 operator-(F32 a, F32 b) { return {a.v - b.v}; }
+inline F32 operator*(F32 a, F32 b) { return {a.v * b.v}; }
+inline F32 operator/(F32 a, F32 b) { return {a.v / b.v}; }
+// a * b + c; rounded twice here, once where the machine has FMA.
+inline F32 fma(F32 a, F32 b, F32 c) { return {a.v * b.v + c.v}; }
+// Like the vector instructions: if either is NaN the second operand is returned.
+inline F32 max(F32 a, F32 b) { return {a.v > b.v ? a.v : b.v}; }
+inline F32 min(F32 a, F32 b) { return {a.v < b.v ? a.v : b.v}; }
+inline F32 abs(F32 a) { return {std::fabs(a.v)}; }
+inline F32 sqrt(F32 a) { return {std::sqrt(a.v)}; }
+
+inline Mask operator<(F32 a, F32 b) { return {a.v < b.v}; }
+inline Mask operator<=(F32 a, F32 b) { return {a.v <= b.v}; }
+inline Mask operator>(F32 a, F32 b) { return {a.v > b.v}; }
+inline Mask operator>=(F32 a, F32 b) { return {a.v >= b.v}; }
+inline Mask operator==(F32 a, F32 b) { return {a.v == b.v}; }
+inline Mask is_nan(F32 a) { return {a.v != a.v}; }
+inline Mask operator&(Mask a, Mask b) { return {a.bits && b.bits}; }
+inline Mask operator|(Mask a, Mask b) { return {a.bits || b.bits}; }
+inline Mask operator!(Mask a) { return {!a.bits}; }
+inline bool any(Mask a) { return a.bits; }
+inline bool all(Mask a) { return a.bits; }
+inline int count(Mask a) { return a.bits ? 1 : 0; }
+// One bool a lane, as torch stores them (a byte, 0 or 1).
+inline Mask load_mask(const bool* p) { return {*p}; }
+inline Mask load_mask_n(const bool* p, int64_t n) { return {n > 0 && *p}; }
+inline F32 select(Mask m, F32 yes, F32 no) { return m.bits ? yes : no; }
+
+inline float reduce_add(F32 a) { return a.v; }
+inline float reduce_max(F32 a) { return a.v; }
+
+// 2^n for integral n, flushing to 0 below the normal range and to inf above it.
+inline F32 exp2_integral(F32 n) {
+  if (!(n.v >= -126.0f)) return {n.v != n.v ? n.v : 0.0f};
+  if (n.v > 127.0f) return {std::numeric_limits<float>::infinity()};
+  const uint32_t bits = uint32_t(int32_t(n.v) + 127) << 23;
+  float x;
+  std::memcpy(&x, &bits, sizeof(x));
+  return {x};
+}
+inline F32 round_even(F32 a) { return {std::nearbyint(a.v)}; }
+
+// Sums of float lanes kept in double: `lanes` per-lane partial sums.
+struct Sum64 {
+  double v = 0.0;
+  void add(F32 a) { v += double(a.v); }
+  double total() const { return v; }
+};
+
+#include "cpu/simd/math.inc"

@@ -1,0 +1,91 @@
+"""Loads the native library `oneshot._C`, or says precisely why it cannot."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import json
+import os
+import platform
+import sys
+import warnings
+from pathlib import Path
+from types import ModuleType
+
+import torch
+
+REBUILD = (
+    "pip install --force-reinstall --no-deps oneshot-kernels (from a checkout: pip install -e .)"
+)
+
+
+class NativeLibraryNotBuilt(RuntimeError):
+    """The package was installed without its native library."""
+
+
+class NativeLibraryNotLoadable(RuntimeError):
+    """The native library is there, but this interpreter or torch cannot load it."""
+
+
+def build_info() -> dict[str, str]:
+    """What the native library was built with; empty when it was not built."""
+    path = Path(__file__).with_name("_build_info.json")
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+@functools.cache
+def native() -> tuple[ModuleType | None, Exception | None]:
+    """Import `oneshot._C` once.
+
+    Returns:
+        The module and None, or None and the exception that says why it is off:
+        :class:`NativeLibraryNotBuilt`, :class:`NativeLibraryNotLoadable`, or None for both when
+        ``ONESHOT_DISABLE_NATIVE=1`` asked for the reference implementations.
+    """
+    switch = os.environ.get("ONESHOT_DISABLE_NATIVE", "0")
+    if switch not in ("", "0", "1"):
+        raise ValueError(f"ONESHOT_DISABLE_NATIVE must be 0 or 1, got {switch!r}")
+    if switch == "1":
+        return None, None
+    built = sorted(
+        p.name for p in Path(__file__).parent.glob("_C.*") if p.suffix in (".so", ".pyd")
+    )
+    if not built:
+        return None, NativeLibraryNotBuilt(
+            "oneshot was installed without its native library (no C++ compiler at install time, or "
+            f"ONESHOT_BUILD_NATIVE=0). To build it: {REBUILD}"
+        )
+    try:
+        return importlib.import_module("oneshot._C"), None
+    except ImportError as error:
+        found = build_info() or {"files": ", ".join(built)}
+        return None, NativeLibraryNotLoadable(
+            f"the native library of oneshot does not load: {error}. "
+            f"Built: {found}. "
+            f"Installed: torch {torch.__version__}, Python {platform.python_version()} "
+            f"({sys.implementation.cache_tag}), {platform.machine()} {platform.system()}. "
+            f"It needs torch >= 2.10 and the Python it was built for. To rebuild: {REBUILD}"
+        )
+
+
+def load() -> None:
+    """Register the native ops; warn once if the reference implementations must serve instead."""
+    module, reason = native()
+    if module is None and reason is not None:
+        warnings.warn(
+            f"oneshot runs on its PyTorch reference implementations (correct, slower): {reason}",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+    elif module is not None:
+        module.isa()  # an unusable ONESHOT_CPU_ISA is an error now, not inside the first op
+
+
+def require_native() -> ModuleType:
+    """The native module; raises what :func:`native` found when it is off."""
+    module, reason = native()
+    if module is None:
+        raise reason or NativeLibraryNotBuilt(
+            "the native library of oneshot is switched off by ONESHOT_DISABLE_NATIVE=1"
+        )
+    return module

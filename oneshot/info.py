@@ -1,0 +1,38 @@
+"""What is installed, what is in use, and why a backend is off: `oneshot info`."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+
+import torch
+
+from oneshot._load import build_info, native
+from oneshot._version import __version__
+
+PACKAGES = ("numpy", "transformers", "accelerate", "math-verify", "trl", "verl", "vllm", "triton")
+
+
+def info() -> dict[str, object]:
+    """Collect the report as a plain dictionary (printed by ``oneshot info``)."""
+    module, reason = native()
+    packages: dict[str, str] = {}
+    for name in PACKAGES:
+        try:
+            packages[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            packages[name] = "not installed"
+    return {
+        "oneshot": __version__,
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "torch": torch.__version__,
+        "torch threads": torch.get_num_threads(),
+        "native library": (
+            "loaded" if module else str(reason or "switched off by ONESHOT_DISABLE_NATIVE=1")
+        ),
+        "built with": build_info() or "not built",
+        "instruction set in use": module.isa() if module else "none (reference implementations)",
+        "best instruction set here": module.best_isa() if module else "unknown",
+        "packages": packages,
+    }

@@ -1,0 +1,8 @@
+"""The drop-in torch ops, one module per family."""
+
+from oneshot._load import load as _load
+from oneshot.ops.advantage import whiten
+
+_load()
+
+__all__ = ["whiten"]
