@@ -31,3 +31,9 @@ def check_same_device(
         raise ValueError(
             f"{name} must be on the device of {other_name} ({other.device}), got {tensor.device}"
         )
+
+
+def check_choice(name: str, value: object, choices: tuple[object, ...]) -> None:
+    """Raise ValueError unless `value` is one of `choices`."""
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
