@@ -1,0 +1,698 @@
+"""Losses of RL post-training: policy, value, and weights that correct an off-policy sampler."""
+
+from __future__ import annotations
+
+import math
+from enum import IntEnum
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from oneshot.ops import _library
+from oneshot.ops._checks import check_float, check_mask, check_same_device
+from oneshot.reference import policy_loss as reference
+from oneshot.reference.policy_loss import (
+    Aggregate,
+    Kl,
+    PolicyMetric,
+    PolicyOptions,
+    Ratio,
+    Surrogate,
+    ValueMetric,
+    WeightMetric,
+    arithmetic_dtype,
+)
+
+_OPTIONS = (
+    "int surrogate, int ratio, float clip_min, float clip_max, float dual_clip, float delta, "
+    "float log_ratio_min, float log_ratio_max, int kl, bool kl_importance_weighted, "
+    "float kl_log_ratio_clamp, float kl_clamp, float policy_coef, float kl_coef, "
+    "float entropy_coef, int aggregate, int kl_aggregate, int entropy_aggregate, "
+    "bool count_empty, SymInt max_length"
+)
+
+
+class Objective(NamedTuple):
+    """A published objective as a choice of primitive switches, each of which can be overridden."""
+
+    surrogate: Surrogate
+    ratio: str
+    clip_low: float
+    clip_high: float
+    aggregate: str
+
+
+OBJECTIVES = {
+    # Schulman et al. 2017, arXiv 1707.06347, eq. 7
+    "ppo": Objective(Surrogate.CLIP, "token", 0.2, 0.2, "token-mean"),
+    # Shao et al. 2024 (DeepSeekMath), arXiv 2402.03300, eq. 3
+    "grpo": Objective(Surrogate.CLIP, "token", 0.2, 0.2, "seq-mean-token-mean"),
+    # Yu et al. 2025, arXiv 2503.14476, eq. 8 and section 3.1 (clip-higher)
+    "dapo": Objective(Surrogate.CLIP, "token", 0.2, 0.28, "token-mean"),
+    # Liu et al. 2025 (Understanding R1-Zero), arXiv 2503.20783, section 3.2
+    "dr_grpo": Objective(Surrogate.CLIP, "token", 0.2, 0.2, "seq-mean-token-sum-norm"),
+    # Zheng et al. 2025, arXiv 2507.18071, eq. 5 and 7; clip range of section 5.1
+    "gspo": Objective(Surrogate.CLIP, "sequence", 3e-4, 4e-4, "seq-mean-token-mean"),
+    # MiniMax 2025 (M1), arXiv 2506.13585, eq. 4 and 5: no lower bound; the paper does not print its
+    # upper bound, 5.0 as a ratio is the value TRL recommends
+    "cispo": Objective(Surrogate.CISPO, "token", math.inf, 4.0, "token-mean"),
+    # Williams 1992; the ratio plays no part
+    "reinforce": Objective(Surrogate.REINFORCE, "token", math.inf, math.inf, "token-mean"),
+}
+
+RATIOS = {
+    "token": Ratio.TOKEN,
+    "sequence": Ratio.SEQUENCE,
+    "sequence-token": Ratio.SEQUENCE_TOKEN,
+}
+KL_ESTIMATORS = {
+    "none": Kl.NONE,
+    "k1": Kl.K1,
+    "k2": Kl.K2,
+    "k3": Kl.K3,
+    "abs": Kl.ABS,
+    "k1+": Kl.K1_PLUS,
+    "k3+": Kl.K3_PLUS,
+    "abs+": Kl.ABS_PLUS,
+}
+AGGREGATES = {
+    "token-mean": Aggregate.TOKEN_MEAN,
+    "token-sum": Aggregate.TOKEN_SUM,
+    "seq-mean-token-mean": Aggregate.SEQ_MEAN_TOKEN_MEAN,
+    "seq-mean-token-sum": Aggregate.SEQ_MEAN_TOKEN_SUM,
+    "seq-mean-token-sum-norm": Aggregate.SEQ_MEAN_TOKEN_SUM_NORM,
+}
+
+
+def _named(metrics: Tensor, names: type[IntEnum]) -> dict[str, float]:
+    return dict(zip((name.name.lower() for name in names), metrics.tolist(), strict=True))
+
+
+class PolicyLoss(NamedTuple):
+    """Scalar loss with gradient, and one tensor of figures indexed by `PolicyMetric`."""
+
+    loss: Tensor
+    metrics: Tensor
+
+    def metrics_dict(self) -> dict[str, float]:
+        """The figures by name. Reads the tensor, so on an accelerator it waits for the device."""
+        return _named(self.metrics, PolicyMetric)
+
+
+class ValueLoss(NamedTuple):
+    """Scalar loss with gradient, and one tensor of figures indexed by `ValueMetric`."""
+
+    loss: Tensor
+    metrics: Tensor
+
+    def metrics_dict(self) -> dict[str, float]:
+        """The figures by name. Reads the tensor, so on an accelerator it waits for the device."""
+        return _named(self.metrics, ValueMetric)
+
+
+class ImportanceWeights(NamedTuple):
+    """Weights for `policy_loss`, and one tensor of figures indexed by `WeightMetric`."""
+
+    weights: Tensor
+    metrics: Tensor
+
+    def metrics_dict(self) -> dict[str, float]:
+        """The figures by name. Reads the tensor, so on an accelerator it waits for the device."""
+        return _named(self.metrics, WeightMetric)
+
+
+# ------------------------------------------------------------------------------------------------
+# Checks shared by the three ops
+
+
+def _choice(name: str, value: str, table: dict[str, Any]) -> Any:
+    if value not in table:
+        raise ValueError(f"{name} must be one of {', '.join(table)}, got {value!r}")
+    return table[value]
+
+
+def _at_least(name: str, value: float, bound: float) -> float:
+    if not value >= bound:
+        raise ValueError(f"{name} must be at least {bound:g}, got {value}")
+    return float(value)
+
+
+def _bounds(name: str, clamp: float | tuple[float, float] | None) -> tuple[float, float]:
+    """A symmetric bound, a (low, high) pair or None, as a (low, high) pair."""
+    if clamp is None:
+        return -math.inf, math.inf
+    low, high = clamp if isinstance(clamp, tuple) else (-clamp, clamp)
+    if not low < high:
+        raise ValueError(f"{name} must be positive or a (low, high) pair, got {clamp}")
+    return float(low), float(high)
+
+
+def _layout(name: str, tokens: Tensor, mask: Tensor | None, cu_seqlens: Tensor | None) -> Tensor:
+    """Check layout, mask and cu_seqlens; returns cu_seqlens as int64 (None for padded)."""
+    check_float(name, tokens)
+    if cu_seqlens is None:
+        if tokens.dim() != 2:
+            raise ValueError(
+                f"{name} must be [B, T], or [N] with cu_seqlens, got shape {list(tokens.shape)}"
+            )
+    else:
+        if tokens.dim() != 1:
+            raise ValueError(f"packed {name} must be [N], got shape {list(tokens.shape)}")
+        if cu_seqlens.dtype not in (torch.int32, torch.int64):
+            raise TypeError(f"cu_seqlens must be int32 or int64, got {cu_seqlens.dtype}")
+        if cu_seqlens.dim() != 1 or cu_seqlens.shape[0] < 1:
+            raise ValueError(f"cu_seqlens must be [B + 1], got shape {list(cu_seqlens.shape)}")
+        check_same_device("cu_seqlens", cu_seqlens, name, tokens)
+        cu_seqlens = cu_seqlens.to(torch.int64)
+    if mask is not None:
+        check_mask("mask", mask, tokens.shape, name)
+        check_same_device("mask", mask, name, tokens)
+    return cu_seqlens  # type: ignore[return-value]
+
+
+def _per_token(name: str, x: Tensor | None, like_name: str, like: Tensor) -> Tensor | None:
+    """A tensor of data with the shape of `like`."""
+    if x is None:
+        return None
+    check_float(name, x)
+    check_same_device(name, x, like_name, like)
+    if x.shape != like.shape:
+        raise ValueError(
+            f"{name} must have the shape of {like_name} {list(like.shape)}, got {list(x.shape)}"
+        )
+    return x.detach()
+
+
+def _per_sequence_or_token(
+    name: str, x: Tensor, like_name: str, like: Tensor, cu_seqlens: Tensor | None
+) -> Tensor:
+    """A tensor of data with the shape of `like`, or one value a sequence."""
+    check_float(name, x)
+    check_same_device(name, x, like_name, like)
+    batch = like.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
+    if x.shape == like.shape:
+        return x.detach()
+    if x.dim() == 2 and x.shape[1] == 1:
+        x = x.squeeze(1)
+    if x.shape != (batch,):
+        raise ValueError(
+            f"{name} must be [{batch}] (one a sequence) or have the shape of {like_name} "
+            f"{list(like.shape)}, got {list(x.shape)}"
+        )
+    return x.detach()
+
+
+class _Normalizer(NamedTuple):
+    aggregate: int
+    total: Tensor | None
+    max_length: int
+
+
+def _normalizer(
+    aggregate: str,
+    token_count: float | Tensor | None,
+    sequence_count: float | Tensor | None,
+    max_length: int | None,
+    tokens: Tensor,
+) -> _Normalizer:
+    """Resolve the aggregation and its overrides; refuse an override the mode would ignore."""
+    mode = _choice("aggregate", aggregate, AGGREGATES)
+    if token_count is not None and mode != Aggregate.TOKEN_MEAN:
+        raise ValueError(f"token_count belongs to aggregate='token-mean', not to {aggregate!r}")
+    if sequence_count is not None and mode in (Aggregate.TOKEN_MEAN, Aggregate.TOKEN_SUM):
+        raise ValueError(f"sequence_count belongs to the seq-mean-* modes, not to {aggregate!r}")
+    length = 1
+    if mode == Aggregate.SEQ_MEAN_TOKEN_SUM_NORM:
+        if max_length is None and tokens.dim() == 1:
+            raise ValueError("seq-mean-token-sum-norm needs max_length when the layout is packed")
+        length = tokens.shape[1] if max_length is None else max_length
+        if length < 1 and max_length is not None:
+            raise ValueError(f"max_length must be at least 1, got {max_length}")
+    elif max_length is not None:
+        raise ValueError(
+            f"max_length belongs to aggregate='seq-mean-token-sum-norm', not to {aggregate!r}"
+        )
+    given = sequence_count if token_count is None else token_count
+    name = "sequence_count" if token_count is None else "token_count"
+    if given is None:
+        return _Normalizer(mode, None, length)
+    if isinstance(given, Tensor):
+        if given.dim() != 0:
+            raise ValueError(f"{name} must be a number or a 0-dim tensor, got {list(given.shape)}")
+        check_same_device(name, given, "the log-probabilities or values", tokens)
+        return _Normalizer(mode, given.detach(), length)
+    if not given > 0:
+        raise ValueError(f"{name} must be positive, got {given}")
+    return _Normalizer(
+        mode, torch.tensor(float(given), dtype=torch.float64, device=tokens.device), length
+    )
+
+
+def _batch_size(tokens: Tensor, cu_seqlens: Tensor | None) -> int:
+    return tokens.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
+
+
+# ------------------------------------------------------------------------------------------------
+# Policy loss
+
+
+def _fake_policy_loss(logprobs: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
+    cu_seqlens = rest[6]
+    dtype = arithmetic_dtype(logprobs)
+    return (
+        logprobs.new_empty((), dtype=dtype),
+        logprobs.new_empty((len(PolicyMetric),), dtype=dtype),
+        logprobs.new_empty((3, _batch_size(logprobs, cu_seqlens)), dtype=torch.float64),
+    )
+
+
+def _fake_policy_loss_backward(
+    grad_loss: Tensor, logprobs: Tensor, *rest: Any
+) -> tuple[Tensor, Tensor]:
+    grad_logprobs, grad_entropy = rest[7], rest[8]
+    return (
+        logprobs.new_empty(logprobs.shape if grad_logprobs else (0,)),
+        logprobs.new_empty(logprobs.shape if grad_entropy else (0,)),
+    )
+
+
+_policy_loss = _library.define(
+    "policy_loss(Tensor logprobs, Tensor? old_logprobs, Tensor advantages, Tensor? mask, "
+    "Tensor? ref_logprobs, Tensor? entropy, Tensor? importance_weights, Tensor? cu_seqlens, "
+    f"Tensor? count, {_OPTIONS}) -> (Tensor, Tensor, Tensor)",
+    reference.policy_loss,
+    _fake_policy_loss,
+)
+_policy_loss_backward = _library.define(
+    "policy_loss_backward(Tensor grad_loss, Tensor logprobs, Tensor? old_logprobs, "
+    "Tensor advantages, Tensor? mask, Tensor? ref_logprobs, Tensor? importance_weights, "
+    "Tensor? cu_seqlens, Tensor weights, bool grad_logprobs, bool grad_entropy, "
+    f"{_OPTIONS}) -> (Tensor, Tensor)",
+    reference.policy_loss_backward,
+    _fake_policy_loss_backward,
+)
+_INPUTS = 9  # tensors before the options
+
+
+def _policy_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    logprobs, old, advantages, mask, ref, _, importance, cu_seqlens, _ = inputs[:_INPUTS]
+    ctx.save_for_backward(logprobs, old, advantages, mask, ref, importance, cu_seqlens, output[2])
+    ctx.options = inputs[_INPUTS:]
+    ctx.mark_non_differentiable(output[1], output[2])
+
+
+def _policy_grad(ctx: Any, grad_loss: Tensor, *_: Tensor) -> tuple[Any, ...]:
+    needs_logprobs, needs_entropy = ctx.needs_input_grad[0], ctx.needs_input_grad[5]
+    by_logprobs, by_entropy = _policy_loss_backward(
+        grad_loss, *ctx.saved_tensors, needs_logprobs, needs_entropy, *ctx.options
+    )
+    grads: list[Any] = [None] * (_INPUTS + len(ctx.options))
+    if needs_logprobs:
+        grads[0] = by_logprobs
+    if needs_entropy:
+        grads[5] = by_entropy
+    return tuple(grads)
+
+
+_library.differentiable("policy_loss", _policy_grad, _policy_setup)
+
+
+def policy_loss(
+    logprobs: Tensor,
+    old_logprobs: Tensor | None,
+    advantages: Tensor,
+    mask: Tensor | None = None,
+    *,
+    ref_logprobs: Tensor | None = None,
+    entropy: Tensor | None = None,
+    importance_weights: Tensor | None = None,
+    cu_seqlens: Tensor | None = None,
+    objective: str = "ppo",
+    ratio: str | None = None,
+    clip_low: float | None = None,
+    clip_high: float | None = None,
+    dual_clip: float | None = None,
+    delta: float | None = None,
+    log_ratio_clamp: float | tuple[float, float] | None = None,
+    kl: str = "k3",
+    kl_coef: float = 0.0,
+    kl_importance_weighted: bool = False,
+    kl_log_ratio_clamp: float | None = None,
+    kl_clamp: float | None = None,
+    entropy_coef: float = 0.0,
+    policy_coef: float = 1.0,
+    aggregate: str | None = None,
+    kl_aggregate: str | None = None,
+    entropy_aggregate: str | None = None,
+    token_count: float | Tensor | None = None,
+    sequence_count: float | Tensor | None = None,
+    max_length: int | None = None,
+    count_empty: bool = False,
+) -> PolicyLoss:
+    """Loss of one policy update: surrogate + kl_coef * KL - entropy_coef * entropy, with metrics.
+
+    loss = policy_coef * agg(w_t * surrogate_t) + kl_coef * agg(KL_t) - entropy_coef * agg(H_t)
+
+    Gradients go to `logprobs` and `entropy` only; every other tensor is data. A batch without a
+    token that counts has loss 0 and zero gradient. What `mask` leaves out may hold anything.
+
+    Args:
+        logprobs: Log-likelihood of each sampled token under the policy being trained, nats;
+            [B, T] padded, or [N] packed with `cu_seqlens`. Half formats are computed in float32.
+        old_logprobs: The same under the policy the ratio refers to. None: the policy itself before
+            the update, so that every ratio is 1.
+        advantages: One per token (shape of `logprobs`) or one per sequence ([B] or [B, 1]).
+        mask: Bool, shape of `logprobs`; True where a token counts. Default: all count.
+        ref_logprobs: The same under the frozen reference policy of the KL term.
+        entropy: Entropy of the policy at each token, nats; dtype of `logprobs`. With
+            entropy_coef = 0 it is only reported.
+        importance_weights: Factors of the policy term alone, per token or per sequence
+            (see :func:`importance_weights`).
+        cu_seqlens: [B + 1] int32 or int64, packed layout: sequence b holds the tokens from
+            cu_seqlens[b] up to cu_seqlens[b + 1].
+        objective: Named choice of surrogate, ratio, clip range and aggregation (`OBJECTIVES`):
+            "ppo", "grpo", "dapo", "dr_grpo", "gspo", "cispo" or "reinforce". Each of the next
+            arguments overrides its part.
+        ratio: "token"; "sequence" = geometric mean over the sequence (GSPO); "sequence-token" = the
+            same value, with gradient to the token itself only (GSPO-token).
+        clip_low: The ratio is clipped at 1 - clip_low; math.inf: no lower bound.
+        clip_high: The ratio is clipped at 1 + clip_high; math.inf: no upper bound.
+        dual_clip: Bound c > 1 of the loss, -c A, where the advantage is negative.
+        delta: Upper bound of the unclipped ratio (two-sided clipping), for negative advantages.
+        log_ratio_clamp: Bounds of the log-ratio before exp, symmetric or (low, high); no gradient
+            beyond them.
+        kl: Estimator of KL(policy || reference) at each token, with d = log-ratio policy to
+            reference: "k1" d, "k2" d^2/2, "k3" exp(-d) - 1 + d, "abs" |d|; "k1+", "k3+", "abs+"
+            have that value and the gradient of k2; "none" takes no `ref_logprobs`.
+        kl_coef: Weight of the KL term. With 0 the KL is only reported.
+        kl_importance_weighted: Multiply the estimate by the (unclipped) ratio, gradient included.
+        kl_log_ratio_clamp: Symmetric bound of d inside the estimator.
+        kl_clamp: Symmetric bound of the estimate.
+        entropy_coef: Weight of the entropy bonus.
+        policy_coef: Weight of the policy term.
+        aggregate: "token-mean", "token-sum", "seq-mean-token-mean", "seq-mean-token-sum" or
+            "seq-mean-token-sum-norm" (the latter divides by `max_length`).
+        kl_aggregate: Another mode for the KL term; the overrides below do not apply to it.
+        entropy_aggregate: Another mode for the entropy; the overrides below do not apply to it.
+        token_count: Replaces the number of tokens of this batch in "token-mean", e.g. by that of
+            the global batch divided by the number of ranks. A number or a 0-dim tensor.
+        sequence_count: Replaces the number of sequences in "seq-mean-*".
+        max_length: Divisor of "seq-mean-token-sum-norm"; default T (needed when packed).
+        count_empty: Whether sequences without a token that counts are part of the mean over
+            sequences (TRL, Liger) or not (verl, OpenRLHF).
+
+    Returns:
+        PolicyLoss(loss, metrics): 0-dim loss and [14] metrics (index: `PolicyMetric`), float32, or
+        float64 for float64 `logprobs`.
+
+    Raises:
+        TypeError: A dtype other than those named here.
+        ValueError: A shape, device, name or number that does not fit; a coefficient whose input is
+            missing; an override that the aggregation would ignore.
+
+    Source:
+        `OBJECTIVES` names each objective's paper and equation. Dual clip: Ye et al. 2020
+        (arXiv 1912.09729) eq. 5. Delta: INTELLECT-2 (arXiv 2505.07291) section 3.4. KL estimators:
+        Schulman 2020, http://joschu.net/blog/kl-approx.html; importance-weighted: DeepSeek-V3.2
+        (arXiv 2512.02556). docs/ops/policy_loss.md has all formulas, and where libraries differ.
+    """
+    cu_seqlens = _layout("logprobs", logprobs, mask, cu_seqlens)
+    old_logprobs = _per_token("old_logprobs", old_logprobs, "logprobs", logprobs)
+    ref_logprobs = _per_token("ref_logprobs", ref_logprobs, "logprobs", logprobs)
+    advantages = _per_sequence_or_token("advantages", advantages, "logprobs", logprobs, cu_seqlens)
+    if importance_weights is not None:
+        importance_weights = _per_sequence_or_token(
+            "importance_weights", importance_weights, "logprobs", logprobs, cu_seqlens
+        )
+    if entropy is not None:
+        _per_token("entropy", entropy, "logprobs", logprobs)
+        if entropy.dtype != logprobs.dtype:
+            raise TypeError(
+                f"entropy must have the dtype of logprobs ({logprobs.dtype}), got {entropy.dtype}"
+            )
+    elif entropy_coef != 0:
+        raise ValueError(f"entropy_coef = {entropy_coef} needs entropy, got None")
+    estimator = _choice("kl", kl, KL_ESTIMATORS)
+    if kl_coef != 0 and (ref_logprobs is None or estimator == Kl.NONE):
+        raise ValueError(f"kl_coef = {kl_coef} needs ref_logprobs and an estimator, got kl={kl!r}")
+    if ref_logprobs is not None and estimator == Kl.NONE:
+        raise ValueError("kl='none' takes no ref_logprobs")
+
+    chosen: Objective = _choice("objective", objective, OBJECTIVES)
+    low, high = _bounds("log_ratio_clamp", log_ratio_clamp)
+    mode = chosen.aggregate if aggregate is None else aggregate
+    normalizer = _normalizer(mode, token_count, sequence_count, max_length, logprobs)
+    options = PolicyOptions(
+        surrogate=chosen.surrogate,
+        ratio=_choice("ratio", chosen.ratio if ratio is None else ratio, RATIOS),
+        clip_min=1 - (chosen.clip_low if clip_low is None else _at_least("clip_low", clip_low, 0)),
+        clip_max=1
+        + (chosen.clip_high if clip_high is None else _at_least("clip_high", clip_high, -1)),
+        dual_clip=math.inf if dual_clip is None else _at_least("dual_clip", dual_clip, 1),
+        delta=math.inf if delta is None else _at_least("delta", delta, 1),
+        log_ratio_min=low,
+        log_ratio_max=high,
+        kl=estimator,
+        kl_importance_weighted=kl_importance_weighted,
+        kl_log_ratio_clamp=_bounds("kl_log_ratio_clamp", kl_log_ratio_clamp)[1],
+        kl_clamp=_bounds("kl_clamp", kl_clamp)[1],
+        policy_coef=float(policy_coef),
+        kl_coef=float(kl_coef),
+        entropy_coef=float(entropy_coef),
+        aggregate=normalizer.aggregate,
+        kl_aggregate=_own_aggregate("kl_aggregate", kl_aggregate, mode),
+        entropy_aggregate=_own_aggregate("entropy_aggregate", entropy_aggregate, mode),
+        count_empty=count_empty,
+        max_length=normalizer.max_length,
+    )
+    loss, metrics, _ = _policy_loss(
+        logprobs,
+        old_logprobs,
+        advantages,
+        mask,
+        ref_logprobs,
+        entropy,
+        importance_weights,
+        cu_seqlens,
+        normalizer.total,
+        *options,
+    )
+    return PolicyLoss(loss, metrics)
+
+
+def _own_aggregate(name: str, value: str | None, mode: str) -> int:
+    """-1 for "like the policy term"; else the mode, which must not need a length of its own."""
+    if value is None:
+        return -1
+    chosen = _choice(name, value, AGGREGATES)
+    if chosen == Aggregate.SEQ_MEAN_TOKEN_SUM_NORM and value != mode:
+        raise ValueError(f"{name}={value!r} needs aggregate={value!r}, got {mode!r}")
+    return int(chosen)
+
+
+# ------------------------------------------------------------------------------------------------
+# Value loss
+
+
+def _fake_value_loss(values: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
+    dtype = arithmetic_dtype(values)
+    return (
+        values.new_empty((), dtype=dtype),
+        values.new_empty((len(ValueMetric),), dtype=dtype),
+        values.new_empty((_batch_size(values, rest[3]),), dtype=torch.float64),
+    )
+
+
+_value_loss = _library.define(
+    "value_loss(Tensor values, Tensor? old_values, Tensor returns, Tensor? mask, "
+    "Tensor? cu_seqlens, Tensor? count, float clip, int aggregate, bool count_empty, "
+    "SymInt max_length) -> (Tensor, Tensor, Tensor)",
+    reference.value_loss,
+    _fake_value_loss,
+)
+_value_loss_backward = _library.define(
+    "value_loss_backward(Tensor grad_loss, Tensor values, Tensor? old_values, Tensor returns, "
+    "Tensor? mask, Tensor? cu_seqlens, Tensor weights, float clip) -> Tensor",
+    reference.value_loss_backward,
+    lambda grad_loss, values, *rest: values.new_empty(values.shape),
+)
+
+
+def _value_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    values, old_values, returns, mask, cu_seqlens, _, ctx.clip = inputs[:7]
+    ctx.save_for_backward(values, old_values, returns, mask, cu_seqlens, output[2])
+    ctx.mark_non_differentiable(output[1], output[2])
+
+
+def _value_grad(ctx: Any, grad_loss: Tensor, *_: Tensor) -> tuple[Any, ...]:
+    by_values = _value_loss_backward(grad_loss, *ctx.saved_tensors, ctx.clip)
+    return (by_values, *[None] * 9)
+
+
+_library.differentiable("value_loss", _value_grad, _value_setup)
+
+
+def value_loss(
+    values: Tensor,
+    old_values: Tensor | None,
+    returns: Tensor,
+    mask: Tensor | None = None,
+    *,
+    clip: float | None = 0.5,
+    cu_seqlens: Tensor | None = None,
+    aggregate: str = "token-mean",
+    token_count: float | Tensor | None = None,
+    sequence_count: float | Tensor | None = None,
+    max_length: int | None = None,
+    count_empty: bool = False,
+) -> ValueLoss:
+    """Clipped squared error of a value head: agg(max((v - R)^2, (clip(v) - R)^2)) / 2.
+
+    Gradient goes to `values` only.
+
+    Args:
+        values: [B, T] padded, or [N] packed with `cu_seqlens`: predictions being trained.
+        old_values: Shape of `values`: predictions at rollout time. May be None when `clip` is.
+        returns: Shape of `values`: targets.
+        mask: Bool, shape of `values`; True where a token counts. Default: all count.
+        clip: v is held within `clip` of the old value in the second error; None: plain error.
+        cu_seqlens: [B + 1] int32 or int64 for the packed layout.
+        aggregate: As in :func:`policy_loss`, like the four arguments that follow.
+        token_count: See :func:`policy_loss`.
+        sequence_count: See :func:`policy_loss`.
+        max_length: See :func:`policy_loss`.
+        count_empty: See :func:`policy_loss`.
+
+    Returns:
+        ValueLoss(loss, metrics): 0-dim loss and [5] metrics (index: `ValueMetric`), float32, or
+        float64 for float64 `values`.
+
+    Raises:
+        TypeError: A dtype other than those named here.
+        ValueError: A shape, device, name or number that does not fit.
+
+    Source:
+        Value clipping of the reference implementation of Schulman et al. 2017, as in verl
+        ``compute_value_loss``.
+    """
+    cu_seqlens = _layout("values", values, mask, cu_seqlens)
+    returns = _per_token("returns", returns, "values", values)  # type: ignore[assignment]
+    old_values = _per_token("old_values", old_values, "values", values)
+    if clip is None:
+        old_values = None
+    elif old_values is None:
+        raise ValueError(f"clip = {clip} needs old_values, got None")
+    elif not clip > 0:
+        raise ValueError(f"clip must be positive or None, got {clip}")
+    normalizer = _normalizer(aggregate, token_count, sequence_count, max_length, values)
+    loss, metrics, _ = _value_loss(
+        values,
+        old_values,
+        returns,
+        mask,
+        cu_seqlens,
+        normalizer.total,
+        math.inf if clip is None else float(clip),
+        normalizer.aggregate,
+        count_empty,
+        normalizer.max_length,
+    )
+    return ValueLoss(loss, metrics)
+
+
+# ------------------------------------------------------------------------------------------------
+# Importance weights
+
+
+def _fake_importance_weights(
+    logprobs: Tensor, sampler: Tensor, mask: Tensor | None, cu_seqlens: Tensor | None, *rest: Any
+) -> tuple[Tensor, Tensor]:
+    per_sequence = rest[0]
+    dtype = arithmetic_dtype(logprobs)
+    shape = (_batch_size(logprobs, cu_seqlens),) if per_sequence else logprobs.shape
+    return (
+        logprobs.new_empty(shape, dtype=dtype),
+        logprobs.new_empty((len(WeightMetric),), dtype=dtype),
+    )
+
+
+_importance_weights = _library.define(
+    "importance_weights(Tensor logprobs, Tensor sampler_logprobs, Tensor? mask, "
+    "Tensor? cu_seqlens, bool per_sequence, bool truncate, float low, float high, "
+    "float log_ratio_clamp, bool normalize, bool ignore_nan) -> (Tensor, Tensor)",
+    reference.importance_weights,
+    _fake_importance_weights,
+)
+
+
+def importance_weights(
+    logprobs: Tensor,
+    sampler_logprobs: Tensor,
+    mask: Tensor | None = None,
+    *,
+    level: str = "token",
+    mode: str = "truncate",
+    low: float = 0.0,
+    high: float = 2.0,
+    log_ratio_clamp: float | None = 20.0,
+    normalize: bool = False,
+    ignore_nan: bool = False,
+    cu_seqlens: Tensor | None = None,
+) -> ImportanceWeights:
+    """Weights p_trainer / p_sampler that correct for a sampler that is not quite the policy.
+
+    Carries no gradient: the weights change the measure, not the objective.
+
+    Args:
+        logprobs: [B, T] padded, or [N] packed: log-likelihood of each sampled token under the
+            training engine's policy at rollout time, nats.
+        sampler_logprobs: The same as the sampling engine reported it.
+        mask: Bool, shape of `logprobs`; True where a token counts. Default: all count.
+        level: "token": one weight a token; "sequence": the product over the sequence.
+        mode: "truncate" holds the weight within [low, high] (TIS); "mask" replaces a weight outside
+            by 0 (IcePop, MIS).
+        low: Lower threshold.
+        high: Upper threshold; math.inf: none.
+        log_ratio_clamp: Symmetric bound of the (summed) log-ratio before exp; None: none.
+        normalize: Divide by the mean weight of the batch (over tokens, or over sequences that are
+            not empty).
+        ignore_nan: A token whose log-ratio is NaN (the sampler reported none) counts as ratio 1
+            instead of making its weight NaN.
+        cu_seqlens: [B + 1] int32 or int64 for the packed layout.
+
+    Returns:
+        ImportanceWeights(weights, metrics): weights in the shape of `logprobs`, 0 where masked
+        (level="token"), or [B] (level="sequence"); [8] metrics (index: `WeightMetric`); float32, or
+        float64 for float64 `logprobs`. Both shapes are accepted by :func:`policy_loss`.
+
+    Raises:
+        TypeError: A dtype other than those named here.
+        ValueError: A shape, device, name or number that does not fit.
+
+    Source:
+        Truncation: Ionides 2008; Yao et al. 2025 (TIS). Masking: IcePop 2025. Conventions of verl
+        ``compute_rollout_correction_weights``; TRL's four ``vllm_importance_sampling_mode``.
+    """
+    cu_seqlens = _layout("logprobs", logprobs, mask, cu_seqlens)
+    sampler = _per_token("sampler_logprobs", sampler_logprobs, "logprobs", logprobs)
+    if level not in ("token", "sequence"):
+        raise ValueError(f"level must be token or sequence, got {level!r}")
+    if mode not in ("truncate", "mask"):
+        raise ValueError(f"mode must be truncate or mask, got {mode!r}")
+    if not 0 <= low <= high:
+        raise ValueError(f"thresholds must satisfy 0 <= low <= high, got low={low}, high={high}")
+    weights, metrics = _importance_weights(
+        logprobs.detach(),
+        sampler,
+        mask,
+        cu_seqlens,
+        level == "sequence",
+        mode == "truncate",
+        float(low),
+        float(high),
+        _bounds("log_ratio_clamp", log_ratio_clamp)[1],
+        normalize,
+        ignore_nan,
+    )
+    return ImportanceWeights(weights, metrics)
