@@ -24,7 +24,8 @@ list(TRANSFORM torch_sources APPEND .cpp)
 list(TRANSFORM ONESHOT_FAMILIES PREPEND csrc/python/ OUTPUT_VARIABLE python_sources)
 list(TRANSFORM python_sources APPEND .cpp)
 
-pybind11_add_module(_C MODULE csrc/python/module.cpp ${torch_sources} ${python_sources})
+# NO_EXTRAS: link-time optimisation buys nothing here and costs most of the build.
+pybind11_add_module(_C MODULE NO_EXTRAS csrc/python/module.cpp ${torch_sources} ${python_sources})
 target_include_directories(_C SYSTEM PRIVATE ${TORCH_DIR}/include)
 # Symbols newer than torch 2.10 become compile errors: one build runs on every torch >= 2.10.
 target_compile_definitions(_C PRIVATE
