@@ -76,7 +76,7 @@ def group_advantages(
         centered = kept - per_group(weight * kept) / per_group(weight)
     else:
         centered = kept
-    centered = torch.where(alone, kept if singleton == "raw" else 0, centered)
+    centered = torch.where(alone, kept if singleton == "raw" else kept - mean, centered)
 
     if scale == "std":
         variance = per_group(torch.where(counted, kept - mean, 0).square()) / (size - ddof)

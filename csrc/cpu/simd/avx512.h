@@ -98,6 +98,31 @@ inline F32 round_even(F32 a) {
   return {_mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
 }
 
+inline void transpose(F32 (&rows)[16]) {
+  __m512 a[16], b[16];
+  for (int i = 0; i < 16; i += 2) {
+    a[i] = _mm512_unpacklo_ps(rows[i].v, rows[i + 1].v);
+    a[i + 1] = _mm512_unpackhi_ps(rows[i].v, rows[i + 1].v);
+  }
+  for (int i = 0; i < 16; i += 4) {
+    for (int j = 0; j < 2; ++j) {
+      b[i + 2 * j] = _mm512_shuffle_ps(a[i + j], a[i + j + 2], 0x44);
+      b[i + 2 * j + 1] = _mm512_shuffle_ps(a[i + j], a[i + j + 2], 0xee);
+    }
+  }
+  // b[4 k + c] holds columns c, c + 4, c + 8, c + 12 of rows 4 k ... 4 k + 3, one a 128-bit lane.
+  for (int c = 0; c < 4; ++c) {
+    const __m512 low02 = _mm512_shuffle_f32x4(b[c], b[c + 4], 0x88);
+    const __m512 low13 = _mm512_shuffle_f32x4(b[c], b[c + 4], 0xdd);
+    const __m512 high02 = _mm512_shuffle_f32x4(b[c + 8], b[c + 12], 0x88);
+    const __m512 high13 = _mm512_shuffle_f32x4(b[c + 8], b[c + 12], 0xdd);
+    rows[c].v = _mm512_shuffle_f32x4(low02, high02, 0x88);
+    rows[c + 4].v = _mm512_shuffle_f32x4(low13, high13, 0x88);
+    rows[c + 8].v = _mm512_shuffle_f32x4(low02, high02, 0xdd);
+    rows[c + 12].v = _mm512_shuffle_f32x4(low13, high13, 0xdd);
+  }
+}
+
 struct Sum64 {
   __m512d low = _mm512_setzero_pd();
   __m512d high = _mm512_setzero_pd();

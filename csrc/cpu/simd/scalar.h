@@ -116,6 +116,9 @@ inline F32 exp2_integral(F32 n) {
 }
 inline F32 round_even(F32 a) { return {std::nearbyint(a.v)}; }
 
+// kWidth vectors as the rows of a square: rows become columns.
+inline void transpose(F32 (&)[1]) {}
+
 // Sums of float lanes kept in double: `lanes` per-lane partial sums.
 struct Sum64 {
   double v = 0.0;
