@@ -6,6 +6,7 @@
 #include <tuple>
 
 #include "torch/checks.h"
+#include "torch/huge_pages.h"
 
 namespace oneshot {
 namespace {
@@ -166,6 +167,9 @@ std::tuple<Tensor, Tensor> gae(const Tensor& rewards, const Tensor& values,
   if (mask) steps_mask = adjacent_steps(*mask);
   Tensor advantages = torch::stable::new_empty(rewards, rewards.sizes());
   Tensor returns = torch::stable::new_empty(rewards, rewards.sizes());
+  const int64_t bytes = rewards.numel() * int64_t(rewards.element_size());
+  prefer_huge_pages(advantages.mutable_data_ptr(), bytes);
+  prefer_huge_pages(returns.mutable_data_ptr(), bytes);
   const auto run = rewards.scalar_type() == ScalarType::Float ? gae_into<float> : gae_into<double>;
   run(adjacent_steps(rewards), adjacent_steps(values), steps_mask, bootstrap, offsets, gamma, lam,
       advantages, returns);
