@@ -19,6 +19,13 @@
 #include <immintrin.h>
 #endif
 
+// GCC's own _mm512_undefined_*() helpers trip these two, thousands of times.
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#endif
+
 namespace oneshot::cpu::scalar {
 #include "cpu/simd/scalar.h"
 #include ONESHOT_KERNEL_BODY
@@ -54,4 +61,7 @@ namespace oneshot::cpu::avx512 {
 #else
 #pragma GCC pop_options
 #endif
+#endif
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC diagnostic pop
 #endif

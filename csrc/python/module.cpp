@@ -11,4 +11,5 @@ PYBIND11_MODULE(_C, m) {
   m.attr("torch_version") = ONESHOT_TORCH_VERSION;
   m.attr("compiler") = __VERSION__;
   oneshot::bind_advantage(m);
+  oneshot::bind_logprob(m);
 }

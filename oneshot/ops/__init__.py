@@ -2,6 +2,7 @@
 
 from oneshot._load import load as _load
 from oneshot.ops.advantage import gae, group_advantages, whiten
+from oneshot.ops.logprob import token_entropy, token_logprobs, token_logprobs_and_entropy
 from oneshot.ops.policy_loss import importance_weights, policy_loss, value_loss
 
 _load()
@@ -11,6 +12,9 @@ __all__ = [
     "group_advantages",
     "importance_weights",
     "policy_loss",
+    "token_entropy",
+    "token_logprobs",
+    "token_logprobs_and_entropy",
     "value_loss",
     "whiten",
 ]

@@ -5,6 +5,7 @@ struct Mask {
 };
 
 struct F32 {
+  using Real = float;
   static constexpr int kWidth = 8;
   __m256 v;
 };
@@ -149,3 +150,11 @@ struct Sum64 {
 };
 
 #include "cpu/simd/math.inc"
+
+inline F32 exp2_flush(F32& z) {
+  z = max(set1(-127.0f), z);
+  const __m256 n = _mm256_floor_ps(z.v);
+  const __m256i exponent = _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127));
+  const F32 scale = {_mm256_castsi256_ps(_mm256_slli_epi32(exponent, 23))};
+  return exp2_fraction({_mm256_sub_ps(z.v, n)}) * scale;
+}

@@ -5,6 +5,7 @@ struct Mask {
 };
 
 struct F32 {
+  using Real = float;
   static constexpr int kWidth = 16;
   __m512 v;
 };
@@ -134,3 +135,10 @@ struct Sum64 {
 };
 
 #include "cpu/simd/math.inc"
+
+inline F32 exp2_flush(F32& z) {
+  z = max(set1(-150.0f), z);
+  // reduce leaves z - floor(z); scalef multiplies by 2^floor(z).
+  const __m512 f = _mm512_reduce_ps(z.v, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
+  return {_mm512_scalef_ps(exp2_fraction({f}).v, z.v)};
+}

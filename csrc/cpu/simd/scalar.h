@@ -6,6 +6,7 @@ struct Mask {
 };
 
 struct F32 {
+  using Real = float;
   static constexpr int kWidth = 1;
   float v;
 };
@@ -127,3 +128,17 @@ struct Sum64 {
 };
 
 #include "cpu/simd/math.inc"
+
+// 2^z for z <= 0, cheaply. NaN stays NaN; far below the normal range the result is 0, and z is
+// clamped there, so that z * 2^z is 0 (not NaN) for z = -inf.
+inline F32 exp2_flush(F32& z) {
+  z = max(set1(-126.9f), z);
+  // Adding 1.5 * 2^23 leaves floor(z) in the low bits of the sum (at a tie either neighbour serves).
+  const float shifted = (z.v - 0.5f) + 12582912.0f;
+  uint32_t bits;
+  std::memcpy(&bits, &shifted, sizeof(bits));
+  bits = (bits + 127u) << 23;
+  float scale;
+  std::memcpy(&scale, &bits, sizeof(scale));
+  return exp2_fraction({z.v - (shifted - 12582912.0f)}) * F32{scale};
+}
