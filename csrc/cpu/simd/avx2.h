@@ -136,8 +136,9 @@ inline void transpose(F32 (&rows)[8]) {
 }
 
 struct Sum64 {
-  __m256d low = _mm256_setzero_pd();
-  __m256d high = _mm256_setzero_pd();
+  __m256d low, high;
+  // Written out: GCC compiles an implicit constructor without the target of this region.
+  Sum64() : low(_mm256_setzero_pd()), high(_mm256_setzero_pd()) {}
   void add(F32 a) {
     low = _mm256_add_pd(low, _mm256_cvtps_pd(_mm256_castps256_ps128(a.v)));
     high = _mm256_add_pd(high, _mm256_cvtps_pd(_mm256_extractf128_ps(a.v, 1)));

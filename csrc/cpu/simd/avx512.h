@@ -125,8 +125,9 @@ inline void transpose(F32 (&rows)[16]) {
 }
 
 struct Sum64 {
-  __m512d low = _mm512_setzero_pd();
-  __m512d high = _mm512_setzero_pd();
+  __m512d low, high;
+  // Written out: GCC compiles an implicit constructor without the target of this region.
+  Sum64() : low(_mm512_setzero_pd()), high(_mm512_setzero_pd()) {}
   void add(F32 a) {
     low = _mm512_add_pd(low, _mm512_cvtps_pd(_mm512_castps512_ps256(a.v)));
     high = _mm512_add_pd(high, _mm512_cvtps_pd(_mm512_extractf32x8_ps(a.v, 1)));
