@@ -1,0 +1,144 @@
+"""The console script `oneshot`. Each subcommand imports what it needs when it runs."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+USAGE = """\
+usage: oneshot <command> [options]
+
+  rlvr train   post-train a language model on one (or a few) verifiable problems
+  rlvr eval    accuracy of a model on problems with known answers
+  demo         one-example RLVR on the embedded model, beside two control rewards
+  bench        benchmarks of the ops
+  info         versions, native library, instruction set
+  --version    the version of oneshot
+
+`oneshot <command> --help` lists the options of a command.
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command; returns its exit status."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    command = words[0] if words else ""
+    if command in ("", "-h", "--help"):
+        print(USAGE, end="")
+        return 0 if command else 2
+    if command == "--version":
+        from oneshot import __version__
+
+        print(__version__)
+        return 0
+    commands = {"rlvr": _rlvr, "demo": _demo, "bench": _bench, "info": _info}
+    if command not in commands:
+        print(f"oneshot: no command {command!r}\n\n{USAGE}", end="", file=sys.stderr)
+        return 2
+    return commands[command](words[1:])
+
+
+def _rlvr(words: list[str]) -> int:
+    commands = {"train": _rlvr_train, "eval": _rlvr_eval}
+    if not words or words[0] not in commands:
+        asked = bool(words) and words[0] in ("-h", "--help")
+        print(USAGE, end="", file=sys.stdout if asked else sys.stderr)
+        return 0 if asked else 2
+    return commands[words[0]](words[1:])
+
+
+def _rlvr_train(words: list[str]) -> int:
+    from oneshot.rlvr.config import TrainConfig, argument_parser, instantiate
+
+    parser = argument_parser(TrainConfig, "oneshot rlvr train")
+    parser.add_argument(
+        "--resume", action="store_true", help="Continue the run in run.output (or start it)."
+    )
+    parsed = parser.parse_args(words)
+    try:
+        config = instantiate(TrainConfig, parser, parsed)
+        from oneshot.rlvr.trainer import train
+
+        result = train(config, resume=parsed.resume)
+    except (ValueError, OSError, RuntimeError, FloatingPointError) as error:
+        return _failed(error)
+    figures = {k: v for row in result.history for k, v in row.items()}
+    print(
+        f"step {figures['step']}: reward {figures['reward/mean']:.3f}"
+        + (
+            f", validation accuracy {result.history[0]['validation/accuracy']:.3f} -> "
+            f"{figures['validation/accuracy']:.3f}"
+            if "validation/accuracy" in result.history[0]
+            else ""
+        )
+        + f"\nmodel   {result.checkpoint}\ncurves  {result.output / 'curves.png'}"
+    )
+    return 0
+
+
+def _rlvr_eval(words: list[str]) -> int:
+    from oneshot.rlvr.config import EvaluateConfig, argument_parser, instantiate
+
+    parser = argument_parser(EvaluateConfig, "oneshot rlvr eval")
+    parsed = parser.parse_args(words)
+    try:
+        config = instantiate(EvaluateConfig, parser, parsed)
+        from oneshot.rlvr.evaluation import evaluate_config
+
+        result = evaluate_config(config)
+    except (ValueError, OSError, RuntimeError) as error:
+        return _failed(error)
+    if config.output is not None:
+        rows = {**result.figures(), "records": result.records}
+        Path(config.output).write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+    print(json.dumps(result.figures(), indent=1))
+    return 0
+
+
+def _demo(words: list[str]) -> int:
+    from oneshot.rlvr.demo import main as demo
+
+    return demo(words)
+
+
+def _bench(words: list[str]) -> int:
+    from oneshot.bench.__main__ import main as bench
+
+    return bench(words)
+
+
+def _info(words: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="oneshot info",
+        description="Versions, native library, instruction set; for bug reports.",
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parsed = parser.parse_args(words)
+    from oneshot.info import info
+
+    found = info()
+    if parsed.json:
+        print(json.dumps(found, indent=1))
+    else:
+        for name, value in found.items():
+            if isinstance(value, dict):
+                value = ", ".join(f"{key} {item}" for key, item in value.items())
+            print(f"{name:28} {value}")
+    return 0
+
+
+def _failed(error: Exception) -> int:
+    """Prints the message of an expected failure; ONESHOT_TRACEBACK=1 shows where it came from."""
+    import os
+
+    if os.environ.get("ONESHOT_TRACEBACK") == "1":
+        raise error
+    print(f"oneshot: {type(error).__name__}: {error}", file=sys.stderr)
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

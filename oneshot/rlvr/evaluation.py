@@ -1,0 +1,222 @@
+"""Accuracy of a model on problems with known answers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from oneshot.rlvr.config import EvaluateConfig, PromptConfig
+from oneshot.rlvr.data import Problem, read_problems
+from oneshot.rlvr.prompt import encode
+from oneshot.rlvr.rewards import Reward, has_boxed_answer, make_reward
+from oneshot.rlvr.rollout import Rollout, TransformersEngine
+from oneshot.rlvr.seeding import derive_seed
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Figures over all problems.
+
+    Attributes:
+        accuracy: Share of correct responses (mean over samples, then over problems).
+        interval: Wilson 95 % interval of the accuracy. Samples of one problem are not independent,
+            so it counts problems, not samples.
+        problems: Number of problems.
+        boxed_ratio: Share of responses with a non-empty boxed answer.
+        truncated_ratio: Share of responses cut at the length limit.
+        mean_tokens: Mean response length in tokens.
+        pass_at_k: Unbiased pass@k for k = 1, 2, 4, ... up to the number of samples.
+        timeouts: Responses whose grader ran out of time or died (counted as wrong).
+        records: Per problem: index, data source, answer, responses, scores.
+    """
+
+    accuracy: float
+    interval: tuple[float, float]
+    problems: int
+    boxed_ratio: float
+    truncated_ratio: float
+    mean_tokens: float
+    pass_at_k: dict[int, float]
+    timeouts: int
+    records: list[dict[str, Any]]
+
+    def figures(self) -> dict[str, Any]:
+        """Everything but the records."""
+        return {key: value for key, value in asdict(self).items() if key != "records"}
+
+
+def evaluate(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    problems: Sequence[Problem],
+    *,
+    template: PromptConfig,
+    max_new_tokens: int,
+    batch_size: int,
+    temperature: float = 0.0,
+    samples: int = 1,
+    grader: Reward,
+    seed: int = 0,
+    stop_tokens: Sequence[str] = (),
+) -> Evaluation:
+    """Generates responses to every problem and grades them.
+
+    Args:
+        model: The model, used as it is.
+        tokenizer: Its tokenizer.
+        problems: The problems.
+        template: How to render them.
+        max_new_tokens: Tokens after which a response is cut.
+        batch_size: Sequences decoded at once.
+        temperature: 0 for greedy decoding.
+        samples: Responses per problem.
+        grader: Decides what is correct: a score above 0.5 is.
+        seed: Seed of the sampling.
+        stop_tokens: As `rollout.stop_tokens`.
+
+    Returns:
+        The figures, with every response.
+    """
+    if not problems:
+        raise ValueError("problems is empty")
+    engine = TransformersEngine(
+        model,
+        tokenizer,
+        temperature=temperature,
+        max_new_tokens=max_new_tokens,
+        max_sequences=batch_size,
+        stop_tokens=stop_tokens,
+    )
+    prompts = encode(problems, tokenizer, template)
+    # Neighbours of similar length need little padding.
+    order = sorted(range(len(problems)), key=lambda i: (len(prompts[i]), i))
+    per_call = max(1, batch_size // samples)
+    responses: dict[int, Rollout] = {}
+    for begin in range(0, len(order), per_call):
+        chosen = order[begin : begin + per_call]
+        call_seed = derive_seed(seed, "evaluation", begin)
+        rollout = engine.generate([prompts[i] for i in chosen], samples, call_seed)
+        for row, i in enumerate(chosen):
+            responses[i] = _rows(rollout, slice(row * samples, (row + 1) * samples))
+    return _summary(problems, [responses[i] for i in range(len(problems))], samples, grader)
+
+
+def _rows(rollout: Rollout, rows: slice) -> Rollout:
+    return Rollout(
+        rollout.prompt_ids[rows],
+        rollout.prompt_mask[rows],
+        rollout.response_ids[rows],
+        rollout.response_mask[rows],
+        rollout.texts[rows],
+        rollout.finished[rows],
+    )
+
+
+def _summary(
+    problems: Sequence[Problem], responses: Sequence[Rollout], samples: int, grader: Reward
+) -> Evaluation:
+    texts = [text for rollout in responses for text in rollout.texts]
+    graded = grader(texts, [problem for problem in problems for _ in range(samples)])
+    correct = [float(score > 0.5) for score in graded.scores]
+    groups = [correct[i : i + samples] for i in range(0, len(correct), samples)]
+    accuracy = sum(correct) / len(correct)
+    lengths = [n for rollout in responses for n in rollout.response_mask.sum(1).tolist()]
+    finished = [done for rollout in responses for done in rollout.finished.tolist()]
+    ks = [1 << power for power in range(samples.bit_length())]
+    return Evaluation(
+        accuracy=accuracy,
+        interval=wilson_interval(accuracy, len(problems)),
+        problems=len(problems),
+        boxed_ratio=sum(map(has_boxed_answer, texts)) / len(texts),
+        truncated_ratio=1 - sum(finished) / len(finished),
+        mean_tokens=sum(lengths) / len(lengths),
+        pass_at_k={
+            k: sum(pass_at_k(samples, int(sum(group)), k) for group in groups) / len(groups)
+            for k in ks
+        },
+        timeouts=graded.timeouts + graded.crashes,
+        records=[
+            {
+                "index": problem.index,
+                "data_source": problem.data_source,
+                "answer": problem.answer,
+                "responses": rollout.texts,
+                "scores": group,
+            }
+            for problem, rollout, group in zip(problems, responses, groups, strict=True)
+        ],
+    )
+
+
+def wilson_interval(share: float, count: int, z: float = 1.959963984540054) -> tuple[float, float]:
+    """Wilson score interval of a share of `count` trials; 95 % by default.
+
+    Source:
+        Wilson 1927, https://doi.org/10.2307/2276774.
+    """
+    if count <= 0:
+        raise ValueError(f"count must be positive, got {count}")
+    centre = (share + z * z / (2 * count)) / (1 + z * z / count)
+    half = z * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
+    half /= 1 + z * z / count
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def pass_at_k(samples: int, correct: int, k: int) -> float:
+    """Unbiased probability that one of `k` of the `samples` responses is correct.
+
+    Source:
+        Chen et al. 2021 (arXiv:2107.03374), equation 1: 1 - C(n - c, k) / C(n, k).
+    """
+    if not 1 <= k <= samples:
+        raise ValueError(f"k must be between 1 and samples = {samples}, got {k}")
+    return 1.0 - math.comb(samples - correct, k) / math.comb(samples, k)
+
+
+def evaluate_config(config: EvaluateConfig) -> Evaluation:
+    """What `oneshot rlvr eval` does: loads model and problems, then evaluates.
+
+    Args:
+        config: Model, problems, sampling, grader.
+
+    Returns:
+        The figures, with every response.
+    """
+    import torch
+
+    from oneshot import models
+    from oneshot.rlvr.policy import load_policy
+
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    problems = read_problems(
+        config.data.path,
+        problem_key=config.data.problem_key,
+        answer_key=config.data.answer_key,
+        empty_answers=config.data.empty_answers,
+        limit=config.data.limit,
+    )
+    tokenizer = models.load_tokenizer(config.model.source)
+    model = load_policy(config.model, config.model.source, tokenizer)
+    grader = make_reward(config.grader, config.seed)
+    try:
+        return evaluate(
+            model,
+            tokenizer,
+            problems,
+            template=config.data.prompt,
+            max_new_tokens=config.max_new_tokens,
+            batch_size=config.batch_size,
+            temperature=config.temperature,
+            samples=config.samples,
+            grader=grader,
+            seed=config.seed,
+            stop_tokens=config.stop_tokens,
+        )
+    finally:
+        grader.close()

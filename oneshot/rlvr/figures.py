@@ -1,0 +1,81 @@
+"""Figures of one step that come from the rollout and its rewards."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from oneshot.rlvr.data import Problem
+from oneshot.rlvr.rewards import RewardResult, has_boxed_answer
+from oneshot.rlvr.rollout import Rollout
+
+
+def rollout_figures(rollout: Rollout, result: RewardResult, group_size: int) -> dict[str, float]:
+    """Reward, groups and responses of one step.
+
+    Only mixed groups carry a policy gradient: the advantages of the others are all 0. A group is
+    all right when every score in it is the same and above 0.5.
+    """
+    scores = torch.tensor(result.scores, dtype=torch.float64)
+    groups = scores.view(-1, group_size)
+    same = (groups == groups[:, :1]).all(1)
+    right = same & (groups[:, 0] > 0.5)
+    lengths = rollout.response_mask.sum(1).double()
+    figures = {
+        "reward/mean": scores.mean(),
+        "group/mixed": (~same).double().mean(),
+        "group/all_right": right.double().mean(),
+        "group/all_wrong": (same & ~right).double().mean(),
+        "response/length_mean": lengths.mean(),
+        "response/length_max": lengths.max(),
+        "response/truncated_ratio": (~rollout.finished).double().mean(),
+    }
+    boxed = sum(map(has_boxed_answer, rollout.texts)) / len(rollout)
+    return {
+        **{name: float(value) for name, value in figures.items()},
+        "response/boxed_ratio": boxed,
+        "reward/timeouts": result.timeouts,
+        "reward/crashes": result.crashes,
+    }
+
+
+def sample_rows(
+    rollout: Rollout, result: RewardResult, problems: Sequence[Problem], count: int
+) -> list[dict[str, Any]]:
+    """The first `count` responses, for reading."""
+    return [
+        {
+            "index": problems[i].index,
+            "answer": problems[i].answer,
+            "reward": result.scores[i],
+            "response": rollout.texts[i],
+        }
+        for i in range(min(count, len(rollout)))
+    ]
+
+
+class Stopwatch:
+    """Seconds of the parts of one step."""
+
+    def __init__(self) -> None:
+        self._begin = self._last = time.perf_counter()
+        self._laps: dict[str, float] = {}
+
+    def lap(self, name: str) -> None:
+        """Ends one part."""
+        now = time.perf_counter()
+        self._laps[name] = now - self._last
+        self._last = now
+
+    def figures(self, rollout: Rollout) -> dict[str, float]:
+        """Seconds of each part and of the whole, and response tokens per second of the whole."""
+        seconds = self._last - self._begin
+        tokens = int(rollout.response_mask.sum())
+        return {
+            "perf/tokens_per_second": tokens / seconds,
+            "perf/step_seconds": seconds,
+            **{f"perf/{name}_seconds": value for name, value in self._laps.items()},
+        }

@@ -1,0 +1,99 @@
+"""Child process of `grading.py`: imports one grader, then grades what the pipe brings.
+
+Run as `python -m oneshot.rlvr.grader_worker <pipe fd> <function> <seconds>`. It imports no torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from types import FrameType
+from typing import Any
+
+
+class _OutOfTime(BaseException):
+    """Not an Exception: graders catch those."""
+
+
+def _alarm(signum: int, frame: FrameType | None) -> None:
+    raise _OutOfTime
+
+
+def math_verify_grader() -> Callable[[str, str], float]:
+    """The grader of two answers, the true one first (math-verify is not symmetric).
+
+    math-verify's own time-outs are off: the alarm of this process guards the whole call.
+    """
+    import logging
+
+    from math_verify import parse, verify
+
+    logging.getLogger("math_verify").setLevel(logging.CRITICAL)
+
+    def grade(truth: str, answer: str) -> float:
+        # A bare truth may parse to nothing, which verifies against nothing; so it is boxed too.
+        gold = parse(f"\\boxed{{{truth}}}", parsing_timeout=None)
+        prediction = parse(f"\\boxed{{{answer}}}", parsing_timeout=None)
+        return float(verify(gold, prediction, timeout_seconds=None))
+
+    return grade
+
+
+def named_grader(name: str) -> Callable[[str, Any], float]:
+    """The grader that calls a reward function with one response and checks what it returns."""
+    from oneshot.rlvr.rewards import is_score
+
+    module, _, attribute = name.partition(":")
+    function = getattr(importlib.import_module(module), attribute)
+
+    def grade(response: str, problem: Any) -> float:
+        scores = function([response], [problem])
+        if len(scores) != 1 or not is_score(scores[0]):
+            raise TypeError(f"expected one finite number for one response, got {scores!r}")
+        return float(scores[0])
+
+    return grade
+
+
+def grade_one(grader: Callable[..., float], item: tuple[Any, ...], seconds: float) -> Any:
+    """Grades one item under the alarm; returns (status, score or traceback)."""
+    try:
+        try:
+            signal.setitimer(signal.ITIMER_REAL, seconds)
+            score = grader(*item)
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+        return "score", score
+    except _OutOfTime:
+        return "timeout", None
+    except Exception:
+        return "raised", traceback.format_exc(limit=-4)
+
+
+def main() -> None:
+    """Serves the pipe until it is closed."""
+    connection = Connection(int(sys.argv[1]))
+    name, seconds = sys.argv[2], float(sys.argv[3])
+    os.dup2(2, 1)  # a grader that prints does not disturb the run's output
+    signal.signal(signal.SIGALRM, _alarm)
+    try:
+        grader = math_verify_grader() if name == "math_verify" else named_grader(name)
+    except Exception:
+        connection.send(("failed", traceback.format_exc(limit=-4)))
+        return
+    connection.send(("ready", None))
+    while True:
+        try:
+            item = connection.recv()
+        except EOFError:
+            return
+        connection.send(grade_one(grader, item, seconds))
+
+
+if __name__ == "__main__":
+    main()

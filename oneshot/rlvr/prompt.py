@@ -1,0 +1,87 @@
+"""From a problem to the text and the tokens that the model continues."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from oneshot.rlvr.config import PromptConfig
+from oneshot.rlvr.data import Problem
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+def render(problem: Problem, tokenizer: PreTrainedTokenizerBase, template: PromptConfig) -> str:
+    """The prompt text of a problem.
+
+    Args:
+        problem: The problem; its last message receives `template.few_shot` and `template.suffix`.
+        tokenizer: Its chat template is used when `template.template` is "chat".
+        template: How to render.
+
+    Returns:
+        The text, which ends where the response begins.
+
+    Raises:
+        ValueError: The tokenizer has no chat template, or a plain template was asked for a
+            conversation of several messages.
+    """
+    last = problem.messages[-1]
+    content = template.few_shot + last["content"] + template.suffix
+    if template.template == "plain":
+        if len(problem.messages) > 1:
+            raise ValueError(
+                f"prompt.template 'plain' takes one message, problem {problem.index} has "
+                f"{len(problem.messages)}; use 'chat'"
+            )
+        return template.plain_format.replace("{problem}", content)
+    if not getattr(tokenizer, "chat_template", None):
+        raise ValueError(
+            "prompt.template is 'chat', but the tokenizer has no chat template; use 'plain' with "
+            "prompt.plain_format"
+        )
+    messages: list[dict[str, Any]] = [*problem.messages[:-1], {**last, "content": content}]
+    if template.system is not None:
+        messages.insert(0, {"role": "system", "content": template.system})
+    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    assert isinstance(text, str)
+    return text
+
+
+def encode(
+    problems: Sequence[Problem], tokenizer: PreTrainedTokenizerBase, template: PromptConfig
+) -> list[list[int]]:
+    """Token ids of each prompt.
+
+    A chat template writes its own special tokens; for a plain prompt the tokenizer adds them
+    (a beginning-of-sequence token, where it has one).
+    """
+    texts = [render(problem, tokenizer, template) for problem in problems]
+    plain = template.template == "plain"
+    ids: list[list[int]] = tokenizer(texts, add_special_tokens=plain)["input_ids"]
+    empty = next((i for i, row in enumerate(ids) if not row), None)
+    if empty is not None:
+        raise ValueError(f"problem {problems[empty].index} renders to an empty prompt")
+    return ids
+
+
+def drop_long(
+    problems: Sequence[Problem], prompts: Sequence[list[int]], max_tokens: int
+) -> tuple[list[Problem], list[list[int]], int]:
+    """Leaves out problems whose prompt is longer than `max_tokens`, as the released code does.
+
+    Returns:
+        The problems kept, their prompts, and how many were left out.
+
+    Raises:
+        ValueError: No problem is left.
+    """
+    kept = [i for i, prompt in enumerate(prompts) if len(prompt) <= max_tokens]
+    if not kept:
+        shortest = min(len(prompt) for prompt in prompts)
+        raise ValueError(
+            f"no prompt has at most max_prompt_tokens = {max_tokens} tokens; the shortest of "
+            f"{len(prompts)} has {shortest}"
+        )
+    return [problems[i] for i in kept], [prompts[i] for i in kept], len(problems) - len(kept)

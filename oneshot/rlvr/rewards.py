@@ -1,0 +1,252 @@
+r"""What a response earns: its boxed answer checked by math-verify, a mere box, chance, or yours.
+
+Only the response is looked at, never the prompt: prompts of this field often contain a literal
+`\boxed{}`, which would make a format reward on prompt and response always 1.
+
+math-verify and functions named in the config run in worker processes (`grading.py`), so a grader
+that never returns costs its time-out, scores 0 and is counted, and the run goes on. A function that
+raises is an error of the run: a reward that is wrong in silence is worse than none.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from oneshot.rlvr.config import RewardConfig
+from oneshot.rlvr.data import Problem
+from oneshot.rlvr.grading import GraderPool
+from oneshot.rlvr.seeding import derive_seed
+
+RewardFunction = Callable[[Sequence[str], Sequence[Problem]], Sequence[float]]
+"""Responses and their problems in, one score per response out."""
+
+CACHE_SIZE = 100_000
+
+
+class RewardError(RuntimeError):
+    """A reward function failed or returned something that is not a score."""
+
+
+@dataclass(frozen=True)
+class RewardResult:
+    """Scores of a batch of responses.
+
+    Attributes:
+        scores: One per response.
+        timeouts: Responses whose grader ran out of time (scored 0).
+        crashes: Responses whose grader process died (scored 0).
+    """
+
+    scores: list[float]
+    timeouts: int = 0
+    crashes: int = 0
+
+
+class Reward(ABC):
+    """A reward: call it with responses, their problems and the step."""
+
+    @abstractmethod
+    def __call__(
+        self, responses: Sequence[str], problems: Sequence[Problem], step: int = 0
+    ) -> RewardResult:
+        """Scores each response."""
+
+    def close(self) -> None:  # noqa: B027 - most rewards own nothing
+        """Ends the worker processes, if there are any."""
+
+
+def last_boxed(text: str) -> str | None:
+    r"""The content of the last `\boxed{...}`, braces matched; None without one.
+
+    An unbalanced last box gives None, even when an earlier one is complete; `\boxed 5` is no box.
+    Escaped braces (`\{`) do not count.
+    """
+    start = text.rfind("\\boxed{")
+    if start < 0:
+        return None
+    begin = start + len("\\boxed{")
+    depth, i = 1, begin
+    while i < len(text):
+        if text[i] == "\\":
+            i += 2
+            continue
+        depth += {"{": 1, "}": -1}.get(text[i], 0)
+        if depth == 0:
+            return text[begin:i]
+        i += 1
+    return None
+
+
+def has_boxed_answer(text: str) -> bool:
+    """Whether there is a last box and something other than blanks is in it."""
+    return bool((last_boxed(text) or "").strip())
+
+
+def make_reward(config: RewardConfig, seed: int = 0) -> Reward:
+    """The reward that `config.function` names.
+
+    Args:
+        config: The reward's options.
+        seed: Seed of the random reward.
+    """
+    if config.function == "format":
+        return FormatReward()
+    if config.function == "random":
+        return RandomReward(config.random_probability, seed)
+    if config.function == "math_verify":
+        return MathVerifyReward(config.workers, config.timeout)
+    return WorkerReward(config.function, config.workers, config.timeout)
+
+
+class FormatReward(Reward):
+    r"""1 iff the response has a non-empty balanced `\boxed{}` (Wang et al. 2025, Table 14)."""
+
+    def __call__(
+        self, responses: Sequence[str], problems: Sequence[Problem], step: int = 0
+    ) -> RewardResult:
+        """Scores each response."""
+        return RewardResult([float(has_boxed_answer(text)) for text in responses])
+
+
+class RandomReward(Reward):
+    """1 with a fixed probability, whatever the response says; seed and step decide."""
+
+    def __init__(self, probability: float, seed: int) -> None:
+        self.probability = probability
+        self.seed = seed
+
+    def __call__(
+        self, responses: Sequence[str], problems: Sequence[Problem], step: int = 0
+    ) -> RewardResult:
+        """Scores each response."""
+        generator = random.Random(derive_seed(self.seed, "random reward", step))
+        return RewardResult([float(generator.random() < self.probability) for _ in responses])
+
+
+class MathVerifyReward(Reward):
+    """1 iff the last boxed answer equals the problem's answer according to math-verify.
+
+    Equal strings need no grader, and a pair of answer and response answer is graded once: in
+    one-example training nearly all responses of a step share a few answers.
+    """
+
+    def __init__(self, workers: int, timeout: float) -> None:
+        self._pool = GraderPool("math_verify", workers, timeout)
+        self._known: dict[tuple[str, str], float] = {}
+
+    def __call__(
+        self, responses: Sequence[str], problems: Sequence[Problem], step: int = 0
+    ) -> RewardResult:
+        """Scores each response."""
+        _check_lengths(responses, problems)
+        pairs: list[tuple[str, str] | None] = []
+        for text, problem in zip(responses, problems, strict=True):
+            boxed = (last_boxed(text) or "").strip()
+            pairs.append((problem.answer, boxed) if boxed else None)
+        unknown = dict.fromkeys(
+            pair for pair in pairs if pair and pair[0] != pair[1] and pair not in self._known
+        )
+        timeouts = crashes = 0
+        failed: set[tuple[str, str]] = set()
+        if unknown:
+            graded = self._pool.grade(list(unknown))
+            for pair, outcome in zip(unknown, graded, strict=True):
+                if outcome.status == "raised":
+                    raise RewardError(f"math_verify failed on {pair}: {outcome.detail}")
+                if outcome.status == "score":
+                    self._known[pair] = outcome.score
+                else:
+                    failed.add(pair)
+                    timeouts += outcome.status == "timeout"
+                    crashes += outcome.status == "crash"
+        scores = [self._score(pair, failed) for pair in pairs]
+        if len(self._known) > CACHE_SIZE:
+            self._known.clear()
+        return RewardResult(scores, timeouts, crashes)
+
+    def _score(self, pair: tuple[str, str] | None, failed: set[tuple[str, str]]) -> float:
+        if pair is None or pair in failed:
+            return 0.0
+        return 1.0 if pair[0] == pair[1] else self._known[pair]
+
+    def close(self) -> None:
+        """Ends the worker processes."""
+        self._pool.close()
+
+
+class WorkerReward(Reward):
+    """A function named "module:function", called in worker processes, a response at a time."""
+
+    def __init__(self, function: str, workers: int, timeout: float) -> None:
+        self.function = function
+        self._pool = GraderPool(function, workers, timeout)
+
+    def __call__(
+        self, responses: Sequence[str], problems: Sequence[Problem], step: int = 0
+    ) -> RewardResult:
+        """Scores each response."""
+        _check_lengths(responses, problems)
+        outcomes = self._pool.grade(list(zip(responses, problems, strict=True)))
+        for i, outcome in enumerate(outcomes):
+            if outcome.status == "raised":
+                raise RewardError(
+                    f"reward {self.function!r} failed on response {i} "
+                    f"({responses[i][:80]!r}):\n{outcome.detail}"
+                )
+        return RewardResult(
+            scores=[outcome.score for outcome in outcomes],
+            timeouts=sum(outcome.status == "timeout" for outcome in outcomes),
+            crashes=sum(outcome.status == "crash" for outcome in outcomes),
+        )
+
+    def close(self) -> None:
+        """Ends the worker processes."""
+        self._pool.close()
+
+
+class FunctionReward(Reward):
+    """A Python function given to `train(reward=...)`: called in this process, with whole batches.
+
+    Nothing can stop it if it hangs; name it "module:function" in the config for that.
+    """
+
+    def __init__(self, function: RewardFunction) -> None:
+        self.function = function
+        self.name = getattr(function, "__qualname__", repr(function))
+
+    def __call__(
+        self, responses: Sequence[str], problems: Sequence[Problem], step: int = 0
+    ) -> RewardResult:
+        """Scores each response."""
+        _check_lengths(responses, problems)
+        scores: Any = self.function(responses, problems)
+        if len(scores) != len(responses):
+            raise RewardError(
+                f"reward {self.name!r} returned {len(scores)} scores for {len(responses)} responses"
+            )
+        for i, score in enumerate(scores):
+            if not is_score(score):
+                raise RewardError(
+                    f"reward {self.name!r}, response {i}: expected a finite number, got {score!r}"
+                )
+        return RewardResult([float(score) for score in scores])
+
+
+def is_score(value: Any) -> bool:
+    """Whether a reward function's return value is a finite number."""
+    try:
+        return math.isfinite(value)
+    except TypeError:
+        return False
+
+
+def _check_lengths(responses: Sequence[str], problems: Sequence[Problem]) -> None:
+    if len(responses) != len(problems):
+        raise ValueError(
+            f"problems must have one entry per response, got {len(problems)} for {len(responses)}"
+        )

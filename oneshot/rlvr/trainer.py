@@ -1,0 +1,240 @@
+"""GRPO on one (or a few) verifiable problems: the loop of Wang et al. 2025 (arXiv:2504.20571).
+
+One step: sample n responses to each prompt of the batch, score them, turn the scores of each group
+into advantages, take one optimizer step on the clipped policy loss with an entropy bonus and a
+small KL to the untrained model. The loss is in `loss.py`, its arithmetic in `oneshot.ops`. Every
+random number derives from the seed and the step, so a killed run continues bit for bit.
+
+What it leaves out, on purpose: several devices, a separate generation engine, several epochs over
+a rollout, filtering of groups without signal, length penalties, PPO's critic, mixed precision.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from oneshot import models, ops
+from oneshot.rlvr import checkpoint, data
+from oneshot.rlvr.config import TrainConfig
+from oneshot.rlvr.data import Problem
+from oneshot.rlvr.figures import Stopwatch, rollout_figures, sample_rows
+from oneshot.rlvr.metrics import MetricsLog, read_jsonl
+from oneshot.rlvr.plots import plot_curves
+from oneshot.rlvr.policy import load_policy
+from oneshot.rlvr.prompt import drop_long, encode
+from oneshot.rlvr.rewards import FunctionReward, RewardFunction, make_reward
+from oneshot.rlvr.rollout import TransformersEngine
+from oneshot.rlvr.run_folder import open_run
+from oneshot.rlvr.seeding import derive_seed
+from oneshot.rlvr.update import PolicyUpdater
+from oneshot.rlvr.validation import Validation
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+Row = tuple[Problem, list[int]]
+"""A training problem and its prompt as token ids."""
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a finished run leaves.
+
+    Attributes:
+        output: Its folder.
+        checkpoint: The last checkpoint, a model folder.
+        history: The rows of metrics.jsonl; step 0 is the validation of the untrained model.
+        dropped_prompts: Training problems left out because their prompt is too long.
+    """
+
+    output: Path
+    checkpoint: Path
+    history: list[dict[str, Any]]
+    dropped_prompts: int
+
+
+def train(
+    config: TrainConfig, *, resume: bool = False, reward: RewardFunction | None = None
+) -> TrainResult:
+    """Trains as the config says.
+
+    Args:
+        config: The run.
+        resume: Continue the run in `config.run.output` from its newest checkpoint.
+        reward: A Python function instead of `config.reward.function`; called in this process with
+            all responses of a step at once.
+
+    Returns:
+        Where everything is, and the history.
+
+    Raises:
+        FileExistsError: The output folder has files in it and `resume` is False.
+        ValueError: Bad data, a tokenizer that does not fit the model, or a resumed run with
+            another config or other data.
+        NonFiniteLossError: The loss or its gradient became NaN or infinite.
+    """
+    if config.run.threads is not None:
+        torch.set_num_threads(config.run.threads)
+    folder, start = open_run(config, resume)
+    tokenizer = models.load_tokenizer(config.model.source)
+    rows, dropped = training_rows(config, tokenizer)
+    digest = data_digest(rows)
+    policy = load_policy(config.model, start or config.model.source, tokenizer)
+    updater = make_updater(config, policy, tokenizer)
+    step = 0 if start is None else _resume(start, updater, digest, config.run.steps)
+    engine = TransformersEngine(
+        policy,
+        tokenizer,
+        temperature=config.rollout.temperature,
+        max_new_tokens=config.rollout.max_new_tokens,
+        top_p=config.rollout.top_p,
+        top_k=config.rollout.top_k,
+        max_sequences=config.rollout.max_sequences,
+        stop_tokens=config.rollout.stop_tokens,
+    )
+    seed, n = config.run.seed, config.rollout.samples_per_prompt
+    score = make_reward(config.reward, seed) if reward is None else FunctionReward(reward)
+    validation = Validation(config, policy, tokenizer, folder)
+    log = MetricsLog(folder, config.run.steps, step if start else None, config.run.progress)
+    rows = data.repeat_to_batch(rows, config.rollout.batch_size)
+    try:
+        if dropped:
+            log.say(f"{dropped} training problems left out: prompt over rollout.max_prompt_tokens")
+        if start is None and config.evaluation.before_training:
+            log.step(0, validation.run(0))
+        while step < config.run.steps:
+            step += 1
+            torch.manual_seed(derive_seed(seed, "torch", step))
+            watch = Stopwatch()
+            batch = data.batch_for_step(rows, config.rollout.batch_size, step, seed)
+            prompts = [prompt for _, prompt in batch]
+            problems = [problem for problem, _ in batch for _ in range(n)]
+            rollout = engine.generate(prompts, n, derive_seed(seed, "rollout", step))
+            watch.lap("rollout")
+            result = score(rollout.texts, problems, step)
+            watch.lap("reward")
+            advantages = ops.group_advantages(
+                torch.tensor(result.scores, device=policy.device),
+                n,
+                scale="std" if config.algorithm.scale_by_std else "none",
+                eps=config.algorithm.advantage_eps,
+            )
+            losses = updater.update(rollout, advantages, step)
+            watch.lap("update")
+            figures = {**rollout_figures(rollout, result, n), **losses, **watch.figures(rollout)}
+            if validation.due(step):
+                figures.update(validation.run(step))
+            log.step(step, figures, sample_rows(rollout, result, problems, config.run.log_samples))
+            if step % config.run.save_every == 0 or step == config.run.steps:
+                log.sync()
+                _save(folder, config, tokenizer, updater, step, digest)
+            if validation.due(step):
+                log.plot()
+    finally:
+        score.close()
+        validation.close()
+        log.close()
+    history = read_jsonl(folder / "metrics.jsonl")
+    plot_curves(history, folder / "curves.png")
+    last = checkpoint.latest(folder / "checkpoints")
+    if last is None:
+        raise checkpoint.CheckpointError(f"{folder}: the run has no checkpoint")
+    return TrainResult(folder, last, history, dropped)
+
+
+def training_rows(config: TrainConfig, tokenizer: PreTrainedTokenizerBase) -> tuple[list[Row], int]:
+    """The training problems with their prompts as token ids, and how many were too long."""
+    problems = data.read_problems(
+        config.data.path,
+        problem_key=config.data.problem_key,
+        answer_key=config.data.answer_key,
+        empty_answers=config.data.empty_answers,
+        limit=config.data.limit,
+    )
+    prompts = encode(problems, tokenizer, config.data.prompt)
+    problems, prompts, dropped = drop_long(problems, prompts, config.rollout.max_prompt_tokens)
+    return list(zip(problems, prompts, strict=True)), dropped
+
+
+def make_updater(
+    config: TrainConfig, policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> PolicyUpdater:
+    """Optimizer and, when the KL counts, reference model."""
+    reference = None
+    if config.algorithm.kl_coef > 0:
+        source = config.model.reference or config.model.source
+        reference = load_policy(config.model, source, tokenizer).requires_grad_(False)
+    optimizer = torch.optim.AdamW(
+        policy.parameters(),
+        lr=config.optimizer.lr,
+        betas=config.optimizer.betas,
+        eps=config.optimizer.eps,
+        weight_decay=config.optimizer.weight_decay,
+        fused=True,
+    )
+    return PolicyUpdater(
+        policy=policy,
+        reference=reference,
+        optimizer=optimizer,
+        algorithm=config.algorithm,
+        schedule=config.optimizer,
+        temperature=config.rollout.temperature,
+    )
+
+
+def data_digest(rows: Sequence[Row]) -> str:
+    """Digest of prompts and answers, by which a resumed run knows its data."""
+    text = json.dumps([(prompt, problem.answer) for problem, prompt in rows])
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _resume(start: Path, updater: PolicyUpdater, digest: str, steps: int) -> int:
+    """Gives the updater its state back; returns the step to continue after."""
+    state = checkpoint.read_state(start)
+    if state.data_digest != digest:
+        raise ValueError(f"the training data is not that of the run to resume ({start})")
+    if state.step > steps:
+        raise ValueError(f"run.steps is {steps}, but the run is already at step {state.step}")
+    here = (torch.get_num_threads(), torch.__version__)
+    if (state.threads, state.torch_version) != here:
+        warnings.warn(
+            f"{start} was written with {state.threads} threads and torch {state.torch_version}, "
+            f"this is {here[0]} threads and torch {here[1]}: the last bits may differ",
+            stacklevel=2,
+        )
+    checkpoint.load_optimizer(start, updater.policy, updater.optimizer)
+    updater.updates = state.updates
+    return state.step
+
+
+def _save(
+    folder: Path,
+    config: TrainConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    updater: PolicyUpdater,
+    step: int,
+    digest: str,
+) -> None:
+    state = checkpoint.TrainerState(
+        step=step,
+        updates=updater.updates,
+        data_digest=digest,
+        threads=torch.get_num_threads(),
+        torch_version=torch.__version__,
+    )
+    checkpoint.save(
+        folder / "checkpoints",
+        updater.policy,
+        tokenizer,
+        updater.optimizer,
+        state,
+        keep=config.run.keep_checkpoints,
+    )
