@@ -109,8 +109,13 @@ def response_logprobs(
     batches: list[MicroBatch],
     temperature: float,
 ) -> Tensor:
-    """Log-probabilities [N, R] float32 of the sampled tokens under `model`; 0 where masked."""
-    result = torch.zeros(rollout.response_ids.shape, device=rollout.response_ids.device)
+    """Log-probabilities [N, R] of the sampled tokens under `model`, 0 where masked.
+
+    float32 (float64 for a float64 model), in the columns of the rollout whatever the micro-batches.
+    """
+    dtype = torch.float64 if model.dtype == torch.float64 else torch.float32
+    shape, device = rollout.response_ids.shape, rollout.response_ids.device
+    result = torch.zeros(shape, dtype=dtype, device=device)
     for batch in batches:
         logprobs = ops.token_logprobs(
             response_logits(model, batch),

@@ -1,0 +1,208 @@
+"""Rewards: boxes, the grader's verdicts, and graders that raise, hang or die."""
+
+import json
+import os
+
+import pytest
+
+from oneshot.rlvr.config import RewardConfig
+from oneshot.rlvr.data import Problem, read_problems
+from oneshot.rlvr.grading import GraderStartError
+from oneshot.rlvr.rewards import (
+    FunctionReward,
+    RewardError,
+    has_boxed_answer,
+    last_boxed,
+    make_reward,
+)
+
+PROBLEM = Problem([{"role": "user", "content": "Put it in \\boxed{}."}], "12.8")
+
+
+@pytest.mark.parametrize(
+    ("text", "content"),
+    [
+        ("so \\boxed{5}.", "5"),
+        ("first \\boxed{3}, then \\boxed{7}", "7"),
+        ("\\boxed{\\frac{1}{2}} and {more}", "\\frac{1}{2}"),
+        ("\\boxed{\\boxed{4}}", "4"),
+        ("\\boxed{\\{1, 2\\}}", "\\{1, 2\\}"),
+        ("\\boxed{\\left\\{ x \\right.}", "\\left\\{ x \\right."),
+        ("\\boxed{5", None),
+        ("\\boxed{3} \\boxed{5", None),
+        ("\\boxed 5", None),
+        ("\\fbox{5}", None),
+        ("\\boxed{}", ""),
+        ("\\boxed{\\", None),
+        ("", None),
+    ],
+)
+def test_last_boxed(text, content):
+    assert last_boxed(text) == content
+    assert has_boxed_answer(text) == bool(content)
+
+
+@pytest.fixture(scope="module")
+def math_verify():
+    reward = make_reward(RewardConfig(timeout=3.0, workers=1))
+    yield reward
+    reward.close()
+
+
+def test_math_verify_verdicts(math_verify):
+    # The notable answers of the paper's problem (truth 12.8; the exact value is 12.699...).
+    verdicts = {
+        "12.8": 1,
+        "12.80": 1,
+        "64/5": 1,
+        "\\frac{64}{5}": 1,
+        "12.8\\text{ mph}": 1,
+        "V = 12.8": 1,
+        "12.7": 0,
+        "13": 0,
+        "\\sqrt[3]{2048}": 0,
+        " 12.8 ": 1,
+        " ": 0,
+        "\\text{no}": 0,
+    }
+    texts = [f"\\boxed{{9}} no, \\boxed{{{answer}}}" for answer in verdicts] + ["12.8"]
+    result = math_verify(texts, [PROBLEM] * len(texts))
+    assert result.scores == [*verdicts.values(), 0]
+    assert (result.timeouts, result.crashes) == (0, 0)
+    assert math_verify([], []).scores == []
+
+
+def test_math_verify_hang_scores_zero_and_is_counted(math_verify, monkeypatch):
+    monkeypatch.setattr(math_verify._pool, "timeout", 0.5)
+    math_verify.close()
+    texts = ["\\boxed{10^{10^{10}}!}", "\\boxed{25.6/2}"]
+    result = math_verify(texts, [PROBLEM] * 2)
+    assert result.scores == [0.0, 1.0]
+    assert (result.timeouts, result.crashes) == (1, 0)
+    math_verify.close()
+
+
+def test_every_answer_of_math500_is_equal_to_itself(math_verify, shared_data):
+    problems = read_problems(shared_data / "rlvr" / "data" / "test" / "math500.parquet")[::5]
+    # Straight to the grader: the reward itself does not ask it about equal strings.
+    outcomes = math_verify._pool.grade([(p.answer, p.answer) for p in problems])
+    wrong = [p.answer for p, o in zip(problems, outcomes, strict=True) if o.score != 1]
+    assert wrong == []
+
+
+def test_format_reward_looks_at_the_response_only():
+    reward = make_reward(RewardConfig("format"))
+    texts = ["\\boxed{1}", "\\boxed{}", "1", "\\boxed{1"]
+    assert reward(texts, [PROBLEM] * 4).scores == [1, 0, 0, 0]
+
+
+def test_random_reward_depends_on_seed_and_step_only():
+    reward = make_reward(RewardConfig("random", random_probability=0.25), seed=3)
+    texts, problems = ["\\boxed{12.8}"] * 4000, [PROBLEM] * 4000
+    scores = reward(texts, problems, step=5).scores
+    assert scores == reward(["x"] * 4000, problems, step=5).scores
+    assert scores != reward(texts, problems, step=6).scores
+    assert scores != make_reward(RewardConfig("random"), seed=4)(texts, problems, step=5).scores
+    assert abs(sum(scores) / 4000 - 0.25) < 0.0275  # four standard deviations
+
+
+MODULE = """
+import os, signal, time
+
+def odd(responses, problems):
+    text = responses[0]
+    if text == "sleep":
+        time.sleep(60)
+    if text == "deaf":            # like C code that never returns: no alarm gets through
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGALRM})
+        time.sleep(60)
+    if text == "stubborn":
+        while True:
+            try:
+                time.sleep(60)
+            except Exception:
+                pass
+    if text == "die":
+        os._exit(3)
+    print("noise on stdout")
+    return [len(text) / 2 + len(problems[0].answer)]
+
+def bad(responses, problems):
+    raise KeyError("lost")
+
+def wrong(responses, problems):
+    return [float("nan")]
+"""
+
+
+@pytest.fixture(scope="module")
+def module(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("rewards")
+    (folder / "my_rewards.py").write_text(MODULE)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(folder))
+        yield "my_rewards"
+
+
+def test_function_in_workers_survives_hangs_and_deaths(module, capfd):
+    reward = make_reward(RewardConfig(f"{module}:odd", timeout=0.3, workers=2))
+    texts = ["ab", "sleep", "deaf", "stubborn", "die", "abcd"]
+    result = reward(texts, [PROBLEM] * 6)
+    assert result.scores == [5.0, 0, 0, 0, 0, 6.0]
+    assert (result.timeouts, result.crashes) == (3, 1)
+    assert reward(["a"], [PROBLEM]).scores == [4.5]
+    processes = [worker.process for worker in reward._pool._workers]
+    reward.close()
+    assert all(process.poll() is not None for process in processes)
+    assert "noise" not in capfd.readouterr().out
+
+
+def test_function_that_raises_is_named(module):
+    reward = make_reward(RewardConfig(f"{module}:bad", workers=1))
+    with pytest.raises(RewardError, match=r"reward 'my_rewards:bad' failed on response 0 \('ab'\)"):
+        reward(["ab"], [PROBLEM])
+    reward.close()
+    reward = make_reward(RewardConfig(f"{module}:wrong", workers=1))
+    with pytest.raises(
+        RewardError, match=r"expected one finite number for one response, got \[nan"
+    ):
+        reward(["ab"], [PROBLEM])
+    reward.close()
+
+
+def test_function_that_cannot_be_imported(module):
+    for name in (f"{module}:none", "no_such_module:f"):
+        with pytest.raises(GraderStartError, match=f"grader '{name}' cannot start"):
+            make_reward(RewardConfig(name, workers=1))(["a"], [PROBLEM])
+    with pytest.raises(ValueError, match=r'"random" or "module:function", got \'mathverify\''):
+        RewardConfig("mathverify")
+
+
+def test_workers_need_no_torch():
+    reward = make_reward(RewardConfig("json:dumps", workers=1))
+    with pytest.raises(RewardError):
+        reward(["a"], [PROBLEM])
+    (worker,) = reward._pool._workers
+    maps = f"/proc/{worker.process.pid}/maps"
+    if os.path.exists(maps):
+        with open(maps) as lines:
+            assert "libtorch" not in lines.read()
+    reward.close()
+
+
+def test_python_function_reward():
+    problems = [PROBLEM] * 2
+    assert FunctionReward(lambda r, p: [1, 0.5])(["a", "b"], problems).scores == [1.0, 0.5]
+    with pytest.raises(RewardError, match="returned 1 scores for 2 responses"):
+        FunctionReward(lambda r, p: [1])(["a", "b"], problems)
+    with pytest.raises(RewardError, match="response 1: expected a finite number, got None"):
+        FunctionReward(lambda r, p: [1, None])(["a", "b"], problems)
+    with pytest.raises(ZeroDivisionError):
+        FunctionReward(lambda r, p: [1 / 0])(["a"], problems[:1])
+    with pytest.raises(ValueError, match="one entry per response, got 1 for 2"):
+        FunctionReward(lambda r, p: [1, 1])(["a", "b"], problems[:1])
+    assert json.dumps(FunctionReward(share)(["aab"], problems[:1]).scores) == "[2.0]"
+
+
+def share(responses, problems):
+    return [text.count("a") for text in responses]

@@ -1,0 +1,149 @@
+"""Sampling and generation: distribution, cache, padding, stopping."""
+
+import pytest
+import torch
+
+from oneshot.rlvr.rollout import TransformersEngine, pad_left, stop_ids, token_positions
+from oneshot.rlvr.sampling import choose
+
+PROMPTS = [[5, 9, 12], [7], [5, 9, 12], [30, 31, 8, 9, 10, 4, 11]]
+
+
+def engine(tiny, **options):
+    model, tokenizer = tiny
+    defaults = {"temperature": 1.0, "max_new_tokens": 20}
+    return TransformersEngine(model, tokenizer, **{**defaults, **options})
+
+
+def brute_force(logits, temperature, top_k, top_p):
+    """Probabilities of a row, by the definitions, in float64."""
+    p = torch.softmax(logits.double() / temperature, -1)
+    order = sorted(range(len(p)), key=lambda i: -p[i])
+    if top_k > 0:
+        order = order[:top_k]
+    mass, kept = sum(p[i] for i in order), []
+    reached = 0.0
+    for i in order:
+        if reached >= top_p * mass:
+            break
+        kept.append(i)
+        reached += p[i]
+    q = torch.zeros_like(p)
+    q[kept] = p[kept]
+    return q / q.sum()
+
+
+@pytest.mark.parametrize(
+    ("temperature", "top_k", "top_p"),
+    [(1, -1, 1), (0.6, -1, 1), (1.5, 3, 1), (1, -1, 0.7), (1, 5, 0.8)],
+)
+def test_choose_inverts_the_distribution(temperature, top_k, top_p):
+    logits = torch.randn(9) * 2
+    logits[4] = -torch.inf
+    n = 20_001
+    uniforms = torch.arange(n, dtype=torch.float64) / n
+    tokens = choose(logits.expand(n, 9), uniforms, temperature, top_k, top_p)
+    share = torch.bincount(tokens, minlength=9) / n
+    expected = brute_force(logits, temperature, top_k, top_p)
+    assert (share - expected).abs().max() < 1e-4
+    assert share[4] == 0
+
+
+def test_choose_never_takes_an_impossible_token():
+    logits = torch.full((2, 1000), -torch.inf)
+    logits[:, [3, 500]] = 0.1
+    last = torch.tensor([0.0, 1 - 2**-53], dtype=torch.float64)
+    assert choose(logits, last, 1.0).tolist() == [3, 500]
+    assert choose(logits, None, 1.0).tolist() == [3, 3]
+
+
+def test_greedy_equals_generate_of_transformers(tiny):
+    model, tokenizer = tiny
+    ids, mask = pad_left(PROMPTS, tokenizer.pad_token_id)
+    expected = model.generate(
+        ids, attention_mask=mask.long(), do_sample=False, max_new_tokens=20, pad_token_id=0
+    )[:, ids.shape[1] :]
+    found = engine(tiny, temperature=0.0).generate(PROMPTS, 1, 0)
+    width = found.response_ids.shape[1]
+    assert torch.equal(found.response_ids, expected[:, :width])
+    assert (expected[:, width:] == 0).all()
+    assert found.prompt_ids.tolist() == ids.tolist()
+    assert torch.equal(found.prompt_mask, mask)
+
+
+def test_logits_of_the_cache_are_those_of_the_whole_sequence(tiny):
+    """Teacher forcing over prompt and response gives every sampled token back."""
+    model, _ = tiny
+    rollout = engine(tiny, max_sequences=5).generate(PROMPTS, 8, 3)
+    ids = torch.cat([rollout.prompt_ids, rollout.response_ids], 1)
+    mask = torch.cat([rollout.prompt_mask, rollout.response_mask], 1)
+    with torch.no_grad():
+        logits = model(ids, attention_mask=mask, position_ids=token_positions(mask)).logits
+    width = rollout.prompt_ids.shape[1]
+    uniforms = torch.rand(32, 20, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    for t in range(rollout.response_ids.shape[1]):
+        again = choose(logits[:, width + t - 1], uniforms[:, t], 1.0)
+        live = rollout.response_mask[:, t]
+        assert torch.equal(again[live], rollout.response_ids[live, t])
+
+
+def test_masks_texts_and_ends(tiny):
+    _, tokenizer = tiny
+    rollout = engine(tiny).generate(PROMPTS, 16, 1)
+    eos = tokenizer.eos_token_id
+    assert len(rollout) == 64
+    assert 0 < rollout.finished.sum() < 64  # both kinds are there, or the test shows nothing
+    for ids, mask, text, finished in zip(
+        rollout.response_ids.tolist(),
+        rollout.response_mask.tolist(),
+        rollout.texts,
+        rollout.finished.tolist(),
+        strict=True,
+    ):
+        length = sum(mask)
+        assert mask == [True] * length + [False] * (len(mask) - length)
+        assert (eos in ids[:length]) == finished
+        if finished:
+            assert ids[:length].index(eos) == length - 1
+        else:
+            assert length == 20
+        assert set(ids[length:]) <= {tokenizer.pad_token_id}
+        assert text == tokenizer.decode(ids[:length], skip_special_tokens=True)
+
+
+def test_rows_do_not_depend_on_how_they_are_batched(tiny):
+    whole = engine(tiny).generate(PROMPTS, 4, 2)
+    parts = engine(tiny, max_sequences=3).generate(PROMPTS, 4, 2)
+    assert whole.texts == parts.texts
+    assert torch.equal(whole.response_mask, parts.response_mask)
+    assert whole.texts != engine(tiny).generate(PROMPTS, 4, 5).texts
+    assert len(set(whole.texts[:4])) > 1
+
+
+def test_stop_tokens(tiny):
+    model, tokenizer = tiny
+    stopped = engine(tiny, stop_tokens=["a", "b"]).generate(PROMPTS, 16, 1)
+    ends = tokenizer(["a", "b"], add_special_tokens=False)["input_ids"]
+    assert stop_ids(model, tokenizer, ["a", "b"]) == [
+        tokenizer.eos_token_id,
+        ends[0][0],
+        ends[1][0],
+    ]
+    assert all(text.find("a") in (-1, len(text) - 1) for text in stopped.texts)
+    with pytest.raises(ValueError, match="'ab' must be one token of this tokenizer, it is 2"):
+        engine(tiny, stop_tokens=["ab"])
+    model.generation_config.eos_token_id = tokenizer.eos_token = None
+    with pytest.raises(ValueError, match="names an end-of-sequence token"):
+        stop_ids(model, tokenizer)
+
+
+def test_longest_response_is_one_token(tiny):
+    rollout = engine(tiny, max_new_tokens=1).generate(PROMPTS, 2, 0)
+    assert rollout.response_ids.shape == (8, 1)
+    assert rollout.response_mask.all()
+
+
+def test_empty_prompt_is_an_error(tiny):
+    for prompts in ([], [[5], []]):
+        with pytest.raises(ValueError, match="non-empty lists of token ids"):
+            engine(tiny).generate(prompts, 2, 0)
