@@ -101,8 +101,8 @@ def group_advantages(
 
     Raises:
         TypeError: A tensor of the wrong dtype.
-        ValueError: A wrong shape, device or choice; not exactly one way of grouping.
-        RuntimeError: `group_sizes` is negative or does not sum to N.
+        ValueError: A wrong shape, device or choice; not exactly one way of grouping; `group_sizes`
+            negative or not summing to N.
 
     Source:
         Group mean and std: Shao et al. 2024 (DeepSeekMath, arXiv 2402.03300), section 4.1.2; the
@@ -187,8 +187,7 @@ def gae(
 
     Raises:
         TypeError: A tensor of the wrong dtype; rewards and values of different dtypes.
-        ValueError: A wrong shape or device.
-        RuntimeError: `cu_seqlens` does not rise from 0 to N.
+        ValueError: A wrong shape or device; `cu_seqlens` does not rise from 0 to N.
 
     Source:
         Schulman et al. 2016 (arXiv 1506.02438), equations 11-16; masked steps as in verl

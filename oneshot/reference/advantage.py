@@ -20,15 +20,15 @@ def _group_of_each_row(
         return index, ids.numel()
     if group_sizes is not None:
         if group_sizes.numel() and int(group_sizes.min()) < 0:
-            raise RuntimeError(f"group_sizes must be >= 0, got {int(group_sizes.min())}")
+            raise ValueError(f"group_sizes must be >= 0, got {int(group_sizes.min())}")
         if int(group_sizes.sum()) != count:
-            raise RuntimeError(
+            raise ValueError(
                 f"group_sizes must sum to the number of rows {count}, got {int(group_sizes.sum())}"
             )
         numbers = torch.arange(group_sizes.numel(), device=device)
         return torch.repeat_interleave(numbers, group_sizes), group_sizes.numel()
     if count % group_size:
-        raise RuntimeError(f"the number of rows {count} must be a multiple of groups={group_size}")
+        raise ValueError(f"the number of rows {count} must be a multiple of groups={group_size}")
     return torch.arange(count, device=device) // group_size, count // group_size
 
 
@@ -132,7 +132,7 @@ def _gae_packed(
     """The padded definition on each segment [cu_seqlens[i], cu_seqlens[i + 1])."""
     bounds = cu_seqlens.tolist()
     if bounds[0] != 0 or bounds[-1] != rewards.numel() or sorted(bounds) != bounds:
-        raise RuntimeError(
+        raise ValueError(
             f"cu_seqlens must rise from 0 to the number of places {rewards.numel()}, got {bounds}"
         )
     advantages, returns = torch.zeros_like(rewards), torch.zeros_like(rewards)
