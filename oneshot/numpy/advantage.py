@@ -35,10 +35,11 @@ def group_advantages(
     token_counts = _arrays.integers("lengths", lengths, rows)
     if baseline == "opo" and token_counts is None and mask is None:
         raise ValueError("lengths must be given for baseline='opo' with rewards [N], got None")
+    ids = _arrays.integers("group_ids", group_ids, rows)
+    sizes = _arrays.integers("group_sizes", group_sizes, None)
     return require_native().group_advantages(
         dense, _arrays.mask(mask, "rewards", dense), token_counts, 0 if groups is None else groups,
-        _arrays.integers("group_ids", group_ids, rows), _arrays.integers("group_sizes", group_sizes, None),
-        baseline, scale, ddof, eps, singleton, nan,
+        ids, sizes, baseline, scale, ddof, eps, singleton, nan,
     )  # fmt: skip
 
 
