@@ -18,13 +18,15 @@ TEMPLATE = (
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
-    symbols = ["<pad>", "</s>", "<s>", *sorted(set(CHARACTERS))]
+    # transformers reads the tokenizer of any Qwen2 model as its own class, which adds this pad token
+    # when it is missing.
+    symbols = ["<|endoftext|>", "</s>", "<s>", *sorted(set(CHARACTERS))]
     tokenizer = Tokenizer(models.WordLevel({s: i for i, s in enumerate(symbols)}, unk_token="?"))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("<s>|."), "isolated")
     tokenizer.decoder = decoders.Fuse()
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
-        pad_token="<pad>",
+        pad_token="<|endoftext|>",
         eos_token="</s>",
         bos_token="<s>",
         chat_template=TEMPLATE,
