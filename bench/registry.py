@@ -1,0 +1,115 @@
+"""What is measured: operations (op x shape x dtype x mode) and the providers that compute them.
+
+A family module (``bench/<family>.py``) lists its operations in ``OPERATIONS``; nothing else has to
+be told about a new one.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+
+FAMILIES = ("advantage",)
+
+Inputs = dict[str, Any]
+Call = Callable[[Inputs], tuple[torch.Tensor, ...]]
+Kind = Literal["ours", "reference", "peer", "floor"]
+
+
+@dataclass(frozen=True)
+class Provider:
+    """One way to compute an operation.
+
+    Args:
+        name: Shown in tables; unique within the operation.
+        kind: "ours" runs once per instruction-set level; "peer" competes for best peer; "floor" is
+            a bound that computes nothing (a read, a copy) and is therefore not verified.
+        load: Imports what the provider needs and returns the callable: inputs -> outputs in the
+            form of the oracle. An ImportError means "not installed".
+        mutates: Names of inputs that the call overwrites; restored, untimed, before each call.
+        floor: Name of the floor this provider is compared with; default: the operation's first.
+        tolerance: Replaces the tolerance of the result's dtype (see ``verify.TOLERANCE``), for a
+            provider that rounds to a half format inside.
+    """
+
+    name: str
+    kind: Kind
+    load: Callable[[], Call]
+    mutates: tuple[str, ...] = ()
+    floor: str | None = None
+    tolerance: float | None = None
+
+
+@dataclass(frozen=True)
+class Operation:
+    """One op at one shape, dtype and mode, with everyone who can compute it.
+
+    Args:
+        family: Word of the family; also the name of its module here.
+        kernel: Public function of ``oneshot.ops``.
+        shape: Sizes that matter, e.g. "2048x151936".
+        dtype: Dtype of the main input, e.g. "float32".
+        mode: "forward" or "forward+backward".
+        make: Seeded inputs by name; "cotangents" holds one tensor per output if differentiated.
+        oracle: The definition; receives the inputs in float64 and must be differentiable.
+        providers: Everyone measured, floors included.
+        differentiate: Names of the inputs whose gradient is part of the work.
+        quick: Also part of ``--quick``.
+        verify_rows: Compare only this many rows (first dimension of every input and output, where
+            rows are independent); the calls themselves run on everything. Default: compare all.
+    """
+
+    family: str
+    kernel: str
+    shape: str
+    dtype: str
+    mode: Literal["forward", "forward+backward"]
+    make: Callable[[], Inputs]
+    oracle: Call
+    providers: tuple[Provider, ...]
+    differentiate: tuple[str, ...] = ()
+    quick: bool = True
+    verify_rows: int | None = None
+
+    @property
+    def id(self) -> str:
+        """Name used on command lines and in reports."""
+        return f"{self.kernel}-{self.shape}-{self.dtype}-{self.mode}"
+
+    def provider(self, name: str) -> Provider:
+        """The provider of this name."""
+        return next(provider for provider in self.providers if provider.name == name)
+
+    def floor_of(self, provider: Provider) -> str | None:
+        """Name of the floor that bounds `provider`; None for floors and where there is none."""
+        floors = [other.name for other in self.providers if other.kind == "floor"]
+        if provider.kind == "floor" or not floors:
+            return None
+        return provider.floor or floors[0]
+
+
+def operations(families: Iterable[str] = FAMILIES, *, quick: bool = False) -> list[Operation]:
+    """All operations of the families, or the quick ones only."""
+    found: list[Operation] = []
+    for family in families:
+        found += importlib.import_module(f"oneshot.bench.{family}").OPERATIONS
+    return [operation for operation in found if operation.quick or not quick]
+
+
+def find(operation_id: str) -> Operation:
+    """The operation of this id, from all families."""
+    return next(operation for operation in operations() if operation.id == operation_id)
+
+
+def plain(call: Call) -> Callable[[], Call]:
+    """A `load` for a callable that needs nothing imported."""
+    return lambda: call
+
+
+def compiled(call: Call) -> Callable[[], Call]:
+    """A `load` that gives `call` to torch.compile (static shapes: its best case)."""
+    return lambda: torch.compile(call, fullgraph=True, dynamic=False)

@@ -1,0 +1,172 @@
+"""A process that computes and times on request, one JSON line in, one JSON line out.
+
+The instruction-set level is fixed once per process, so each level is a worker of its own; the
+parent (``measure.py``) decides who runs when.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import json
+import math
+import os
+import sys
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from oneshot._load import native
+from oneshot.bench import registry, verify
+from oneshot.bench.registry import Call, Inputs, Operation, Provider
+
+
+class Worker:
+    """Holds the inputs of one operation and runs its providers."""
+
+    def __init__(self) -> None:
+        self.operation: Operation | None = None
+        self.inputs: Inputs = {}
+        self.pristine: dict[str, torch.Tensor] = {}
+        self.calls: dict[str, Call] = {}
+        self.want: tuple[torch.Tensor | None, tuple[torch.Tensor, ...]] | None = None
+
+    def describe(self) -> dict[str, Any]:
+        """What this process runs with."""
+        module, _ = native()
+        return {"isa": module.isa() if module else "none", "threads": torch.get_num_threads()}
+
+    def open(self, operation: str) -> dict[str, Any]:
+        """Make the inputs of an operation."""
+        self.close()
+        self.operation = registry.find(operation)
+        torch.manual_seed(0)
+        self.inputs = self.operation.make()
+        return {}
+
+    def close(self) -> dict[str, Any]:
+        """Free everything the operation held."""
+        self.operation, self.want = None, None
+        self.inputs, self.pristine, self.calls = {}, {}, {}
+        if "torch._dynamo" in sys.modules:
+            torch.compiler.reset()
+        gc.collect()
+        _trim()
+        return {}
+
+    def verify(self, provider: str) -> dict[str, Any]:
+        """Load a provider (torch.compile compiles here) and judge its first result."""
+        assert self.operation is not None
+        chosen = self.operation.provider(provider)
+        if self.want is None:
+            self.want = verify.expected(self.operation, self.inputs)
+        for key in chosen.mutates:
+            self.pristine.setdefault(key, self.inputs[key].clone())
+        threads = torch.get_num_threads()
+        verdict = verify.Verdict("ok")
+        try:
+            call = chosen.load()
+            got = self._run(chosen, call)
+            if chosen.kind != "floor":
+                verdict = verify.compare(self.operation, chosen, got, *self.want)
+        except ImportError as error:
+            verdict = verify.Verdict("not installed", str(error))
+        except Exception as error:
+            verdict = verify.Verdict("failed", f"{type(error).__name__}: {error}")
+        self._restore(chosen)
+        if torch.get_num_threads() != threads:
+            torch.set_num_threads(threads)  # an imported library meddled
+        if verdict.status == "ok":
+            self.calls[provider] = call
+        return vars(verdict)
+
+    def calibrate(self, provider: str, min_time: float) -> dict[str, Any]:
+        """Calls per round, so that a round lasts at least `min_time` seconds."""
+        self._timed(provider, 1)
+        single = self._timed(provider, 1)["wall"]
+        iterations = max(1, math.ceil(min_time / max(single, 1e-7)))
+        if iterations > 1:
+            single = self._timed(provider, iterations)["wall"]
+            iterations = max(1, math.ceil(min_time / single))
+        return {"iterations": iterations, "wall": single}
+
+    def time(self, provider: str, iterations: int) -> dict[str, Any]:
+        """Seconds per call, wall and CPU of all threads, over `iterations` calls."""
+        if iterations > 1:  # short calls: the caches and threads are another process's until now
+            self._timed(provider, 1)
+        return self._timed(provider, iterations)
+
+    def peak(self, provider: str) -> dict[str, Any]:
+        """Largest resident memory during one call, above what was resident before it, in bytes."""
+        chosen, call = self._chosen(provider)
+        self._restore(chosen)
+        _trim()
+        try:
+            Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # resets VmHWM
+        except OSError:
+            return {"bytes": None}
+        before = _status("VmRSS")
+        self._run(chosen, call)
+        return {"bytes": _status("VmHWM") - before}
+
+    def _timed(self, provider: str, iterations: int) -> dict[str, Any]:
+        chosen, call = self._chosen(provider)
+        wall = cpu = 0.0
+        # Whoever spoils its inputs gets them back between calls, outside the clock.
+        bursts, length = (iterations, 1) if chosen.mutates else (1, iterations)
+        for _ in range(bursts):
+            self._restore(chosen)
+            wall_start, cpu_start = time.perf_counter(), time.process_time()
+            for _ in range(length):
+                self._run(chosen, call)
+            wall += time.perf_counter() - wall_start
+            cpu += time.process_time() - cpu_start
+        return {"wall": wall / iterations, "cpu": cpu / iterations}
+
+    def _chosen(self, provider: str) -> tuple[Provider, Call]:
+        assert self.operation is not None
+        return self.operation.provider(provider), self.calls[provider]
+
+    def _run(self, provider: Provider, call: Call) -> tuple[torch.Tensor, ...]:
+        assert self.operation is not None
+        differentiate = () if provider.kind == "floor" else self.operation.differentiate
+        return verify.step(call, self.inputs, differentiate)
+
+    def _restore(self, provider: Provider) -> None:
+        for key in provider.mutates:
+            self.inputs[key].copy_(self.pristine[key])
+
+
+def _trim() -> None:
+    """Give freed memory back, so that resident memory means live memory."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def _status(field: str) -> int:
+    for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
+        if line.startswith(field + ":"):
+            return int(line.split()[1]) * 1024
+    raise KeyError(field)
+
+
+def main() -> None:
+    """Serve requests until standard input closes."""
+    channel = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)  # whatever libraries print must not reach the channel
+    gc.disable()  # a collection costs up to a second here; it runs between operations only
+    worker = Worker()
+    for line in sys.stdin:
+        request = json.loads(line)
+        try:
+            reply = getattr(worker, request.pop("do"))(**request)
+        except Exception:
+            reply = {"raised": traceback.format_exc()}
+        print(json.dumps(reply), file=channel, flush=True)
+
+
+if __name__ == "__main__":
+    main()
