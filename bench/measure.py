@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -32,10 +33,15 @@ class WorkerDied(RuntimeError):
 class Worker:
     """Handle of one worker process (``worker.py``)."""
 
-    def __init__(self, isa: str | None) -> None:
+    def __init__(self, level: str | None) -> None:
+        self._level = level
+        self.start()
+
+    def start(self) -> None:
+        """Start the process; again after it died."""
         environment = dict(os.environ)
-        if isa is not None:
-            environment["ONESHOT_CPU_ISA"] = isa
+        if self._level is not None:
+            environment["ONESHOT_CPU_ISA"] = self._level
         self._log = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115
         self._process = subprocess.Popen(
             [sys.executable, "-m", "oneshot.bench.worker"],
@@ -48,6 +54,11 @@ class Worker:
         described = self.ask("describe")
         self.isa: str = described["isa"]
         self.threads: int = described["threads"]
+
+    @property
+    def alive(self) -> bool:
+        """Whether the process still runs."""
+        return self._process.poll() is None
 
     def ask(self, do: str, **arguments: Any) -> dict[str, Any]:
         """Send one request and wait for its answer."""
@@ -76,7 +87,8 @@ class Worker:
     def stop(self) -> None:
         """End the process."""
         assert self._process.stdin is not None
-        self._process.stdin.close()
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.close()
         self._process.wait()
         self._log.close()
 
@@ -101,7 +113,7 @@ class Measurement:
         threads: Threads torch and the kernels may use.
         status: "ok", "failed" or "not installed"; only "ok" is timed.
         detail: Reason when not ok.
-        error: Scaled error against float64.
+        error: Largest relative error (2-norm) against float64.
         tolerance: What was allowed.
         iterations: Calls per round.
         wall: Seconds per call, one entry per round.
@@ -159,6 +171,8 @@ def measure(
         One measurement per provider and, for our own, per instruction-set level.
     """
     for worker in workers:
+        if not worker.alive:
+            worker.start()
         worker.ask("open", operation=operation.id)
     entrants = list(_entrants(operation, workers))
     running = [(worker, entry) for worker, entry in entrants if entry.status == "ok" and timed]
@@ -166,9 +180,7 @@ def measure(
         found = worker.ask(
             "calibrate", provider=entry.provider.name, min_time=max(min_time, max_time / ROUNDS)
         )
-        entry.iterations = found["iterations"]
-        peak = worker.ask("peak", provider=entry.provider.name)
-        entry.peak_memory = peak["bytes"]
+        entry.iterations, entry.peak_memory = found["iterations"], found["peak_memory"]
     order, last = random.Random(seed), None
     while running:
         order.shuffle(running)
@@ -182,7 +194,8 @@ def measure(
         running = [
             (worker, entry)
             for worker, entry in running
-            if len(entry.wall) < min_rounds or sum(entry.wall) * entry.iterations < max_time
+            if len(entry.wall) < min_rounds
+            or (len(entry.wall) < 3 * ROUNDS and sum(entry.wall) * entry.iterations < max_time)
         ]
     for worker in workers:
         worker.ask("close")

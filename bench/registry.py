@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import torch
 
-FAMILIES = ("advantage",)
+FAMILIES = ("advantage", "logprob", "policy_loss")
 
 Inputs = dict[str, Any]
 Call = Callable[[Inputs], tuple[torch.Tensor, ...]]
@@ -44,6 +44,11 @@ class Provider:
     tolerance: float | None = None
 
 
+def operation_id(kernel: str, variant: str, shape: str, dtype: str, mode: str) -> str:
+    """Name of an operation on command lines and in reports."""
+    return "-".join(part for part in (kernel, variant, shape, dtype, mode) if part)
+
+
 @dataclass(frozen=True)
 class Operation:
     """One op at one shape, dtype and mode, with everyone who can compute it.
@@ -59,6 +64,7 @@ class Operation:
         providers: Everyone measured, floors included.
         differentiate: Names of the inputs whose gradient is part of the work.
         quick: Also part of ``--quick``.
+        variant: Which of several settings of the same kernel, e.g. "dapo".
         verify_rows: Compare only this many rows (first dimension of every input and output, where
             rows are independent); the calls themselves run on everything. Default: compare all.
     """
@@ -73,12 +79,13 @@ class Operation:
     providers: tuple[Provider, ...]
     differentiate: tuple[str, ...] = ()
     quick: bool = True
+    variant: str = ""
     verify_rows: int | None = None
 
     @property
     def id(self) -> str:
-        """Name used on command lines and in reports."""
-        return f"{self.kernel}-{self.shape}-{self.dtype}-{self.mode}"
+        """Unique name."""
+        return operation_id(self.kernel, self.variant, self.shape, self.dtype, self.mode)
 
     def provider(self, name: str) -> Provider:
         """The provider of this name."""

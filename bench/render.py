@@ -95,7 +95,8 @@ def markdown(machine: dict[str, Any], run: dict[str, Any], rows: list[Row]) -> s
         f"load average at start {run['load_average_at_start'][0]}.",
         "",
         "Time per call: median (quartiles) over interleaved rounds. Memory: peak above the inputs. "
-        "Error: against float64, scaled. Faster: time of the best peer (by wall time) over ours. "
+        "Error: largest of an output or gradient against float64, relative in the 2-norm. "
+        "Faster: time of the best peer (by wall time) over ours. "
         "Floor: time over that of a pass over the same memory that computes nothing. Ratios of "
         "medians, in brackets the quartiles of the ratio within rounds.",
     ]

@@ -19,7 +19,7 @@ from pytest_benchmark.utils import get_commit_info
 from oneshot._load import build_info, native
 from oneshot._version import __version__
 from oneshot.bench.measure import Measurement
-from oneshot.bench.registry import Operation
+from oneshot.bench.registry import Operation, operation_id
 
 SCHEMA = 1
 FOLDER = Path(__file__).resolve().parent / "results"
@@ -34,6 +34,7 @@ class Row:
     Args:
         family: Family of the op.
         kernel: Public function.
+        variant: Which of several settings of the kernel, or "".
         shape: Sizes, e.g. "2048x151936".
         dtype: Dtype of the main input.
         mode: "forward" or "forward+backward".
@@ -43,7 +44,7 @@ class Row:
         threads: Threads allowed.
         status: "ok", "failed", "not installed" or "not timed".
         detail: Reason when not ok.
-        error: Largest scaled error against float64 (see docs/benchmarks.md).
+        error: Largest relative error (2-norm) of an output or gradient against float64.
         tolerance: Allowed error.
         floor: Shown name of the floor that bounds this provider.
         metric: "wall", "cpu" (all threads) or "peak_memory" (above the inputs).
@@ -58,6 +59,7 @@ class Row:
 
     family: str
     kernel: str
+    variant: str
     shape: str
     dtype: str
     mode: str
@@ -82,7 +84,7 @@ class Row:
     @property
     def operation(self) -> str:
         """Id of the operation."""
-        return f"{self.kernel}-{self.shape}-{self.dtype}-{self.mode}"
+        return operation_id(self.kernel, self.variant, self.shape, self.dtype, self.mode)
 
 
 def summary(samples: list[float]) -> dict[str, Any]:
@@ -99,6 +101,7 @@ def rows(operation: Operation, measurements: list[Measurement]) -> list[Row]:
         common: dict[str, Any] = {
             "family": operation.family,
             "kernel": operation.kernel,
+            "variant": operation.variant,
             "shape": operation.shape,
             "dtype": operation.dtype,
             "mode": operation.mode,

@@ -84,14 +84,15 @@ class Worker:
         return vars(verdict)
 
     def calibrate(self, provider: str, min_time: float) -> dict[str, Any]:
-        """Calls per round, so that a round lasts at least `min_time` seconds."""
-        self._timed(provider, 1)
-        single = self._timed(provider, 1)["wall"]
-        iterations = max(1, math.ceil(min_time / max(single, 1e-7)))
-        if iterations > 1:
-            single = self._timed(provider, iterations)["wall"]
-            iterations = max(1, math.ceil(min_time / single))
-        return {"iterations": iterations, "wall": single}
+        """Peak memory of one call, and calls per round so that it lasts `min_time` seconds."""
+        peak, wall = self._peak(provider)
+        iterations = 1
+        if wall < 50 * min_time:  # that call paid for page faults and caches
+            wall = min(wall, self._timed(provider, 1)["wall"])
+        while wall * iterations < min_time and iterations < 1_000_000:
+            iterations = math.ceil(min(min_time / max(wall, 1e-7), 100 * iterations))
+            wall = min(wall, self._timed(provider, iterations)["wall"])
+        return {"iterations": iterations, "peak_memory": peak}
 
     def time(self, provider: str, iterations: int) -> dict[str, Any]:
         """Seconds per call, wall and CPU of all threads, over `iterations` calls."""
@@ -99,18 +100,20 @@ class Worker:
             self._timed(provider, 1)
         return self._timed(provider, iterations)
 
-    def peak(self, provider: str) -> dict[str, Any]:
-        """Largest resident memory during one call, above what was resident before it, in bytes."""
+    def _peak(self, provider: str) -> tuple[int | None, float]:
+        """Largest resident memory during one call above that before it, in bytes; its seconds."""
         chosen, call = self._chosen(provider)
         self._restore(chosen)
         _trim()
         try:
             Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # resets VmHWM
+            before = _status("VmRSS")
         except OSError:
-            return {"bytes": None}
-        before = _status("VmRSS")
+            before = None
+        start = time.perf_counter()
         self._run(chosen, call)
-        return {"bytes": _status("VmHWM") - before}
+        wall = time.perf_counter() - start
+        return (None if before is None else _status("VmHWM") - before), wall
 
     def _timed(self, provider: str, iterations: int) -> dict[str, Any]:
         chosen, call = self._chosen(provider)
