@@ -150,12 +150,12 @@ struct Sum64 {
   }
 };
 
-#include "cpu/simd/math.inc"
-
-inline F32 exp2_flush(F32& z) {
-  z = max(set1(-127.0f), z);
-  const __m256 n = _mm256_floor_ps(z.v);
-  const __m256i exponent = _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127));
-  const F32 scale = {_mm256_castsi256_ps(_mm256_slli_epi32(exponent, 23))};
-  return exp2_fraction({_mm256_sub_ps(z.v, n)}) * scale;
+inline constexpr float kExp2Lowest = -127.0f;
+inline F32 exp2_fraction(F32 z) { return {_mm256_sub_ps(z.v, _mm256_floor_ps(z.v))}; }
+inline F32 exp2_scale(F32 p, F32 z) {
+  const __m256i exponent = _mm256_cvtps_epi32(_mm256_floor_ps(z.v));
+  const __m256i bits = _mm256_slli_epi32(_mm256_add_epi32(exponent, _mm256_set1_epi32(127)), 23);
+  return {_mm256_mul_ps(p.v, _mm256_castsi256_ps(bits))};
 }
+
+#include "cpu/simd/math.inc"

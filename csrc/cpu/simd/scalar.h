@@ -127,18 +127,21 @@ struct Sum64 {
   double total() const { return v; }
 };
 
-#include "cpu/simd/math.inc"
 
-// 2^z for z <= 0, cheaply. NaN stays NaN; far below the normal range the result is 0, and z is
-// clamped there, so that z * 2^z is 0 (not NaN) for z = -inf.
-inline F32 exp2_flush(F32& z) {
-  z = max(set1(-126.9f), z);
-  // Adding 1.5 * 2^23 leaves floor(z) in the low bits of the sum (at a tie either neighbour serves).
-  const float shifted = (z.v - 0.5f) + 12582912.0f;
+// The three parts of exp2_flush (simd/math.inc) that differ between levels: where 2^z has become 0,
+// z - floor(z), and p * 2^floor(z).
+// floor(z) in the low bits of z + 1.5 * 2^23 (at a tie either neighbour serves).
+inline float floor_in_mantissa(F32 z) { return (z.v - 0.5f) + 12582912.0f; }
+inline constexpr float kExp2Lowest = -126.9f;
+inline F32 exp2_fraction(F32 z) { return {z.v - (floor_in_mantissa(z) - 12582912.0f)}; }
+inline F32 exp2_scale(F32 p, F32 z) {
+  const float shifted = floor_in_mantissa(z);
   uint32_t bits;
   std::memcpy(&bits, &shifted, sizeof(bits));
   bits = (bits + 127u) << 23;
   float scale;
   std::memcpy(&scale, &bits, sizeof(scale));
-  return exp2_fraction({z.v - (shifted - 12582912.0f)}) * F32{scale};
+  return {p.v * scale};
 }
+
+#include "cpu/simd/math.inc"
