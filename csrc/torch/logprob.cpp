@@ -7,11 +7,8 @@
 #include <tuple>
 #include <vector>
 
-#if defined(__linux__)
-#include <sys/mman.h>
-#endif
-
 #include "torch/checks.h"
+#include "torch/huge_pages.h"
 
 namespace oneshot {
 namespace {
@@ -212,22 +209,6 @@ void backward_into(const std::optional<Tensor>& grad_logprobs,
   for_rows(in, [&](int64_t begin, int64_t end) { return cpu::logprob_backward(args, begin, end); });
 }
 
-// A fresh gradient of this size is page faults more than anything else: 4 KiB pages cost more than
-// computing it. Ask for huge pages; the kernel may refuse, and nothing changes but the time.
-void prefer_huge_pages(const Tensor& fresh, int64_t bytes) {
-#if defined(__linux__) && defined(MADV_HUGEPAGE)
-  constexpr uintptr_t kHuge = uintptr_t{1} << 21;
-  const uintptr_t begin = reinterpret_cast<uintptr_t>(fresh.const_data_ptr());
-  const uintptr_t first = (begin + kHuge - 1) / kHuge * kHuge;
-  const uintptr_t last = (begin + uintptr_t(bytes)) / kHuge * kHuge;
-  if (last > first + 8 * kHuge) {
-    madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
-  }
-#else
-  (void)fresh, (void)bytes;
-#endif
-}
-
 int64_t element_bytes(DType dtype) {
   switch (dtype) {
     case DType::kFloat64:
@@ -248,7 +229,8 @@ Tensor backward(const std::optional<Tensor>& grad_logprobs,
                 double temperature) {
   const Input in = make_input(logits, targets, mask, keep_mask, temperature);
   Tensor grad = torch::stable::new_empty(logits, logits.sizes());
-  prefer_huge_pages(grad, grad.numel() * element_bytes(in.pointers.dtype));
+  // Fresh memory costs more than computing the gradient (measured in docs/ops/logprob.md).
+  prefer_huge_pages(grad.mutable_data_ptr(), grad.numel() * element_bytes(in.pointers.dtype));
   Rows rows;
   rows_of(grad, grad, rows);
   backward_into(grad_logprobs, grad_entropy, in, logprobs, stats, grad.mutable_data_ptr(), rows);
