@@ -16,6 +16,7 @@ PANELS = (
     ("Gradient norm", ("optimizer/grad_norm",)),
     ("Boxed and truncated share", ("response/boxed_ratio", "response/truncated_ratio")),
 )
+LABELS = {"response/length_mean": "training", "validation/mean_tokens": "validation"}
 
 
 def plot_curves(history: Sequence[dict[str, Any]], path: Path, title: str = "") -> None:
@@ -36,7 +37,10 @@ def plot_curves(history: Sequence[dict[str, Any]], path: Path, title: str = "") 
         return
     columns = min(4, len(panels))
     lines = -(-len(panels) // columns)
-    figure = Figure(figsize=(3.2 * columns, 2.5 * lines), layout="constrained")
+    figure = Figure(figsize=(3.2 * columns, 2.5 * lines))
+    # Fixed margins: matplotlib's own layout engines take longer than the drawing.
+    left, top = 0.55 / (3.2 * columns), 1 - 0.45 / (2.5 * lines)
+    figure.subplots_adjust(left, 0.3 / (2.5 * lines), 0.99, top, wspace=0.25, hspace=0.35)
     FigureCanvasAgg(figure)
     for i, (name, keys) in enumerate(panels):
         axes = figure.add_subplot(lines, columns, i + 1)
@@ -44,7 +48,7 @@ def plot_curves(history: Sequence[dict[str, Any]], path: Path, title: str = "") 
             points = [(row["step"], row[key]) for row in history if key in row]
             if points:
                 marker = "o" if key.startswith("validation/") else None
-                label = key.split("/")[1].replace("_", " ")
+                label = LABELS.get(key, key.split("/")[1].replace("_", " "))
                 axes.plot(*zip(*points, strict=True), marker=marker, markersize=3, label=label)
         if "validation/accuracy" in keys:
             _band(axes, history)

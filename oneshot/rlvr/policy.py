@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 
@@ -23,7 +23,8 @@ def load_policy(
         ValueError: The tokenizer has more tokens than the model has embeddings.
     """
     model = models.load_model(str(source), dtype=config.dtype)
-    size = model.get_input_embeddings().num_embeddings
+    embeddings = cast(torch.nn.Embedding, model.get_input_embeddings())
+    size = embeddings.num_embeddings
     if len(tokenizer) > size:
         raise ValueError(
             f"the tokenizer of {config.source!r} has {len(tokenizer)} tokens, but the model "
@@ -32,4 +33,6 @@ def load_policy(
     device = config.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    return model.to(device).eval()
+    module: torch.nn.Module = model  # transformers' own annotation of `to` is that of a decorator
+    module.to(device).eval()
+    return model

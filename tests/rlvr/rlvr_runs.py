@@ -1,9 +1,9 @@
 """Runs that are really killed.
 
-`python rlvr_runs.py` imports everything once and then forks one process per command it reads, so that a
-run costs a fraction of a second instead of the seconds of the imports. A command is a JSON object
-with the keys tiny, output, resume and kill_at: the process sends itself SIGKILL at its
-kill_at-th touch of a file in the output folder (open, create, rename, remove, fsync).
+`python rlvr_runs.py` imports everything once and then forks one process per command it reads, so
+that a run costs a fraction of a second instead of the seconds of the imports. A command is a JSON
+object with the keys tiny, output, resume, overrides and kill_at: the process sends itself SIGKILL
+at its kill_at-th touch of a file in the output folder (open, create, rename, remove, fsync).
 """
 
 import json
@@ -57,14 +57,14 @@ class Runner:
 
 
 def serve():
-    import matplotlib.backends.backend_agg  # noqa: F401
     import rlvr_tiny
     import torch
-    import torch.utils.tensorboard  # noqa: F401
-    from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: F401
+    import torch.utils.tensorboard
 
-    from oneshot.rlvr.trainer import train
+    from oneshot.rlvr import trainer
 
+    # Drawing takes longer than the run; the file is still written where the curves would be.
+    trainer.plot_curves = lambda history, path: path.write_bytes(b"")
     torch.set_num_threads(1)
     for line in sys.stdin:
         command = json.loads(line)
@@ -79,7 +79,7 @@ def serve():
             )
             status = 0
             try:
-                train(config, resume=command["resume"], reward=rlvr_tiny.share_of_a)
+                trainer.train(config, resume=command["resume"], reward=rlvr_tiny.share_of_a)
             except BaseException as error:
                 print(f"{type(error).__name__}: {error}", file=sys.stderr)
                 status = 1

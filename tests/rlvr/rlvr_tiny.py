@@ -18,8 +18,8 @@ TEMPLATE = (
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
-    # transformers reads the tokenizer of any Qwen2 model as its own class, which adds this pad token
-    # when it is missing.
+    # transformers reads the tokenizer of any Qwen2 model as its own class, which adds this pad
+    # token when it is missing.
     symbols = ["<|endoftext|>", "</s>", "<s>", *sorted(set(CHARACTERS))]
     tokenizer = Tokenizer(models.WordLevel({s: i for i, s in enumerate(symbols)}, unk_token="?"))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("<s>|."), "isolated")

@@ -1,6 +1,8 @@
 """Loss and update against the formulas of the paper's code in float64, and against each other."""
 
 import copy
+import itertools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -98,8 +100,6 @@ ALGORITHMS = [
 @pytest.mark.parametrize("tokens", [10**6, 60, 1])
 def test_update_has_the_loss_and_gradient_of_the_formula(scene, algorithm, tokens):
     """One batch, several micro-batches and one row at a time: the same numbers."""
-    from dataclasses import replace
-
     model, reference, rollout, advantages = scene
     loss, entropy = oracle(model, reference, rollout, advantages, algorithm)
     expected = torch.autograd.grad(loss, list(model.parameters()))
@@ -180,7 +180,7 @@ def test_positive_entropy_coefficient_raises_the_entropy(scene):
     run.schedule = OptimizerConfig(lr=0.05)
     zero = torch.zeros(12)
     entropies = [run.update(rollout, zero, step)["policy/entropy"] for step in range(5)]
-    assert all(later > earlier for earlier, later in zip(entropies, entropies[1:], strict=False))
+    assert all(later > earlier for earlier, later in itertools.pairwise(entropies))
 
 
 def test_figures_of_the_paper_sheet():

@@ -67,7 +67,7 @@ def test_the_run_learns_and_moves_the_weights(whole, tiny_folder):
     assert touches > 60
 
 
-@pytest.mark.parametrize("share", [0.05, 0.3, 0.5, 0.72, 0.99])
+@pytest.mark.parametrize("share", [0.05, 0.5, 0.72, 0.99])
 def test_killed_at_a_file_operation(runner, tiny_folder, whole, tmp_path, share):
     kill_and_resume(runner, tiny_folder, tmp_path / "run", [round(share * whole[1])])
     assert_same_end(tmp_path / "run", whole[0])
@@ -120,7 +120,7 @@ def test_resume_refuses_another_run(tiny_folder, whole, tmp_path):
         train(rlvr_tiny.config(tiny_folder, output))
     with pytest.raises(ValueError, match=r"optimizer\.lr: 0\.001 there, 0\.002 now"):
         train(rlvr_tiny.config(tiny_folder, output, "--optimizer.lr=2e-3"), resume=True)
-    with pytest.raises(ValueError, match="run.steps is 3, but the run is already at step 6"):
+    with pytest.raises(ValueError, match=r"run\.steps is 3, but the run is already at step 6"):
         train(rlvr_tiny.config(tiny_folder, output, "--run.steps=3"), resume=True)
     assert fingerprint(output) == before
     state = output / "checkpoints" / "step_000006" / "trainer_state.json"
@@ -130,7 +130,7 @@ def test_resume_refuses_another_run(tiny_folder, whole, tmp_path):
         with pytest.raises(ValueError, match="the training data is not that of the run to resume"):
             train(rlvr_tiny.config(tiny_folder, output), resume=True)
         state.write_text("{")
-        with pytest.raises(checkpoint.CheckpointError, match="no readable trainer_state.json"):
+        with pytest.raises(checkpoint.CheckpointError, match=r"no readable trainer_state\.json"):
             train(rlvr_tiny.config(tiny_folder, output), resume=True)
     finally:
         state.write_text(text)

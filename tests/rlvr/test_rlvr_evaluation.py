@@ -1,0 +1,81 @@
+"""Evaluation figures against enumeration and published values."""
+
+import itertools
+import json
+
+import pytest
+
+from oneshot.rlvr.config import PromptConfig
+from oneshot.rlvr.data import Problem, read_problems
+from oneshot.rlvr.evaluation import evaluate, pass_at_k, wilson_interval
+from oneshot.rlvr.rewards import FunctionReward
+
+
+def test_wilson_interval():
+    # Newcombe 1998 (Statistics in Medicine 17, 857-872), table I: 81/263, 15/148, 0/20, 1/29.
+    for hits, count, low, high in (
+        (81, 263, 0.2553, 0.3662),
+        (15, 148, 0.0624, 0.1605),
+        (0, 20, 0.0, 0.1611),
+        (1, 29, 0.0061, 0.1718),
+    ):
+        found = wilson_interval(hits / count, count)
+        assert found == pytest.approx((low, high), abs=5e-5)
+    assert wilson_interval(1.0, 7)[1] == 1.0
+    with pytest.raises(ValueError, match="count must be positive, got 0"):
+        wilson_interval(0.5, 0)
+
+
+@pytest.mark.parametrize("samples", [1, 2, 5, 7])
+def test_pass_at_k_is_the_share_of_subsets_with_a_hit(samples):
+    for correct in range(samples + 1):
+        outcomes = [True] * correct + [False] * (samples - correct)
+        for k in range(1, samples + 1):
+            subsets = list(itertools.combinations(outcomes, k))
+            assert pass_at_k(samples, correct, k) == pytest.approx(
+                sum(map(any, subsets)) / len(subsets)
+            )
+    with pytest.raises(ValueError, match=f"between 1 and samples = {samples}"):
+        pass_at_k(samples, 0, samples + 1)
+
+
+def run(tiny, problems, **options):
+    model, tokenizer = tiny
+    grader = FunctionReward(lambda texts, problems: [float("a" in text) for text in texts])
+    defaults = {"template": PromptConfig(), "max_new_tokens": 12, "batch_size": 4}
+    return evaluate(model, tokenizer, problems, grader=grader, **{**defaults, **options})
+
+
+def test_figures_are_those_of_the_records(tiny, tiny_folder):
+    problems = read_problems(tiny_folder / "eval.jsonl")
+    result = run(tiny, problems, temperature=1.0, samples=6, seed=3)
+    assert [record["answer"] for record in result.records] == [p.answer for p in problems]
+    scores = [record["scores"] for record in result.records]
+    for record in result.records:
+        assert record["scores"] == [float("a" in text) for text in record["responses"]]
+    hits = [int(sum(row)) for row in scores]
+    assert 0 < sum(hits) < 18
+    assert result.accuracy == pytest.approx(sum(hits) / 18)
+    assert result.interval == wilson_interval(result.accuracy, 3)
+    assert result.pass_at_k == {
+        k: pytest.approx(sum(pass_at_k(6, hit, k) for hit in hits) / 3) for k in (1, 2, 4)
+    }
+    assert result.figures().keys() >= {"accuracy", "boxed_ratio", "truncated_ratio"}
+    json.dumps(result.figures())
+    assert run(tiny, problems, temperature=1.0, samples=6, seed=3) == result
+    assert run(tiny, problems, temperature=1.0, samples=6, seed=4) != result
+
+
+def test_greedy_does_not_depend_on_batches(tiny, tiny_folder):
+    problems = read_problems(tiny_folder / "eval.jsonl") * 5
+    assert run(tiny, problems, batch_size=1) == run(tiny, problems, batch_size=64)
+
+
+def test_lengths_boxes_and_truncation(tiny):
+    problems = [Problem([{"role": "user", "content": "1"}], "a")]
+    result = run(tiny, problems, max_new_tokens=1)
+    assert result.mean_tokens == 1
+    assert result.truncated_ratio in (0, 1)
+    assert result.boxed_ratio == 0
+    with pytest.raises(ValueError, match="problems is empty"):
+        run(tiny, [])
