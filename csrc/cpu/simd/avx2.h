@@ -51,6 +51,26 @@ inline void store(Float16* p, F32 a) {
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p),
                    _mm256_cvtps_ph(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
 }
+// Two vectors of bfloat16 at once, rounded to nearest even.
+inline __m256i rounded_upper_half(F32 x) {
+  const __m256i bits = _mm256_castps_si256(x.v);
+  const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+  const __m256i rounded = _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
+  return _mm256_srli_epi32(rounded, 16);
+}
+inline void store_two(BFloat16* p, F32 a, F32 b) {
+  if (__builtin_expect(_mm256_movemask_ps(_mm256_cmp_ps(a.v, b.v, _CMP_UNORD_Q)) != 0, 0)) {
+    store(p, a);
+    store(p + 8, b);
+    return;
+  }
+  const __m256i words = _mm256_packus_epi32(rounded_upper_half(a), rounded_upper_half(b));
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm256_permute4x64_epi64(words, 0xd8));
+}
+inline void store_all(BFloat16* p, const F32 (&a)[4]) {
+  store_two(p, a[0], a[1]);
+  store_two(p + 16, a[2], a[3]);
+}
 inline void store_n(float* p, int64_t n, F32 a) { _mm256_maskstore_ps(p, first_lanes(n), a.v); }
 template <typename T>
 inline void store_n(T* p, int64_t n, F32 a) {

@@ -20,8 +20,8 @@ inline F32 widen(const BFloat16*, __m256i words) {
   // Word i to the upper half of lane i, zero to the lower: one shuffle instead of two instructions.
   const __m512i spread = _mm512_set_epi16(15, 0, 14, 0, 13, 0, 12, 0, 11, 0, 10, 0, 9, 0, 8, 0, 7,
                                           0, 6, 0, 5, 0, 4, 0, 3, 0, 2, 0, 1, 0, 0, 0);
-  return {_mm512_castsi512_ps(_mm512_maskz_permutexvar_epi16(
-      0xaaaaaaaa, spread, _mm512_castsi256_si512(words)))};
+  return {_mm512_castsi512_ps(
+      _mm512_maskz_permutexvar_epi16(0xaaaaaaaa, spread, _mm512_castsi256_si512(words)))};
 }
 inline F32 widen(const Float16*, __m256i words) { return {_mm512_cvtph_ps(words)}; }
 template <typename T>
@@ -54,7 +54,7 @@ inline void store(T* p, F32 a) {
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), narrow(p, a));
 }
 // Two vectors of bfloat16 at once: the upper halves of both, rounded to nearest even.
-inline __m512i round_upper_half(F32 x) {
+inline __m512i rounded_bits(F32 x) {
   const __m512i bits = _mm512_castps_si512(x.v);
   const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
   return _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
@@ -65,11 +65,10 @@ inline void store_two(BFloat16* p, F32 a, F32 b) {
     store(p + 16, b);
     return;
   }
-  const __m512i upper = _mm512_set_epi16(63, 61, 59, 57, 55, 53, 51, 49, 47, 45, 43, 41, 39, 37, 35,
-                                         33, 31, 29, 27, 25, 23, 21, 19, 17, 15, 13, 11, 9, 7, 5,
-                                         3, 1);
-  _mm512_storeu_si512(
-      p, _mm512_permutex2var_epi16(round_upper_half(a), upper, round_upper_half(b)));
+  const __m512i upper =
+      _mm512_set_epi16(63, 61, 59, 57, 55, 53, 51, 49, 47, 45, 43, 41, 39, 37, 35, 33, 31, 29, 27,
+                       25, 23, 21, 19, 17, 15, 13, 11, 9, 7, 5, 3, 1);
+  _mm512_storeu_si512(p, _mm512_permutex2var_epi16(rounded_bits(a), upper, rounded_bits(b)));
 }
 inline void store_all(BFloat16* p, const F32 (&a)[4]) {
   store_two(p, a[0], a[1]);

@@ -127,7 +127,6 @@ struct Sum64 {
   double total() const { return v; }
 };
 
-
 // The three parts of exp2_flush (simd/math.inc) that differ between levels: where 2^z has become 0,
 // z - floor(z), and p * 2^floor(z).
 // floor(z) in the low bits of z + 1.5 * 2^23 (at a tie either neighbour serves).
