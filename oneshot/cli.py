@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -62,6 +63,7 @@ def _rlvr_train(words: list[str]) -> int:
         config = instantiate(TrainConfig, parser, parsed)
         from oneshot.rlvr.trainer import train
 
+        _hide_loading_bars()
         result = train(config, resume=parsed.resume)
     except (ValueError, OSError, RuntimeError, FloatingPointError) as error:
         return _failed(error)
@@ -88,6 +90,7 @@ def _rlvr_eval(words: list[str]) -> int:
         config = instantiate(EvaluateConfig, parser, parsed)
         from oneshot.rlvr.evaluation import evaluate_config
 
+        _hide_loading_bars()
         result = evaluate_config(config)
     except (ValueError, OSError, RuntimeError) as error:
         return _failed(error)
@@ -130,10 +133,15 @@ def _info(words: list[str]) -> int:
     return 0
 
 
+def _hide_loading_bars() -> None:
+    """Switches off transformers' bars for reading and writing weights."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+
+
 def _failed(error: Exception) -> int:
     """Prints the message of an expected failure; ONESHOT_TRACEBACK=1 shows where it came from."""
-    import os
-
     if os.environ.get("ONESHOT_TRACEBACK") == "1":
         raise error
     print(f"oneshot: {type(error).__name__}: {error}", file=sys.stderr)

@@ -1,0 +1,94 @@
+"""The console script, in this process."""
+
+import json
+
+import pytest
+import torch
+
+from oneshot import __version__
+from oneshot.cli import main
+from oneshot.rlvr.metrics import read_jsonl
+
+
+@pytest.fixture(autouse=True)
+def _threads():
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+def test_help_version_and_unknown_commands(capsys):
+    assert main(["--help"]) == 0
+    assert "rlvr train" in capsys.readouterr().out
+    assert main(["rlvr", "--help"]) == 0
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out.strip().endswith(__version__)
+    assert main([]) == 2
+    assert main(["rlvr"]) == 2
+    assert main(["fly"]) == 2
+    assert "oneshot: no command 'fly'" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="0"):
+        main(["rlvr", "train", "--help"])
+    assert "Learning rate." in capsys.readouterr().out
+
+
+def test_info(capsys):
+    assert main(["info", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["torch"] == torch.__version__
+    assert main(["info"]) == 0
+    assert "instruction set in use" in capsys.readouterr().out
+
+
+def words(tiny_folder, tmp_path):
+    (tmp_path / "run.yaml").write_text(
+        f"model: {{source: {tiny_folder / 'model'}}}\n"
+        f"data: {{path: {tiny_folder / 'train.jsonl'}}}\n"
+        "rollout: {batch_size: 2, samples_per_prompt: 2, max_new_tokens: 6}\n"
+        f"evaluation: {{path: {tiny_folder / 'eval.jsonl'}}}\n"
+        f"run: {{output: {tmp_path / 'run'}, steps: 1, threads: 1}}\n"
+    )
+    return ["rlvr", "train", "--config", str(tmp_path / "run.yaml")]
+
+
+def test_train_resume_and_evaluate(tiny_folder, tmp_path, capsys):
+    command = [*words(tiny_folder, tmp_path), "--optimizer.lr", "1e-3"]
+    assert main(command) == 0
+    out = capsys.readouterr().out
+    assert "step 1: reward 0.000, validation accuracy 0.000 -> 0.000" in out
+    checkpoint = tmp_path / "run" / "checkpoints" / "step_000001"
+    assert str(checkpoint) in out
+    assert main(command) == 1
+    assert "oneshot: FileExistsError: run.output" in capsys.readouterr().err
+    assert main([*command, "--run.steps", "2", "--resume"]) == 0
+    assert [row["step"] for row in read_jsonl(tmp_path / "run" / "metrics.jsonl")] == [0, 1, 2]
+    capsys.readouterr()
+
+    command = [
+        "rlvr",
+        "eval",
+        f"--model.source={checkpoint}",
+        f"--data.path={tiny_folder}/eval.jsonl",
+    ]
+    command += ["--max_new_tokens=6", f"--output={tmp_path / 'e.json'}"]
+    assert main(command) == 0
+    figures = json.loads(capsys.readouterr().out)
+    assert figures["problems"] == 3
+    written = json.loads((tmp_path / "e.json").read_text())
+    assert {key: written[key] for key in figures} == figures
+    assert len(written["records"]) == 3
+
+
+def test_failures_are_one_line(tiny_folder, tmp_path, capsys, monkeypatch):
+    command = [*words(tiny_folder, tmp_path), f"--data.path={tmp_path / 'none.jsonl'}"]
+    assert main(command) == 1
+    error = capsys.readouterr().err.strip()
+    assert error.endswith("none.jsonl: no such file of problems")
+    assert "Traceback" not in error
+    monkeypatch.setenv("ONESHOT_TRACEBACK", "1")
+    with pytest.raises(FileNotFoundError):
+        main([*command, "--resume"])
+    with pytest.raises(SystemExit, match="2"):
+        main([*command, "--rollout.temperature=hot"])
+    monkeypatch.delenv("ONESHOT_TRACEBACK")
+    assert main([*command, "--rollout.temperature=0"]) == 1
+    assert "rollout.temperature must be > 0, got 0.0" in capsys.readouterr().err
