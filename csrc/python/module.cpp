@@ -12,4 +12,5 @@ PYBIND11_MODULE(_C, m) {
   m.attr("compiler") = __VERSION__;
   oneshot::bind_advantage(m);
   oneshot::bind_logprob(m);
+  oneshot::bind_policy_loss(m);
 }

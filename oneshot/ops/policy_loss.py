@@ -297,8 +297,10 @@ _INPUTS = 9  # tensors before the options
 
 def _policy_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     logprobs, old, advantages, mask, ref, _, importance, cu_seqlens, _ = inputs[:_INPUTS]
-    ctx.save_for_backward(logprobs, old, advantages, mask, ref, importance, cu_seqlens, output[2])
     ctx.options = inputs[_INPUTS:]
+    if PolicyOptions(*ctx.options).kl_coef == 0:
+        ref = None  # only reported
+    ctx.save_for_backward(logprobs, old, advantages, mask, ref, importance, cu_seqlens, output[2])
     ctx.mark_non_differentiable(output[1], output[2])
 
 

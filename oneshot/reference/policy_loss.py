@@ -158,6 +158,9 @@ def _tokens(like: Tensor, mask: Tensor | None, cu_seqlens: Tensor | None) -> _To
         sequence = torch.arange(batch, device=like.device).repeat_interleave(width)
     else:
         batch = cu_seqlens.numel() - 1
+        rises = cu_seqlens[0] == 0 and cu_seqlens[-1] == like.numel() and cu_seqlens.diff().ge(0).all()
+        if not rises:
+            raise ValueError(f"cu_seqlens must rise from 0 to {like.numel()}, got {cu_seqlens}")
         sequence = torch.arange(batch, device=like.device).repeat_interleave(
             cu_seqlens.diff(), output_size=like.numel()
         )
@@ -203,7 +206,7 @@ def token_weights(
 
 
 def _all_weights(lengths: Tensor, count: Tensor | None, options: PolicyOptions) -> Tensor:
-    """[3, B] float64: a token's weight in policy, KL and entropy term, signed coefficient included."""
+    """[3, B] float64: token weights of policy, KL and entropy term, signed coefficient included."""
 
     def weights(own: int) -> Tensor:
         like_policy = own < 0
@@ -231,7 +234,7 @@ def exp_minus_one_minus_x(x: Tensor) -> Tensor:
     for order in range(13, 2, -1):
         factorial /= order
         series = series * x + 1.0 / factorial
-    return torch.where(x.abs() < 0.35, x * x * series, torch.expm1(x) - x)
+    return torch.where(x.abs() < 0.7, x * x * series, torch.expm1(x) - x)
 
 
 def _kl_terms(
@@ -241,7 +244,6 @@ def _kl_terms(
     log_ratio = ref_logprobs - logprobs
     bound = options.kl_log_ratio_clamp
     x = log_ratio.clamp(-bound, bound)
-    inside = log_ratio.abs() <= bound
     kind = Kl(options.kl)
     if kind in (Kl.K1, Kl.K1_PLUS):
         value, slope = -x, torch.ones_like(x)
@@ -252,7 +254,8 @@ def _kl_terms(
     else:
         value = exp_minus_one_minus_x(x)
         slope = -torch.expm1(x)
-    slope = torch.where(inside & (value.abs() <= options.kl_clamp), slope, 0)
+    held = (log_ratio.abs() > bound) | (value.abs() > options.kl_clamp)
+    slope = torch.where(held, 0, slope)
     value = value.clamp(-options.kl_clamp, options.kl_clamp)
     if kind in (Kl.K1_PLUS, Kl.K3_PLUS, Kl.ABS_PLUS):
         slope = -log_ratio
@@ -331,11 +334,11 @@ def _evaluate(
     if options.ratio != Ratio.TOKEN:
         mean = tokens.per_sequence(log_ratio) / tokens.lengths.clamp(min=1)
         exponent = mean.to(new.dtype)[tokens.sequence]
-    inside = (exponent >= options.log_ratio_min) & (exponent <= options.log_ratio_max)
+    held = (exponent < options.log_ratio_min) | (exponent > options.log_ratio_max)
     ratio = exponent.clamp(options.log_ratio_min, options.log_ratio_max).exp()
 
     policy = _policy_terms(ratio, new, tokens.spread(advantages), options)
-    policy = policy._replace(by_log_ratio=torch.where(inside, policy.by_log_ratio, 0))
+    policy = policy._replace(by_log_ratio=torch.where(held, 0, policy.by_log_ratio))
     if importance_weights is not None:
         weight = tokens.spread(importance_weights)
         policy = policy._replace(
@@ -350,7 +353,7 @@ def _evaluate(
         if options.kl_importance_weighted:
             kl = kl * ratio
             kl_by_logprob = kl_by_logprob * ratio
-            kl_by_log_ratio = torch.where(inside, kl, 0)
+            kl_by_log_ratio = torch.where(held, 0, kl)
     entropies = zero if entropy is None else tokens.flat(entropy)
     return _Batch(tokens, policy, kl, kl_by_logprob, kl_by_log_ratio, entropies, log_ratio, ratio)
 
@@ -416,7 +419,9 @@ def policy_loss(
     sums = torch.stack(
         [tokens.per_sequence(x) for x in (batch.policy.value, batch.kl, batch.entropy)]
     )
-    loss = (weights * sums).sum()
+    # a term of coefficient 0 is only reported: were it infinite, 0 * inf would spoil the loss
+    reported = torch.tensor([choice.policy_coef, choice.kl_coef, choice.entropy_coef]) == 0
+    loss = torch.where(reported.to(sums.device)[:, None], 0, weights * sums).sum()
     metrics = _metrics(batch, (plain * sums).sum(dim=1))
     return loss.to(tokens.dtype), metrics.to(tokens.dtype), weights
 
@@ -437,6 +442,8 @@ def policy_loss_backward(
 ) -> tuple[Tensor, Tensor]:
     """Gradients by log-probabilities and entropy, in their shape (empty if not asked for)."""
     choice = PolicyOptions(*options)  # type: ignore[arg-type]
+    if choice.kl_coef == 0:
+        ref_logprobs = None
     batch = _evaluate(
         logprobs, old_logprobs, advantages, mask, ref_logprobs, None, importance_weights,
         cu_seqlens, choice,
@@ -446,8 +453,11 @@ def policy_loss_backward(
     policy_scale, kl_scale, entropy_scale = (row[tokens.sequence] for row in scale)
     by_logprobs = by_entropy = logprobs.new_empty(0)
     if grad_logprobs:
-        direct = policy_scale * batch.policy.by_logprob + kl_scale * batch.kl_by_logprob
-        by_ratio = policy_scale * batch.policy.by_log_ratio + kl_scale * batch.kl_by_log_ratio
+        direct = kl_scale * batch.kl_by_logprob
+        by_ratio = kl_scale * batch.kl_by_log_ratio
+        if choice.policy_coef != 0:
+            direct = direct + policy_scale * batch.policy.by_logprob
+            by_ratio = by_ratio + policy_scale * batch.policy.by_log_ratio
         if choice.ratio == Ratio.SEQUENCE:
             shared = tokens.per_sequence(by_ratio) / tokens.lengths.clamp(min=1)
             by_ratio = shared.to(tokens.dtype)[tokens.sequence]

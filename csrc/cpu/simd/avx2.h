@@ -133,6 +133,12 @@ inline F32 exp2_integral(F32 n) {
   const F32 high = select(n > set1(127.0f), set1(std::numeric_limits<float>::infinity()), low);
   return select(is_nan(n), n, high);
 }
+inline F32 round_even(F32 a);
+// a * 2^n for integral n; two factors, because 2^n alone may overflow where the product does not.
+inline F32 scale_exponent(F32 a, F32 n) {
+  const F32 half = round_even(n * set1(0.5f));
+  return a * exp2_integral(half) * exp2_integral(n - half);
+}
 inline F32 round_even(F32 a) {
   return {_mm256_round_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
 }

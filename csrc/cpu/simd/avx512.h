@@ -120,6 +120,8 @@ inline F32 exp2_integral(F32 n) {
   // scalef is exact into the subnormals; the other levels flush them, so this one does too.
   return select(n < set1(-126.0f), set1(0.0f), y);
 }
+// a * 2^n for integral n, rounded once more only where the result leaves the normal range.
+inline F32 scale_exponent(F32 a, F32 n) { return {_mm512_scalef_ps(a.v, n.v)}; }
 inline F32 round_even(F32 a) {
   return {_mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
 }

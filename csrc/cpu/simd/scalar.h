@@ -115,6 +115,12 @@ inline F32 exp2_integral(F32 n) {
   std::memcpy(&x, &bits, sizeof(x));
   return {x};
 }
+inline F32 round_even(F32 a);
+// a * 2^n for integral n; two factors, because 2^n alone may overflow where the product does not.
+inline F32 scale_exponent(F32 a, F32 n) {
+  const F32 half = round_even(n * set1(0.5f));
+  return a * exp2_integral(half) * exp2_integral(n - half);
+}
 inline F32 round_even(F32 a) { return {std::nearbyint(a.v)}; }
 
 // kWidth vectors as the rows of a square: rows become columns.

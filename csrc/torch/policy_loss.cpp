@@ -1,0 +1,354 @@
+// torch ops of the `policy_loss` family on CPU tensors (stable ABI only).
+#include "cpu/policy_loss.h"
+
+#include <limits>
+#include <optional>
+#include <tuple>
+#include <vector>
+
+#include "torch/checks.h"
+
+namespace oneshot {
+namespace {
+
+using OptionalTensor = std::optional<Tensor>;
+using std::int64_t;
+
+DType dtype_of(const Tensor& t, const char* name) {
+  switch (t.scalar_type()) {
+    case ScalarType::Float:
+      return DType::kFloat32;
+    case ScalarType::Double:
+      return DType::kFloat64;
+    case ScalarType::BFloat16:
+      return DType::kBFloat16;
+    case ScalarType::Half:
+      return DType::kFloat16;
+    default:
+      fail(name, " must be float32, float64, bfloat16 or float16, got dtype code ",
+           int(t.scalar_type()));
+  }
+}
+
+// The layout of `tokens`, with mask and cu_seqlens held dense for as long as the op runs.
+class Layout {
+ public:
+  Layout(const Tensor& tokens, const char* name, const OptionalTensor& mask,
+         const OptionalTensor& cu_seqlens)
+      : name_(name), tokens_(tokens) {
+    check_cpu(tokens, name);
+    if (tokens.dim() != (cu_seqlens ? 1 : 2)) {
+      fail(name, cu_seqlens ? " must be [N] with cu_seqlens" : " must be [B, T]", ", got ",
+           shape_text(tokens));
+    }
+    rows.wide = dtype_of(tokens, name) == DType::kFloat64;
+    if (mask) {
+      check_cpu(*mask, "mask");
+      check_dtype(*mask, "mask", ScalarType::Bool, "bool");
+      check_same_shape(*mask, "mask", tokens, name);
+      mask_ = torch::stable::contiguous(*mask);
+      rows.mask = mask_pointer(*mask_);
+    }
+    if (cu_seqlens) {
+      take_bounds(*cu_seqlens);
+    } else {
+      rows.batch = tokens.size(0);
+      rows.width = tokens.size(1);
+    }
+  }
+
+  // A tensor in the shape of the tokens or, if allowed, with one value a sequence.
+  cpu::TokenView view(const OptionalTensor& t, const char* name, bool per_sequence = false) const {
+    cpu::TokenView v;
+    if (!t) return v;
+    check_cpu(*t, name);
+    v.data = t->const_data_ptr();
+    v.dtype = dtype_of(*t, name);
+    if (t->numel() == tokens_.numel() && t->dim() == tokens_.dim()) {
+      check_same_shape(*t, name, tokens_, name_);
+      v.row_stride = t->dim() == 2 ? t->stride(0) : 0;
+      v.token_stride = t->stride(t->dim() - 1);
+      return v;
+    }
+    if (!per_sequence || t->dim() != 1 || t->size(0) != rows.batch) {
+      fail(name, " must have the shape of ", name_, " ", shape_text(tokens_),
+           per_sequence ? " or one value a sequence" : "", ", got ", shape_text(*t));
+    }
+    v.row_stride = t->stride(0);
+    v.token_stride = 0;
+    return v;
+  }
+
+  ScalarType result_type() const { return rows.wide ? ScalarType::Double : ScalarType::Float; }
+
+  Tensor result(std::vector<int64_t> sizes) const {
+    return torch::stable::new_empty(tokens_, sizes, result_type());
+  }
+
+  void put(Tensor& t, const double* values) const {
+    for (int64_t i = 0; i < t.numel(); ++i) {
+      if (rows.wide) {
+        static_cast<double*>(t.mutable_data_ptr())[i] = values[i];
+      } else {
+        static_cast<float*>(t.mutable_data_ptr())[i] = float(values[i]);
+      }
+    }
+  }
+
+  // About 32k tokens a task: less than that is not worth another thread.
+  template <typename F>
+  void parallel(const F& f) const {
+    const int64_t tokens = rows.batch > 0 ? tokens_.numel() / rows.batch : 0;
+    const int64_t grain = 32768 / (tokens > 0 ? tokens : 1);
+    torch::stable::parallel_for(0, rows.batch, grain > 1 ? grain : 1, f);
+  }
+
+  cpu::Sequences rows;
+
+ private:
+  void take_bounds(const Tensor& cu_seqlens) {
+    check_cpu(cu_seqlens, "cu_seqlens");
+    check_dtype(cu_seqlens, "cu_seqlens", ScalarType::Long, "int64");
+    if (cu_seqlens.dim() != 1 || cu_seqlens.size(0) < 1) {
+      fail("cu_seqlens must be [B + 1], got ", shape_text(cu_seqlens));
+    }
+    bounds_ = torch::stable::contiguous(cu_seqlens);
+    rows.cu_seqlens = static_cast<const int64_t*>(bounds_->const_data_ptr());
+    rows.batch = bounds_->size(0) - 1;
+    bool rises = rows.cu_seqlens[0] == 0 && rows.cu_seqlens[rows.batch] == tokens_.numel();
+    for (int64_t b = 0; b < rows.batch; ++b) {
+      rises = rises && rows.cu_seqlens[b] <= rows.cu_seqlens[b + 1];
+    }
+    if (!rises) fail("cu_seqlens must rise from 0 to ", tokens_.numel(), " (the tokens)");
+  }
+
+  const char* name_;
+  Tensor tokens_;
+  OptionalTensor mask_, bounds_;
+};
+
+double scalar_or_nan(const OptionalTensor& t, const char* name) {
+  if (!t) return std::numeric_limits<double>::quiet_NaN();
+  check_cpu(*t, name);
+  if (t->numel() != 1) fail(name, " must be one number, got ", shape_text(*t));
+  switch (t->scalar_type()) {
+    case ScalarType::Double:
+      return *static_cast<const double*>(t->const_data_ptr());
+    case ScalarType::Float:
+      return double(*static_cast<const float*>(t->const_data_ptr()));
+    case ScalarType::Long:
+      return double(*static_cast<const int64_t*>(t->const_data_ptr()));
+    default:
+      fail(name, " must be float64, float32 or int64, got dtype code ", int(t->scalar_type()));
+  }
+}
+
+cpu::PolicyOptions policy_options(int64_t surrogate, int64_t ratio, double clip_min,
+                                  double clip_max, double dual_clip, double delta,
+                                  double log_ratio_min, double log_ratio_max, int64_t kl,
+                                  bool kl_importance_weighted, double kl_log_ratio_clamp,
+                                  double kl_clamp, double policy_coef, double kl_coef,
+                                  double entropy_coef, int64_t aggregate, int64_t kl_aggregate,
+                                  int64_t entropy_aggregate, bool count_empty, int64_t max_length) {
+  const auto in_range = [](const char* name, int64_t value, int64_t low, int64_t high) {
+    if (value < low || value > high) fail(name, " is unknown: ", value);
+  };
+  in_range("surrogate", surrogate, 0, 2);
+  in_range("ratio", ratio, 0, 2);
+  in_range("kl", kl, 0, 7);
+  in_range("aggregate", aggregate, 0, 4);
+  in_range("kl_aggregate", kl_aggregate, -1, 4);
+  in_range("entropy_aggregate", entropy_aggregate, -1, 4);
+  return {cpu::Surrogate(surrogate),
+          cpu::RatioLevel(ratio),
+          clip_min,
+          clip_max,
+          dual_clip,
+          delta,
+          log_ratio_min,
+          log_ratio_max,
+          cpu::KlEstimator(kl),
+          kl_importance_weighted,
+          kl_log_ratio_clamp,
+          kl_clamp,
+          policy_coef,
+          kl_coef,
+          entropy_coef,
+          int(aggregate),
+          int(kl_aggregate),
+          int(entropy_aggregate),
+          count_empty,
+          double(max_length)};
+}
+
+// The option list of the schema, once as parameters and once as arguments.
+#define ONESHOT_OPTION_PARAMETERS                                                                  \
+  int64_t surrogate, int64_t ratio, double clip_min, double clip_max, double dual_clip,            \
+      double delta, double log_ratio_min, double log_ratio_max, int64_t kl,                        \
+      bool kl_importance_weighted, double kl_log_ratio_clamp, double kl_clamp, double policy_coef, \
+      double kl_coef, double entropy_coef, int64_t aggregate, int64_t kl_aggregate,                \
+      int64_t entropy_aggregate, bool count_empty, int64_t max_length
+#define ONESHOT_OPTIONS                                                                          \
+  policy_options(surrogate, ratio, clip_min, clip_max, dual_clip, delta, log_ratio_min,          \
+                 log_ratio_max, kl, kl_importance_weighted, kl_log_ratio_clamp, kl_clamp,        \
+                 policy_coef, kl_coef, entropy_coef, aggregate, kl_aggregate, entropy_aggregate, \
+                 count_empty, max_length)
+
+std::tuple<Tensor, Tensor, Tensor> policy_loss(
+    const Tensor& logprobs, const OptionalTensor& old_logprobs, const Tensor& advantages,
+    const OptionalTensor& mask, const OptionalTensor& ref_logprobs, const OptionalTensor& entropy,
+    const OptionalTensor& importance_weights, const OptionalTensor& cu_seqlens,
+    const OptionalTensor& count, ONESHOT_OPTION_PARAMETERS) {
+  const Layout layout(logprobs, "logprobs", mask, cu_seqlens);
+  const cpu::PolicyInputs in{layout.rows,
+                             layout.view(logprobs, "logprobs"),
+                             layout.view(old_logprobs, "old_logprobs"),
+                             layout.view(advantages, "advantages", true),
+                             layout.view(ref_logprobs, "ref_logprobs"),
+                             layout.view(entropy, "entropy"),
+                             layout.view(importance_weights, "importance_weights", true),
+                             ONESHOT_OPTIONS};
+  const double total = scalar_or_nan(count, "count");
+  std::vector<cpu::PolicySums> sums(static_cast<size_t>(layout.rows.batch));
+  layout.parallel(
+      [&](int64_t begin, int64_t end) { cpu::policy_loss_rows(in, sums.data(), begin, end); });
+  Tensor weights = torch::stable::new_empty(logprobs, {3, layout.rows.batch}, ScalarType::Double);
+  double loss_value, figures[cpu::kPolicyMetrics];
+  cpu::policy_loss_total(in, total, sums.data(), &loss_value, figures,
+                         static_cast<double*>(weights.mutable_data_ptr()));
+  Tensor loss = layout.result({}), metrics = layout.result({cpu::kPolicyMetrics});
+  layout.put(loss, &loss_value);
+  layout.put(metrics, figures);
+  return {loss, metrics, weights};
+}
+
+std::tuple<Tensor, Tensor> policy_loss_backward(
+    const Tensor& grad_loss, const Tensor& logprobs, const OptionalTensor& old_logprobs,
+    const Tensor& advantages, const OptionalTensor& mask, const OptionalTensor& ref_logprobs,
+    const OptionalTensor& importance_weights, const OptionalTensor& cu_seqlens,
+    const Tensor& weights, bool grad_logprobs, bool grad_entropy, ONESHOT_OPTION_PARAMETERS) {
+  const Layout layout(logprobs, "logprobs", mask, cu_seqlens);
+  const cpu::PolicyInputs in{layout.rows,
+                             layout.view(logprobs, "logprobs"),
+                             layout.view(old_logprobs, "old_logprobs"),
+                             layout.view(advantages, "advantages", true),
+                             layout.view(ref_logprobs, "ref_logprobs"),
+                             {},
+                             layout.view(importance_weights, "importance_weights", true),
+                             ONESHOT_OPTIONS};
+  check_cpu(weights, "weights");
+  check_dtype(weights, "weights", ScalarType::Double, "float64");
+  if (weights.numel() != 3 * layout.rows.batch) {
+    fail("weights must be [3, ", layout.rows.batch, "], got ", shape_text(weights));
+  }
+  const Tensor dense = torch::stable::contiguous(weights);
+  const std::vector<int64_t> shape(logprobs.sizes().begin(), logprobs.sizes().end());
+  const std::vector<int64_t> nothing{0};
+  Tensor by_logprobs = torch::stable::new_empty(logprobs, grad_logprobs ? shape : nothing);
+  Tensor by_entropy = torch::stable::new_empty(logprobs, grad_entropy ? shape : nothing);
+  const cpu::PolicyGradient grad{scalar_or_nan(grad_loss, "grad_loss"),
+                                 static_cast<const double*>(dense.const_data_ptr()),
+                                 grad_logprobs ? by_logprobs.mutable_data_ptr() : nullptr,
+                                 grad_entropy ? by_entropy.mutable_data_ptr() : nullptr};
+  layout.parallel(
+      [&](int64_t begin, int64_t end) { cpu::policy_loss_backward_rows(in, grad, begin, end); });
+  return {by_logprobs, by_entropy};
+}
+
+cpu::ValueInputs value_inputs(const Layout& layout, const Tensor& values,
+                              const OptionalTensor& old_values, const Tensor& returns,
+                              double clip) {
+  return {layout.rows, layout.view(values, "values"), layout.view(old_values, "old_values"),
+          layout.view(returns, "returns"), clip};
+}
+
+std::tuple<Tensor, Tensor, Tensor> value_loss(
+    const Tensor& values, const OptionalTensor& old_values, const Tensor& returns,
+    const OptionalTensor& mask, const OptionalTensor& cu_seqlens, const OptionalTensor& count,
+    double clip, int64_t aggregate, bool count_empty, int64_t max_length) {
+  const Layout layout(values, "values", mask, cu_seqlens);
+  const cpu::ValueInputs in = value_inputs(layout, values, old_values, returns, clip);
+  if (aggregate < 0 || aggregate > 4) fail("aggregate is unknown: ", aggregate);
+  const cpu::Normalizer how{cpu::Aggregate(aggregate), count_empty, scalar_or_nan(count, "count"),
+                            double(max_length)};
+  std::vector<cpu::ValueSums> sums(static_cast<size_t>(layout.rows.batch));
+  layout.parallel(
+      [&](int64_t begin, int64_t end) { cpu::value_loss_rows(in, sums.data(), begin, end); });
+  Tensor weights = torch::stable::new_empty(values, {layout.rows.batch}, ScalarType::Double);
+  double loss_value, figures[cpu::kValueMetrics];
+  cpu::value_loss_total(in, how, sums.data(), &loss_value, figures,
+                        static_cast<double*>(weights.mutable_data_ptr()));
+  Tensor loss = layout.result({}), metrics = layout.result({cpu::kValueMetrics});
+  layout.put(loss, &loss_value);
+  layout.put(metrics, figures);
+  return {loss, metrics, weights};
+}
+
+Tensor value_loss_backward(const Tensor& grad_loss, const Tensor& values,
+                           const OptionalTensor& old_values, const Tensor& returns,
+                           const OptionalTensor& mask, const OptionalTensor& cu_seqlens,
+                           const Tensor& weights, double clip) {
+  const Layout layout(values, "values", mask, cu_seqlens);
+  const cpu::ValueInputs in = value_inputs(layout, values, old_values, returns, clip);
+  check_cpu(weights, "weights");
+  check_dtype(weights, "weights", ScalarType::Double, "float64");
+  if (weights.numel() != layout.rows.batch) {
+    fail("weights must be [", layout.rows.batch, "], got ", shape_text(weights));
+  }
+  const Tensor dense = torch::stable::contiguous(weights);
+  const double scale = scalar_or_nan(grad_loss, "grad_loss");
+  const std::vector<int64_t> shape(values.sizes().begin(), values.sizes().end());
+  Tensor by_values = torch::stable::new_empty(values, shape);
+  layout.parallel([&](int64_t begin, int64_t end) {
+    cpu::value_loss_backward_rows(in, scale, static_cast<const double*>(dense.const_data_ptr()),
+                                  by_values.mutable_data_ptr(), begin, end);
+  });
+  return by_values;
+}
+
+std::tuple<Tensor, Tensor> importance_weights(
+    const Tensor& logprobs, const Tensor& sampler_logprobs, const OptionalTensor& mask,
+    const OptionalTensor& cu_seqlens, bool per_sequence, bool truncate, double low, double high,
+    double log_ratio_clamp, bool normalize, bool ignore_nan) {
+  const Layout layout(logprobs, "logprobs", mask, cu_seqlens);
+  std::vector<int64_t> shape{layout.rows.batch};
+  if (!per_sequence) shape.assign(logprobs.sizes().begin(), logprobs.sizes().end());
+  Tensor weights = layout.result(shape);
+  const cpu::WeightInputs in{layout.rows,
+                             layout.view(logprobs, "logprobs"),
+                             layout.view(sampler_logprobs, "sampler_logprobs"),
+                             per_sequence,
+                             truncate,
+                             low,
+                             high,
+                             log_ratio_clamp,
+                             normalize,
+                             ignore_nan,
+                             weights.mutable_data_ptr()};
+  std::vector<cpu::WeightSums> sums(static_cast<size_t>(layout.rows.batch));
+  layout.parallel([&](int64_t begin, int64_t end) {
+    cpu::importance_weights_rows(in, sums.data(), begin, end);
+  });
+  double figures[cpu::kWeightMetrics];
+  cpu::importance_weights_total(in, sums.data(), figures);
+  const double normalizer = figures[cpu::kWeightMetrics - 1];
+  if (normalize) {
+    layout.parallel([&](int64_t begin, int64_t end) {
+      cpu::importance_weights_scale(in, normalizer, begin, end);
+    });
+  }
+  Tensor metrics = layout.result({cpu::kWeightMetrics});
+  layout.put(metrics, figures);
+  return {weights, metrics};
+}
+
+}  // namespace
+}  // namespace oneshot
+
+STABLE_TORCH_LIBRARY_IMPL(oneshot, CPU, m) {
+  m.impl("policy_loss", TORCH_BOX(&oneshot::policy_loss));
+  m.impl("policy_loss_backward", TORCH_BOX(&oneshot::policy_loss_backward));
+  m.impl("value_loss", TORCH_BOX(&oneshot::value_loss));
+  m.impl("value_loss_backward", TORCH_BOX(&oneshot::value_loss_backward));
+  m.impl("importance_weights", TORCH_BOX(&oneshot::importance_weights));
+}

@@ -1,0 +1,316 @@
+"""Conventions of other libraries, and of the one-shot RLVR paper, as arguments of `policy_loss`.
+
+Each function takes that library's own option names with that library's defaults and returns keyword
+arguments: ``policy_loss(logprobs, old, advantages, mask, **policy_presets.verl(clip_ratio_c=3.0))``.
+docs/ops/policy_loss.md has the table of where they differ.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from torch import Tensor
+
+Arguments = dict[str, Any]
+
+
+def _one_of(name: str, value: str, known: tuple[str, ...], library: str) -> str:
+    if value not in known:
+        raise ValueError(f"{name} must be one of {', '.join(known)} ({library}), got {value!r}")
+    return value
+
+
+def paper(
+    *,
+    pg_loss_coeff: float = 1.0,
+    entropy_coeff: float = 0.001,
+    kl_loss_coef: float = 0.001,
+    clip_ratio: float = 0.2,
+) -> Arguments:
+    """GRPO as the code of one-shot RLVR runs it (Wang et al. 2025, arXiv 2504.20571).
+
+    Token means, symmetric clip, k3 clamped at 10, entropy bonus; log-probabilities, entropy and
+    reference must come from logits divided by the rollout temperature.
+
+    Args:
+        pg_loss_coeff: Weight of the policy term; 0 in the loss ablation.
+        entropy_coeff: Weight of the entropy bonus.
+        kl_loss_coef: Weight of the KL term.
+        clip_ratio: Clip range on both sides.
+
+    Returns:
+        Keyword arguments of :func:`oneshot.ops.policy_loss`.
+    """
+    return {
+        "objective": "ppo",
+        "clip_low": clip_ratio,
+        "clip_high": clip_ratio,
+        "policy_coef": pg_loss_coeff,
+        "entropy_coef": entropy_coeff,
+        "kl": "k3",
+        "kl_coef": kl_loss_coef,
+        "kl_clamp": 10.0,
+        "aggregate": "token-mean",
+    }
+
+
+def _trl_family(
+    library: str,
+    loss_type: str,
+    epsilon_low: float,
+    epsilon_high: float,
+    delta: float | None,
+    beta: float,
+    level: str,
+    bias_correction: bool,
+    max_completion_length: int | None,
+    num_items_in_batch: float | Tensor | None,
+) -> Arguments:
+    """What TRL and Liger share: loss types by name, means that include empty sequences."""
+    known = ("grpo", "bnpo", "dr_grpo", "dapo", "luspo", "cispo")
+    _one_of("loss_type", loss_type, known, library)
+    _one_of("importance_sampling_level", level, ("token", "sequence"), library)
+    arguments: Arguments = {
+        "objective": "ppo",
+        "ratio": level,
+        "clip_low": epsilon_low,
+        "clip_high": epsilon_high,
+        "delta": delta,
+        "kl": "k3",
+        "kl_coef": beta,
+        "kl_importance_weighted": bias_correction,
+    }
+    if loss_type == "cispo":
+        # epsilon_high is the bound of the ratio itself, and there is no lower one
+        arguments |= {"objective": "cispo", "clip_low": math.inf, "clip_high": epsilon_high - 1}
+        arguments["delta"] = None
+    if loss_type in ("grpo", "luspo", "dr_grpo"):
+        arguments |= {
+            "aggregate": {
+                "grpo": "seq-mean-token-mean",
+                "luspo": "seq-mean-token-sum",
+                "dr_grpo": "seq-mean-token-sum-norm",
+            }[loss_type],
+            "count_empty": True,
+        }
+    else:
+        arguments["aggregate"] = "token-mean"
+    if loss_type == "dr_grpo":
+        if max_completion_length is None:
+            raise ValueError("loss_type='dr_grpo' needs max_completion_length")
+        arguments["max_length"] = max_completion_length
+    if loss_type in ("dapo", "cispo") and num_items_in_batch is not None:
+        arguments["token_count"] = num_items_in_batch
+    return arguments
+
+
+def trl(
+    *,
+    loss_type: str = "dapo",
+    epsilon: float = 0.2,
+    epsilon_high: float | None = None,
+    delta: float | None = None,
+    beta: float = 0.0,
+    importance_sampling_level: str = "token",
+    use_bias_correction_kl: bool = True,
+    entropy_coef: float = 0.0,
+    max_completion_length: int | None = None,
+    num_items_in_batch: float | Tensor | None = None,
+) -> Arguments:
+    """TRL 1.16 ``GRPOConfig`` -> one micro-batch of ``GRPOTrainer._compute_loss``.
+
+    TRL then divides by the accumulation steps (grpo, bnpo, dr_grpo, luspo). Its sapo and vespo
+    losses, off-policy and entropy-quantile masks are not part of `policy_loss`; a mask can be.
+
+    Args:
+        loss_type: "dapo", "grpo", "bnpo", "dr_grpo", "luspo" or "cispo".
+        epsilon: Lower clip range, and upper if `epsilon_high` is None.
+        epsilon_high: Upper clip range; for cispo the bound of the ratio itself.
+        delta: Two-sided clipping.
+        beta: KL weight.
+        importance_sampling_level: "token" or "sequence".
+        use_bias_correction_kl: Multiply the KL estimate by the ratio.
+        entropy_coef: Weight of the entropy bonus (a token mean, whatever the loss type).
+        max_completion_length: Divisor of dr_grpo.
+        num_items_in_batch: Token count that dapo and cispo divide by, after TRL's division by the
+            number of processes and its accumulation factor. None: the tokens of this batch.
+
+    Returns:
+        Keyword arguments of :func:`oneshot.ops.policy_loss`.
+    """
+    high = epsilon if epsilon_high is None else epsilon_high
+    arguments = _trl_family(
+        "TRL", loss_type, epsilon, high, delta, beta, importance_sampling_level,
+        use_bias_correction_kl, max_completion_length, num_items_in_batch,
+    )  # fmt: skip
+    return arguments | {"entropy_coef": entropy_coef, "entropy_aggregate": "token-mean"}
+
+
+def liger(
+    *,
+    loss_type: str = "dapo",
+    epsilon_low: float = 0.2,
+    epsilon_high: float = 0.2,
+    delta: float | None = None,
+    beta: float = 0.04,
+    importance_sampling_level: str = "token",
+    use_bias_correction_kl: bool = False,
+    max_completion_length: int | None = None,
+    num_items_in_batch: float | Tensor | None = None,
+) -> Arguments:
+    """Liger-Kernel 0.8.5 ``LigerFusedLinearGRPOLoss`` on one process.
+
+    Like TRL, but the KL estimate is not weighted by default, and there is no entropy. Temperature
+    belongs to the log-probabilities; Liger's sapo and vespo are not part of `policy_loss`.
+
+    Args:
+        loss_type: "dapo", "grpo", "bnpo", "dr_grpo", "luspo" (sequence level) or "cispo".
+        epsilon_low: Lower clip range.
+        epsilon_high: Upper clip range; for cispo the bound of the ratio itself.
+        delta: Two-sided clipping.
+        beta: KL weight.
+        importance_sampling_level: "token" or "sequence".
+        use_bias_correction_kl: Multiply the KL estimate by the ratio.
+        max_completion_length: Divisor of dr_grpo.
+        num_items_in_batch: Token count that dapo and cispo divide by.
+
+    Returns:
+        Keyword arguments of :func:`oneshot.ops.policy_loss`.
+    """
+    return _trl_family(
+        "Liger", loss_type, epsilon_low, epsilon_high, delta, beta, importance_sampling_level,
+        use_bias_correction_kl, max_completion_length, num_items_in_batch,
+    )  # fmt: skip
+
+
+_VERL_KL = {"kl": "k1", "mse": "k2", "low_var_kl": "k3", "kl+": "k1+", "low_var_kl+": "k3+"}
+
+
+def verl(
+    *,
+    loss_mode: str = "vanilla",
+    clip_ratio: float = 0.2,
+    clip_ratio_low: float | None = 0.2,
+    clip_ratio_high: float | None = 0.2,
+    clip_ratio_c: float = 3.0,
+    loss_agg_mode: str = "token-mean",
+    use_kl_loss: bool = False,
+    kl_loss_coef: float = 0.001,
+    kl_loss_type: str = "low_var_kl",
+    entropy_coeff: float = 0.0,
+    loss_scale_factor: int | None = None,
+    dp_size: int = 1,
+    batch_num_tokens: float | None = None,
+    global_batch_size: float | None = None,
+) -> Arguments:
+    """verl 0.9.1 ``ActorConfig`` and global batch info -> ``workers.utils.losses.ppo_loss``.
+
+    Args:
+        loss_mode: "vanilla", "gspo", "cispo" or "gpg".
+        clip_ratio: Clip range where the next two are None; verl's defaults leave it without effect.
+        clip_ratio_low: Lower clip range.
+        clip_ratio_high: Upper clip range.
+        clip_ratio_c: Dual clip (vanilla only).
+        loss_agg_mode: One of `policy_loss`'s aggregations, which have verl's names.
+        use_kl_loss: Whether there is a KL term (pass no `ref_logprobs` otherwise).
+        kl_loss_coef: Its weight.
+        kl_loss_type: "kl", "k1", "abs", "mse", "k2", "low_var_kl" or "k3", each also with "+".
+        entropy_coeff: Weight of the entropy bonus.
+        loss_scale_factor: Divisor of seq-mean-token-sum-norm (None: the padded width).
+        dp_size: Data-parallel ranks, whose gradients are averaged afterwards.
+        batch_num_tokens: Tokens of the global batch.
+        global_batch_size: Sequences of the global batch.
+
+    Returns:
+        Keyword arguments of :func:`oneshot.ops.policy_loss`.
+    """
+    _one_of("loss_mode", loss_mode, ("vanilla", "gspo", "cispo", "gpg"), "verl")
+    arguments: Arguments = {
+        "objective": {"cispo": "cispo", "gpg": "reinforce"}.get(loss_mode, "ppo"),
+        "aggregate": loss_agg_mode,
+        "entropy_coef": entropy_coeff,
+    }
+    if loss_mode != "gpg":
+        arguments["clip_low"] = clip_ratio if clip_ratio_low is None else clip_ratio_low
+        arguments["clip_high"] = clip_ratio if clip_ratio_high is None else clip_ratio_high
+        arguments["log_ratio_clamp"] = (-math.inf, 10.0) if loss_mode == "gspo" else 20.0
+    if loss_mode == "vanilla":
+        arguments["dual_clip"] = clip_ratio_c
+    if loss_mode == "gspo":
+        arguments["ratio"] = "sequence-token"
+    if use_kl_loss:
+        kind = _VERL_KL.get(kl_loss_type, kl_loss_type)
+        arguments |= {"kl": kind, "kl_coef": kl_loss_coef}
+        if kind.startswith("k3"):
+            arguments |= {"kl_log_ratio_clamp": 20.0, "kl_clamp": 10.0}
+    else:
+        arguments["kl"] = "none"
+    if loss_agg_mode == "seq-mean-token-sum-norm":
+        arguments["max_length"] = loss_scale_factor
+    if loss_agg_mode == "token-mean":
+        if batch_num_tokens is not None:
+            arguments["token_count"] = batch_num_tokens / dp_size
+    elif loss_agg_mode == "token-sum":
+        # a sum times dp_size is a token mean over 1 / dp_size tokens
+        arguments |= {"aggregate": "token-mean", "token_count": 1.0 / dp_size}
+    elif global_batch_size is not None:
+        arguments["sequence_count"] = global_batch_size / dp_size
+    if dp_size > 1 and loss_agg_mode != "token-sum":
+        needed = "batch_num_tokens" if loss_agg_mode == "token-mean" else "global_batch_size"
+        if (batch_num_tokens if loss_agg_mode == "token-mean" else global_batch_size) is None:
+            raise ValueError(f"dp_size = {dp_size} needs {needed}")
+    return arguments
+
+
+def openrlhf(
+    *,
+    policy_loss_type: str = "ppo",
+    clip_eps_low: float = 0.2,
+    clip_eps_high: float = 0.2,
+    dual_clip: float | None = None,
+    token_level_loss: bool = True,
+    use_kl_loss: bool = False,
+    kl_coef: float = 0.01,
+    kl_estimator: str = "k1",
+    entropy_loss_coef: float = 0.0,
+) -> Arguments:
+    """OpenRLHF (August 2026) ``PolicyLoss`` with the KL and entropy terms of its PPO actor.
+
+    Written from its source; its package needs deepspeed to import, so parity is tested against a
+    transcription of the published formulas.
+
+    Args:
+        policy_loss_type: "ppo" or "gspo".
+        clip_eps_low: Lower clip range.
+        clip_eps_high: Upper clip range.
+        dual_clip: Bound c > 1 for negative advantages.
+        token_level_loss: Token mean; False: mean of sequence means (always so for gspo).
+        use_kl_loss: Whether there is a KL term (pass no `ref_logprobs` otherwise).
+        kl_coef: Its weight.
+        kl_estimator: "k1", "k2" or "k3".
+        entropy_loss_coef: Weight of the entropy bonus (a token mean, like the KL).
+
+    Returns:
+        Keyword arguments of :func:`oneshot.ops.policy_loss`.
+    """
+    gspo = _one_of("policy_loss_type", policy_loss_type, ("ppo", "gspo"), "OpenRLHF") == "gspo"
+    arguments: Arguments = {
+        "objective": "ppo",
+        "ratio": "sequence" if gspo else "token",
+        "clip_low": clip_eps_low,
+        "clip_high": clip_eps_high,
+        "dual_clip": dual_clip,
+        "log_ratio_clamp": None if gspo else 20.0,
+        "aggregate": "token-mean" if token_level_loss and not gspo else "seq-mean-token-mean",
+        "entropy_coef": entropy_loss_coef,
+        "entropy_aggregate": "token-mean",
+    }
+    if not use_kl_loss:
+        return arguments | {"kl": "none"}
+    return arguments | {
+        "kl": _one_of("kl_estimator", kl_estimator, ("k1", "k2", "k3"), "OpenRLHF"),
+        "kl_coef": kl_coef,
+        "kl_clamp": 10.0,
+        "kl_aggregate": "token-mean",
+    }
