@@ -1,6 +1,9 @@
 """The `logprob` family against float64 PyTorch, closed forms and itself under every disturbance."""
 
 import math
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -409,6 +412,35 @@ def test_inplace_backward_misuse_is_found():
         before = leaf.detach().clone()
         ops.token_logprobs(leaf, targets, inplace_backward=True)
         assert torch.equal(leaf, before)
+
+
+MEMORY = """
+import torch
+from oneshot import ops
+
+def peak():
+    lines = open("/proc/self/status").read().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
+
+ids = torch.zeros(512, dtype=torch.int64)
+leaf = torch.zeros(512, 151936).normal_().requires_grad_()
+open("/proc/self/clear_refs", "w").write("5")
+before = peak()
+out = ops.token_logprobs_and_entropy(leaf.view(512, 151936), ids, inplace_backward=True)
+torch.autograd.backward(out, [torch.ones(512), torch.ones(512)])
+print(peak() - before)
+"""
+
+
+@needs_native
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peak memory needs Linux")
+def test_inplace_backward_needs_no_memory():
+    """297 MiB of logits; what is left is threads and autograd waking up."""
+    done = subprocess.run(
+        [sys.executable, "-c", MEMORY], capture_output=True, text=True, check=True
+    )
+    assert float(done.stdout) < 50
 
 
 # Registration ------------------------------------------------------------------------------------
