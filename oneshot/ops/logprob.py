@@ -195,8 +195,8 @@ def token_logprobs_and_entropy(
         TypeError: A dtype is not one of the above.
         ValueError: A shape, device or the temperature does not fit, or logits cannot be
             overwritten as `inplace_backward` asks.
-        RuntimeError or ValueError: A target of an unmasked row lies outside ``[0, V)``; the message
-            names row and value.
+        RuntimeError: A target of an unmasked row lies outside ``[0, V)``; the message names row and
+            value.
 
     Source:
         log p_t = y_t - log sum exp y and H = log sum exp y - sum p y with y = logits / temperature,

@@ -31,7 +31,7 @@ def _matrix(targets: torch.Tensor, logits: torch.Tensor, mask: torch.Tensor | No
     if bad.any():
         row = int(bad.flatten(0, -2).any(-1).nonzero()[0]) if ids.dim() > 1 else 0
         value = int(ids[bad].flatten()[0])
-        raise ValueError(
+        raise RuntimeError(  # what the native kernel raises
             f"oneshot: targets must lie in [0, {logits.shape[-1]}), got {value} in row {row} "
             "(rows with mask False are not checked)"
         )
