@@ -30,7 +30,7 @@ class Provider:
             a bound that computes nothing (a read, a copy) and is therefore not verified.
         load: Imports what the provider needs and returns the callable: inputs -> outputs in the
             form of the oracle. An ImportError means "not installed".
-        mutates: Names of inputs that the call overwrites; restored, untimed, before each call.
+        mutates: Names of inputs that the call overwrites; restored, untimed, after each call.
         floor: Name of the floor this provider is compared with; default: the operation's first.
         tolerance: Replaces the tolerance of the result's dtype (see ``verify.TOLERANCE``), for a
             provider that rounds to a half format inside.
@@ -89,7 +89,7 @@ class Operation:
 
     def provider(self, name: str) -> Provider:
         """The provider of this name."""
-        return next(provider for provider in self.providers if provider.name == name)
+        return {provider.name: provider for provider in self.providers}[name]
 
     def floor_of(self, provider: Provider) -> str | None:
         """Name of the floor that bounds `provider`; None for floors and where there is none."""
@@ -107,9 +107,9 @@ def operations(families: Iterable[str] = FAMILIES, *, quick: bool = False) -> li
     return [operation for operation in found if operation.quick or not quick]
 
 
-def find(operation_id: str) -> Operation:
+def find(wanted: str) -> Operation:
     """The operation of this id, from all families."""
-    return next(operation for operation in operations() if operation.id == operation_id)
+    return {operation.id: operation for operation in operations()}[wanted]
 
 
 def plain(call: Call) -> Callable[[], Call]:

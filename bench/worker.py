@@ -103,7 +103,6 @@ class Worker:
     def _peak(self, provider: str) -> tuple[int | None, float]:
         """Largest resident memory during one call above that before it, in bytes; its seconds."""
         chosen, call = self._chosen(provider)
-        self._restore(chosen)
         _trim()
         try:
             Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # resets VmHWM
@@ -113,20 +112,22 @@ class Worker:
         start = time.perf_counter()
         self._run(chosen, call)
         wall = time.perf_counter() - start
-        return (None if before is None else _status("VmHWM") - before), wall
+        peak = None if before is None else _status("VmHWM") - before
+        self._restore(chosen)
+        return peak, wall
 
     def _timed(self, provider: str, iterations: int) -> dict[str, Any]:
         chosen, call = self._chosen(provider)
         wall = cpu = 0.0
-        # Whoever spoils its inputs gets them back between calls, outside the clock.
+        # What a call spoils is restored after it, outside the clock.
         bursts, length = (iterations, 1) if chosen.mutates else (1, iterations)
         for _ in range(bursts):
-            self._restore(chosen)
             wall_start, cpu_start = time.perf_counter(), time.process_time()
             for _ in range(length):
                 self._run(chosen, call)
             wall += time.perf_counter() - wall_start
             cpu += time.process_time() - cpu_start
+            self._restore(chosen)
         return {"wall": wall / iterations, "cpu": cpu / iterations}
 
     def _chosen(self, provider: str) -> tuple[Provider, Call]:
