@@ -94,10 +94,10 @@ def _operation(rows: int, vocabulary: int, dtype: str, mode: str, *, quick: bool
     providers += [
         Provider("torch", "peer", plain(_formula)),
         Provider("torch.compile", "peer", compiled(_formula)),
-        Provider("TRL", "peer", _trl),
+        Provider("TRL", "peer", _trl, coarse=dtype == "bfloat16"),
     ]
     if not backward or rows <= MOST_ROWS_FOR_VERL_BACKWARD:
-        providers.append(Provider("verl", "peer", _verl))
+        providers.append(Provider("verl", "peer", _verl, coarse=dtype == "bfloat16"))
     if backward:
         providers += [
             floor("read + copy to fresh memory", read=("logits",), copy=("logits",)),

@@ -166,6 +166,32 @@ def _verl(setting: Setting) -> Call:
     return call
 
 
+def _liger(setting: Setting) -> Call:
+    from liger_kernel.chunked_loss.grpo_loss import LigerFusedLinearGRPOFunction
+
+    def call(inputs: Inputs) -> Loss:
+        mask = inputs["mask_float"]
+        loss, _ = LigerFusedLinearGRPOFunction.ppo_loss_fn(
+            inputs["logprobs"],
+            mask,
+            inputs["advantages"],
+            mask,
+            ref_per_token_logps=inputs.get("ref"),
+            old_per_token_logps=inputs["old"],
+            epsilon_low=setting.clip_low,
+            epsilon_high=setting.clip_high,
+            beta=setting.kl_coef,
+            loss_type="grpo" if setting.sequence else "bnpo",
+            importance_sampling_level="sequence" if setting.sequence else "token",
+        )
+        if setting.entropy_coef:  # Liger has no entropy bonus
+            bonus = (inputs["entropy"] * mask).sum() / mask.sum()
+            loss = loss - setting.entropy_coef * bonus
+        return (loss,)
+
+    return call
+
+
 def _operation(setting: Setting, rows: int, steps: int, *, quick: bool) -> Operation:
     extra = bool(setting.kl_coef)
     providers = [
@@ -173,6 +199,7 @@ def _operation(setting: Setting, rows: int, steps: int, *, quick: bool) -> Opera
         Provider("reference", "reference", plain(_reference(setting))),
         Provider("torch", "peer", plain(_formula(setting))),
         Provider("torch.compile", "peer", compiled(_formula(setting))),
+        Provider("Liger ppo_loss_fn", "peer", lambda: _liger(setting)),
     ]
     if not setting.sequence:  # verl's GSPO has another gradient
         providers.append(Provider("verl vanilla", "peer", lambda: _verl(setting)))

@@ -32,8 +32,8 @@ class Provider:
             form of the oracle. An ImportError means "not installed".
         mutates: Names of inputs that the call overwrites; restored, untimed, after each call.
         floor: Name of the floor this provider is compared with; default: the operation's first.
-        tolerance: Replaces the tolerance of the result's dtype (see ``verify.TOLERANCE``), for a
-            provider that rounds to a half format inside.
+        coarse: It computes in the half format of its inputs, so single elements of its gradient
+            are noise where terms cancel: only the norm of its error is judged.
     """
 
     name: str
@@ -41,7 +41,7 @@ class Provider:
     load: Callable[[], Call]
     mutates: tuple[str, ...] = ()
     floor: str | None = None
-    tolerance: float | None = None
+    coarse: bool = False
 
 
 def operation_id(kernel: str, variant: str, shape: str, dtype: str, mode: str) -> str:
