@@ -93,6 +93,7 @@ def trl_loss(batch, new, entropy, *, weights, items, **config):
         importance_sampling_level=config["importance_sampling_level"],
         loss_type=config["loss_type"],
         max_completion_length=config["max_completion_length"],
+        model=types.SimpleNamespace(training=True),
         off_policy_mask_threshold=None,
         top_entropy_quantile=1.0,
         use_adaptive_entropy=False,
@@ -112,8 +113,7 @@ def trl_loss(batch, new, entropy, *, weights, items, **config):
         "importance_sampling_ratio": batch.weights,
         "num_items_in_batch": items,
     }
-    model = types.SimpleNamespace(training=True)
-    return grpo.GRPOTrainer._compute_loss(fake, model, inputs)
+    return grpo.GRPOTrainer._compute_loss(fake, fake.model, inputs)
 
 
 @pytest.mark.parametrize("loss_type", ["grpo", "bnpo", "dr_grpo", "dapo", "luspo", "cispo"])
