@@ -67,17 +67,19 @@ def _rlvr_train(words: list[str]) -> int:
         result = train(config, resume=parsed.resume)
     except (ValueError, OSError, RuntimeError, FloatingPointError) as error:
         return _failed(error)
+    except KeyboardInterrupt:
+        print("oneshot: interrupted; the same command with --resume continues", file=sys.stderr)
+        return 130
     figures = {k: v for row in result.history for k, v in row.items()}
-    print(
-        f"step {figures['step']}: reward {figures['reward/mean']:.3f}"
-        + (
-            f", validation accuracy {result.history[0]['validation/accuracy']:.3f} -> "
-            f"{figures['validation/accuracy']:.3f}"
-            if "validation/accuracy" in result.history[0]
-            else ""
-        )
-        + f"\nmodel   {result.checkpoint}\ncurves  {result.output / 'curves.png'}"
-    )
+    accuracies = [
+        f"{row['validation/accuracy']:.3f} (step {row['step']})"
+        for row in result.history
+        if "validation/accuracy" in row
+    ]
+    print(f"step {figures['step']}: reward {figures['reward/mean']:.3f}")
+    if accuracies:
+        print("validation accuracy " + " -> ".join(dict.fromkeys([accuracies[0], accuracies[-1]])))
+    print(f"model   {result.checkpoint}\ncurves  {result.output / 'curves.png'}")
     return 0
 
 

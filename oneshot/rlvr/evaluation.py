@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from oneshot.rlvr.config import EvaluateConfig, PromptConfig
 from oneshot.rlvr.data import Problem, read_problems
 from oneshot.rlvr.prompt import encode
 from oneshot.rlvr.rewards import Reward, has_boxed_answer, make_reward
-from oneshot.rlvr.rollout import Rollout, TransformersEngine
+from oneshot.rlvr.rollout import TransformersEngine
 from oneshot.rlvr.seeding import derive_seed
 
 if TYPE_CHECKING:
@@ -96,45 +96,42 @@ def evaluate(
     # Neighbours of similar length need little padding.
     order = sorted(range(len(problems)), key=lambda i: (len(prompts[i]), i))
     per_call = max(1, batch_size // samples)
-    responses: dict[int, Rollout] = {}
+    responses: dict[int, list[_Response]] = {}
     for begin in range(0, len(order), per_call):
         chosen = order[begin : begin + per_call]
         call_seed = derive_seed(seed, "evaluation", begin)
         rollout = engine.generate([prompts[i] for i in chosen], samples, call_seed)
+        lengths = rollout.response_mask.sum(1).tolist()
+        rows = list(map(_Response, rollout.texts, lengths, rollout.finished.tolist()))
         for row, i in enumerate(chosen):
-            responses[i] = _rows(rollout, slice(row * samples, (row + 1) * samples))
-    return _summary(problems, [responses[i] for i in range(len(problems))], samples, grader)
+            responses[i] = rows[row * samples : (row + 1) * samples]
+    return _summary(problems, [responses[i] for i in range(len(problems))], grader)
 
 
-def _rows(rollout: Rollout, rows: slice) -> Rollout:
-    return Rollout(
-        rollout.prompt_ids[rows],
-        rollout.prompt_mask[rows],
-        rollout.response_ids[rows],
-        rollout.response_mask[rows],
-        rollout.texts[rows],
-        rollout.finished[rows],
-    )
+class _Response(NamedTuple):
+    text: str
+    length: int
+    finished: bool
 
 
 def _summary(
-    problems: Sequence[Problem], responses: Sequence[Rollout], samples: int, grader: Reward
+    problems: Sequence[Problem], responses: Sequence[Sequence[_Response]], grader: Reward
 ) -> Evaluation:
-    texts = [text for rollout in responses for text in rollout.texts]
+    samples = len(responses[0])
+    flat = [response for group in responses for response in group]
+    texts = [response.text for response in flat]
     graded = grader(texts, [problem for problem in problems for _ in range(samples)])
     correct = [float(score > 0.5) for score in graded.scores]
     groups = [correct[i : i + samples] for i in range(0, len(correct), samples)]
     accuracy = sum(correct) / len(correct)
-    lengths = [n for rollout in responses for n in rollout.response_mask.sum(1).tolist()]
-    finished = [done for rollout in responses for done in rollout.finished.tolist()]
     ks = [1 << power for power in range(samples.bit_length())]
     return Evaluation(
         accuracy=accuracy,
         interval=wilson_interval(accuracy, len(problems)),
         problems=len(problems),
         boxed_ratio=sum(map(has_boxed_answer, texts)) / len(texts),
-        truncated_ratio=1 - sum(finished) / len(finished),
-        mean_tokens=sum(lengths) / len(lengths),
+        truncated_ratio=sum(not response.finished for response in flat) / len(flat),
+        mean_tokens=sum(response.length for response in flat) / len(flat),
         pass_at_k={
             k: sum(pass_at_k(samples, int(sum(group)), k) for group in groups) / len(groups)
             for k in ks
@@ -145,10 +142,10 @@ def _summary(
                 "index": problem.index,
                 "data_source": problem.data_source,
                 "answer": problem.answer,
-                "responses": rollout.texts,
-                "scores": group,
+                "responses": [response.text for response in group],
+                "scores": scores,
             }
-            for problem, rollout, group in zip(problems, responses, groups, strict=True)
+            for problem, group, scores in zip(problems, responses, groups, strict=True)
         ],
     )
 

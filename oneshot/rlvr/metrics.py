@@ -15,9 +15,9 @@ from rich.progress import (
     MofNCompleteColumn,
     Progress,
     TextColumn,
-    TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.table import Column
 
 from oneshot.rlvr.plots import plot_curves
 
@@ -109,14 +109,14 @@ class MetricsLog:
         self._show = progress
         self._bar: Progress | None = None
         if progress and self._console.is_terminal:
+            # In a narrow terminal the figures wrap; step and time stay whole.
             self._bar = Progress(
-                TextColumn("step"),
-                MofNCompleteColumn(),
-                BarColumn(bar_width=20),
-                TextColumn("{task.fields[figures]}"),
-                TimeElapsedColumn(),
-                TimeRemainingColumn(),
+                MofNCompleteColumn(table_column=Column(no_wrap=True)),
+                BarColumn(bar_width=12),
+                TimeRemainingColumn(compact=True, table_column=Column(no_wrap=True)),
+                TextColumn("{task.fields[figures]}", table_column=Column(ratio=1)),
                 console=self._console,
+                expand=True,
             )
             done = resumed_from or 0
             self._task = self._bar.add_task("", total=total_steps, completed=done, figures="")

@@ -90,16 +90,7 @@ def train(
     policy = load_policy(config.model, start or config.model.source, tokenizer)
     updater = make_updater(config, policy, tokenizer)
     step = 0 if start is None else _resume(start, updater, digest, config.run.steps)
-    engine = TransformersEngine(
-        policy,
-        tokenizer,
-        temperature=config.rollout.temperature,
-        max_new_tokens=config.rollout.max_new_tokens,
-        top_p=config.rollout.top_p,
-        top_k=config.rollout.top_k,
-        max_sequences=config.rollout.max_sequences,
-        stop_tokens=config.rollout.stop_tokens,
-    )
+    engine = make_engine(config, policy, tokenizer)
     seed, n = config.run.seed, config.rollout.samples_per_prompt
     score = make_reward(config.reward, seed) if reward is None else FunctionReward(reward)
     validation = Validation(config, policy, tokenizer, folder)
@@ -187,6 +178,22 @@ def make_updater(
         algorithm=config.algorithm,
         schedule=config.optimizer,
         temperature=config.rollout.temperature,
+    )
+
+
+def make_engine(
+    config: TrainConfig, policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> TransformersEngine:
+    """The engine that samples from the policy as the config says."""
+    return TransformersEngine(
+        policy,
+        tokenizer,
+        temperature=config.rollout.temperature,
+        max_new_tokens=config.rollout.max_new_tokens,
+        top_p=config.rollout.top_p,
+        top_k=config.rollout.top_k,
+        max_sequences=config.rollout.max_sequences,
+        stop_tokens=config.rollout.stop_tokens,
     )
 
 

@@ -54,7 +54,7 @@ def test_train_resume_and_evaluate(tiny_folder, tmp_path, capsys):
     command = [*words(tiny_folder, tmp_path), "--optimizer.lr", "1e-3"]
     assert main(command) == 0
     out = capsys.readouterr().out
-    assert "step 1: reward 0.000, validation accuracy 0.000 -> 0.000" in out
+    assert "step 1: reward 0.000\nvalidation accuracy 0.000 (step 0) -> 0.000 (step 1)\n" in out
     checkpoint = tmp_path / "run" / "checkpoints" / "step_000001"
     assert str(checkpoint) in out
     assert main(command) == 1
