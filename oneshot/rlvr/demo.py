@@ -33,6 +33,7 @@ from oneshot.rlvr.config import (
 ARMS = {"outcome": "math_verify", "format": "format", "random": "random"}
 COLOURS = {"outcome": "tab:blue", "format": "tab:orange", "random": "tab:grey"}
 UNSEEN_SEED = 2026
+PROMPTS, SAMPLES = 4, 8  # copies of the example in a batch, and the size of a group
 SATURATED, WINDOW = 0.95, 5  # training reward, mean of that many steps, that counts as saturated
 
 
@@ -76,7 +77,7 @@ def arm_config(
         model=ModelConfig(source="embedded"),
         data=DataConfig(path=str(folder / "train.jsonl")),
         rollout=RolloutConfig(
-            batch_size=8, samples_per_prompt=8, temperature=1.0, max_new_tokens=64
+            batch_size=PROMPTS, samples_per_prompt=SAMPLES, temperature=1.0, max_new_tokens=64
         ),
         reward=RewardConfig(function=ARMS[arm]),
         algorithm=AlgorithmConfig(entropy_coef=0.001, kl_coef=0.05),
@@ -289,7 +290,7 @@ def plot_arms(result: dict[str, Any], path: Path) -> None:
                 label=f"{arm} reward",
             )
         axes.set_title(title, fontsize=10)
-        axes.set_xlabel("step (64 responses, one update)")
+        axes.set_xlabel(f"step ({PROMPTS * SAMPLES} responses, one update)")
         axes.set_ylim(bottom=0, top=None if key == "entropy" else 1.02)
         axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
@@ -312,6 +313,9 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", help="new folder (default runs/demo-<date>-<time>)")
     parser.add_argument("--json", metavar="FILE", help="write the figures there too")
     parsed = parser.parse_args(words)
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()  # the trainer shows its own
     result = run_demo(parsed.seed, output=parsed.output, steps=parsed.steps)
     print_table(result)
     if parsed.json:
