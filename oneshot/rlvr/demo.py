@@ -80,7 +80,7 @@ def arm_config(
             batch_size=PROMPTS, samples_per_prompt=SAMPLES, temperature=1.0, max_new_tokens=64
         ),
         reward=RewardConfig(function=ARMS[arm]),
-        algorithm=AlgorithmConfig(entropy_coef=0.001, kl_coef=0.05),
+        algorithm=AlgorithmConfig(entropy_coef=0.001, kl_coef=0.2),
         optimizer=OptimizerConfig(lr=1e-4),
         evaluation=EvaluationConfig(
             path=str(folder / "unseen.jsonl"), every=evaluate_every, batch_size=256
@@ -95,7 +95,7 @@ def run_demo(
     seed: int = 0,
     *,
     output: str | Path | None = None,
-    steps: int = 80,
+    steps: int = 64,
     unseen: int = 256,
     evaluate_every: int = 8,
     arms: Sequence[str] = tuple(ARMS),
@@ -309,7 +309,7 @@ def main(words: Sequence[str] | None = None) -> int:
     """
     parser = argparse.ArgumentParser(prog="oneshot demo", description=__doc__.splitlines()[0])
     parser.add_argument("--seed", type=int, default=0, help="training example and runs (default 0)")
-    parser.add_argument("--steps", type=int, default=80, help="steps per arm (default 80)")
+    parser.add_argument("--steps", type=int, default=64, help="steps per arm (default 64)")
     parser.add_argument("--output", help="new folder (default runs/demo-<date>-<time>)")
     parser.add_argument("--json", metavar="FILE", help="write the figures there too")
     parsed = parser.parse_args(words)
