@@ -87,10 +87,14 @@ def save(
             f"checkpoint of step {state.step} could not be written to {folder}: {error}. "
             + ("No older checkpoint." if previous is None else f"{previous} is intact.")
         ) from error
-    if keep is not None:
-        for old in _complete(folder)[:-keep]:
-            _remove(old)
+    prune(folder, keep)
     return final
+
+
+def prune(folder: Path, keep: int | None) -> None:
+    """Removes all but the newest `keep` checkpoints; None keeps all."""
+    for old in [] if keep is None else _complete(folder)[:-keep]:
+        _remove(old)
 
 
 def latest(folder: Path) -> Path | None:

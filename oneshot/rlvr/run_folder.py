@@ -24,10 +24,10 @@ MAY_CHANGE = {"run.steps", "run.keep_checkpoints", "run.progress"}
 
 
 def open_run(config: TrainConfig, resume: bool) -> tuple[Path, Path | None]:
-    """Prepares the output folder.
+    """Checks the output folder and looks for the checkpoint to continue from. Creates nothing.
 
     Args:
-        config: The run's config; written to config.yaml.
+        config: The run's config.
         resume: Whether an earlier run in the folder is continued.
 
     Returns:
@@ -46,7 +46,6 @@ def open_run(config: TrainConfig, resume: bool) -> tuple[Path, Path | None]:
         raise FileExistsError(
             f"run.output: {folder} is not empty; continue its run with --resume, or name another"
         )
-    folder.mkdir(parents=True, exist_ok=True)
     if written.exists():
         before = yaml.safe_load(written.read_text(encoding="utf-8"))
         _check_same(before, to_dict(config), written)
@@ -55,10 +54,15 @@ def open_run(config: TrainConfig, resume: bool) -> tuple[Path, Path | None]:
     newest = checkpoint.latest(checkpoints)
     if newest is not None and not written.exists():
         raise ValueError(f"{folder} has checkpoints but no config.yaml: it is not a run")
+    return folder, newest
+
+
+def write_config(folder: Path, config: TrainConfig) -> None:
+    """Creates the folder, if need be, with the resolved config in it."""
+    folder.mkdir(parents=True, exist_ok=True)
     temporary = folder / "config.writing"
     temporary.write_text(yaml.safe_dump(to_dict(config), sort_keys=False), encoding="utf-8")
-    temporary.replace(written)
-    return folder, newest
+    temporary.replace(folder / "config.yaml")
 
 
 def _check_same(before: Any, now: dict[str, Any], path: Path) -> None:

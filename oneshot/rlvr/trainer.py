@@ -32,7 +32,7 @@ from oneshot.rlvr.policy import load_policy
 from oneshot.rlvr.prompt import drop_long, encode
 from oneshot.rlvr.rewards import FunctionReward, RewardFunction, make_reward
 from oneshot.rlvr.rollout import TransformersEngine
-from oneshot.rlvr.run_folder import open_run
+from oneshot.rlvr.run_folder import open_run, write_config
 from oneshot.rlvr.seeding import derive_seed
 from oneshot.rlvr.update import PolicyUpdater
 from oneshot.rlvr.validation import Validation
@@ -94,6 +94,7 @@ def train(
     seed, n = config.run.seed, config.rollout.samples_per_prompt
     score = make_reward(config.reward, seed) if reward is None else FunctionReward(reward)
     validation = Validation(config, policy, tokenizer, folder)
+    write_config(folder, config)  # not before everything that can be wrong with it has been seen
     log = MetricsLog(folder, config.run.steps, step if start else None, config.run.progress)
     rows = data.repeat_to_batch(rows, config.rollout.batch_size)
     try:
@@ -133,6 +134,8 @@ def train(
         score.close()
         validation.close()
         log.close()
+    # A kill between the last checkpoint and the removal of older ones leaves nothing to train.
+    checkpoint.prune(folder / "checkpoints", config.run.keep_checkpoints)
     history = read_jsonl(folder / "metrics.jsonl")
     plot_curves(history, folder / "curves.png")
     last = checkpoint.latest(folder / "checkpoints")

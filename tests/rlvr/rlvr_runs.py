@@ -61,8 +61,11 @@ def serve():
     import torch
     import torch.utils.tensorboard
 
+    from transformers.utils import logging
+
     from oneshot.rlvr import trainer
 
+    logging.disable_progress_bar()
     # Drawing takes longer than the run; the file is still written where the curves would be.
     trainer.plot_curves = lambda history, path: path.write_bytes(b"")
     torch.set_num_threads(1)

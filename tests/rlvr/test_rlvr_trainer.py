@@ -190,6 +190,7 @@ def test_tokenizer_of_another_model(tiny_folder, tmp_path):
     )
     with pytest.raises(ValueError, match=rf"has {vocabulary} tokens, but .* embeddings for 20"):
         train(config)
+    assert not (tmp_path / "run").exists()  # the corrected command needs no other folder
 
 
 def test_output_must_be_new(tiny_folder, tmp_path):
