@@ -60,7 +60,6 @@ def serve():
     import rlvr_tiny
     import torch
     import torch.utils.tensorboard
-
     from transformers.utils import logging
 
     from oneshot.rlvr import trainer

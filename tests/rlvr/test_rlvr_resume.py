@@ -67,7 +67,7 @@ def test_the_run_learns_and_moves_the_weights(whole, tiny_folder):
     assert touches > 60
 
 
-@pytest.mark.parametrize("share", [0.05, 0.5, 0.72, 0.99])
+@pytest.mark.parametrize("share", [0.05, 0.5, 0.72, 0.94, 0.99])
 def test_killed_at_a_file_operation(runner, tiny_folder, whole, tmp_path, share):
     kill_and_resume(runner, tiny_folder, tmp_path / "run", [round(share * whole[1])])
     assert_same_end(tmp_path / "run", whole[0])
