@@ -3,9 +3,8 @@
 import argparse
 from pathlib import Path
 
-from oneshot.rlvr.demo import UNSEEN_SEED, training_problem, write_rows
-
 from oneshot.embedded.problems import sample_problems
+from oneshot.rlvr.demo import UNSEEN_SEED, training_problem, write_rows
 
 parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("--folder", type=Path, default=Path("data/embedded"))
