@@ -2,5 +2,14 @@
 
 from oneshot.numpy.advantage import gae, group_advantages, whiten
 from oneshot.numpy.logprob import token_logprobs_and_entropy
+from oneshot.numpy.policy_loss import importance_weights, policy_loss, value_loss
 
-__all__ = ["gae", "group_advantages", "token_logprobs_and_entropy", "whiten"]
+__all__ = [
+    "gae",
+    "group_advantages",
+    "importance_weights",
+    "policy_loss",
+    "token_logprobs_and_entropy",
+    "value_loss",
+    "whiten",
+]

@@ -11,14 +11,11 @@ from torch import Tensor
 
 from oneshot.ops import _library
 from oneshot.ops._checks import check_float, check_mask, check_same_device
+from oneshot.ops.policy_options import bounds, resolve_normalizer, resolve_options
 from oneshot.reference import policy_loss as reference
 from oneshot.reference.policy_loss import (
-    Aggregate,
-    Kl,
     PolicyMetric,
     PolicyOptions,
-    Ratio,
-    Surrogate,
     ValueMetric,
     WeightMetric,
     arithmetic_dtype,
@@ -31,58 +28,6 @@ _OPTIONS = (
     "float entropy_coef, int aggregate, int kl_aggregate, int entropy_aggregate, "
     "bool count_empty, SymInt max_length"
 )
-
-
-class Objective(NamedTuple):
-    """A published objective as a choice of primitive switches, each of which can be overridden."""
-
-    surrogate: Surrogate
-    ratio: str
-    clip_low: float
-    clip_high: float
-    aggregate: str
-
-
-OBJECTIVES = {
-    # Schulman et al. 2017, arXiv 1707.06347, eq. 7
-    "ppo": Objective(Surrogate.CLIP, "token", 0.2, 0.2, "token-mean"),
-    # Shao et al. 2024 (DeepSeekMath), arXiv 2402.03300, eq. 3
-    "grpo": Objective(Surrogate.CLIP, "token", 0.2, 0.2, "seq-mean-token-mean"),
-    # Yu et al. 2025, arXiv 2503.14476, eq. 8 and section 3.1 (clip-higher)
-    "dapo": Objective(Surrogate.CLIP, "token", 0.2, 0.28, "token-mean"),
-    # Liu et al. 2025 (Understanding R1-Zero), arXiv 2503.20783, section 3.2
-    "dr_grpo": Objective(Surrogate.CLIP, "token", 0.2, 0.2, "seq-mean-token-sum-norm"),
-    # Zheng et al. 2025, arXiv 2507.18071, eq. 5 and 7; clip range of section 5.1
-    "gspo": Objective(Surrogate.CLIP, "sequence", 3e-4, 4e-4, "seq-mean-token-mean"),
-    # MiniMax 2025 (M1), arXiv 2506.13585, eq. 4 and 5: no lower bound; the paper does not print its
-    # upper bound, 5.0 as a ratio is the value TRL recommends
-    "cispo": Objective(Surrogate.CISPO, "token", math.inf, 4.0, "token-mean"),
-    # Williams 1992; the ratio plays no part
-    "reinforce": Objective(Surrogate.REINFORCE, "token", math.inf, math.inf, "token-mean"),
-}
-
-RATIOS = {
-    "token": Ratio.TOKEN,
-    "sequence": Ratio.SEQUENCE,
-    "sequence-token": Ratio.SEQUENCE_TOKEN,
-}
-KL_ESTIMATORS = {
-    "none": Kl.NONE,
-    "k1": Kl.K1,
-    "k2": Kl.K2,
-    "k3": Kl.K3,
-    "abs": Kl.ABS,
-    "k1+": Kl.K1_PLUS,
-    "k3+": Kl.K3_PLUS,
-    "abs+": Kl.ABS_PLUS,
-}
-AGGREGATES = {
-    "token-mean": Aggregate.TOKEN_MEAN,
-    "token-sum": Aggregate.TOKEN_SUM,
-    "seq-mean-token-mean": Aggregate.SEQ_MEAN_TOKEN_MEAN,
-    "seq-mean-token-sum": Aggregate.SEQ_MEAN_TOKEN_SUM,
-    "seq-mean-token-sum-norm": Aggregate.SEQ_MEAN_TOKEN_SUM_NORM,
-}
 
 
 def _named(metrics: Tensor, names: type[IntEnum]) -> dict[str, float]:
@@ -124,28 +69,6 @@ class ImportanceWeights(NamedTuple):
 
 # ------------------------------------------------------------------------------------------------
 # Checks shared by the three ops
-
-
-def _choice(name: str, value: str, table: dict[str, Any]) -> Any:
-    if value not in table:
-        raise ValueError(f"{name} must be one of {', '.join(table)}, got {value!r}")
-    return table[value]
-
-
-def _at_least(name: str, value: float, bound: float) -> float:
-    if not value >= bound:
-        raise ValueError(f"{name} must be at least {bound:g}, got {value}")
-    return float(value)
-
-
-def _bounds(name: str, clamp: float | tuple[float, float] | None) -> tuple[float, float]:
-    """A symmetric bound, a (low, high) pair or None, as a (low, high) pair."""
-    if clamp is None:
-        return -math.inf, math.inf
-    low, high = clamp if isinstance(clamp, tuple) else (-clamp, clamp)
-    if not low < high:
-        raise ValueError(f"{name} must be positive or a (low, high) pair, got {clamp}")
-    return float(low), float(high)
 
 
 def _layout(name: str, tokens: Tensor, mask: Tensor | None, cu_seqlens: Tensor | None) -> Tensor:
@@ -201,52 +124,6 @@ def _per_sequence_or_token(
             f"{list(like.shape)}, got {list(x.shape)}"
         )
     return x.detach()
-
-
-class _Normalizer(NamedTuple):
-    aggregate: int
-    total: Tensor | None
-    max_length: int
-
-
-def _normalizer(
-    aggregate: str,
-    token_count: float | Tensor | None,
-    sequence_count: float | Tensor | None,
-    max_length: int | None,
-    tokens: Tensor,
-) -> _Normalizer:
-    """Resolve the aggregation and its overrides; refuse an override the mode would ignore."""
-    mode = _choice("aggregate", aggregate, AGGREGATES)
-    if token_count is not None and mode != Aggregate.TOKEN_MEAN:
-        raise ValueError(f"token_count belongs to aggregate='token-mean', not to {aggregate!r}")
-    if sequence_count is not None and mode in (Aggregate.TOKEN_MEAN, Aggregate.TOKEN_SUM):
-        raise ValueError(f"sequence_count belongs to the seq-mean-* modes, not to {aggregate!r}")
-    length = 1
-    if mode == Aggregate.SEQ_MEAN_TOKEN_SUM_NORM:
-        if max_length is None and tokens.dim() == 1:
-            raise ValueError("seq-mean-token-sum-norm needs max_length when the layout is packed")
-        length = tokens.shape[1] if max_length is None else max_length
-        if length < 1 and max_length is not None:
-            raise ValueError(f"max_length must be at least 1, got {max_length}")
-    elif max_length is not None:
-        raise ValueError(
-            f"max_length belongs to aggregate='seq-mean-token-sum-norm', not to {aggregate!r}"
-        )
-    given = sequence_count if token_count is None else token_count
-    name = "sequence_count" if token_count is None else "token_count"
-    if given is None:
-        return _Normalizer(mode, None, length)
-    if isinstance(given, Tensor):
-        if given.dim() != 0:
-            raise ValueError(f"{name} must be a number or a 0-dim tensor, got {list(given.shape)}")
-        check_same_device(name, given, "the log-probabilities or values", tokens)
-        return _Normalizer(mode, given.detach(), length)
-    if not given > 0:
-        raise ValueError(f"{name} must be positive, got {given}")
-    return _Normalizer(
-        mode, torch.tensor(float(given), dtype=torch.float64, device=tokens.device), length
-    )
 
 
 def _batch_size(tokens: Tensor, cu_seqlens: Tensor | None) -> int:
@@ -415,7 +292,7 @@ def policy_loss(
 
     Source:
         `OBJECTIVES` names each objective's paper and equation. Dual clip: Ye et al. 2020
-        (arXiv 1912.09729) eq. 5. Delta: INTELLECT-2 (arXiv 2505.07291) section 3.4. KL estimators:
+        (arXiv 1912.09729) eq. 5. Delta: INTELLECT-2 (arXiv 2505.07291). KL estimators:
         Schulman 2020, http://joschu.net/blog/kl-approx.html; importance-weighted: DeepSeek-V3.2
         (arXiv 2512.02556). docs/ops/policy_loss.md has all formulas, and where libraries differ.
     """
@@ -433,40 +310,31 @@ def policy_loss(
             raise TypeError(
                 f"entropy must have the dtype of logprobs ({logprobs.dtype}), got {entropy.dtype}"
             )
-    elif entropy_coef != 0:
-        raise ValueError(f"entropy_coef = {entropy_coef} needs entropy, got None")
-    estimator = _choice("kl", kl, KL_ESTIMATORS)
-    if kl_coef != 0 and (ref_logprobs is None or estimator == Kl.NONE):
-        raise ValueError(f"kl_coef = {kl_coef} needs ref_logprobs and an estimator, got kl={kl!r}")
-    if ref_logprobs is not None and estimator == Kl.NONE:
-        raise ValueError("kl='none' takes no ref_logprobs")
-
-    chosen: Objective = _choice("objective", objective, OBJECTIVES)
-    low, high = _bounds("log_ratio_clamp", log_ratio_clamp)
-    mode = chosen.aggregate if aggregate is None else aggregate
-    normalizer = _normalizer(mode, token_count, sequence_count, max_length, logprobs)
-    options = PolicyOptions(
-        surrogate=chosen.surrogate,
-        ratio=_choice("ratio", chosen.ratio if ratio is None else ratio, RATIOS),
-        clip_min=1 - (chosen.clip_low if clip_low is None else _at_least("clip_low", clip_low, 0)),
-        clip_max=1
-        + (chosen.clip_high if clip_high is None else _at_least("clip_high", clip_high, -1)),
-        dual_clip=math.inf if dual_clip is None else _at_least("dual_clip", dual_clip, 1),
-        delta=math.inf if delta is None else _at_least("delta", delta, 1),
-        log_ratio_min=low,
-        log_ratio_max=high,
-        kl=estimator,
+    options, normalizer = resolve_options(
+        logprobs.shape[1] if cu_seqlens is None else None,
+        ref_logprobs is not None,
+        entropy is not None,
+        objective=objective,
+        ratio=ratio,
+        clip_low=clip_low,
+        clip_high=clip_high,
+        dual_clip=dual_clip,
+        delta=delta,
+        log_ratio_clamp=log_ratio_clamp,
+        kl=kl,
+        kl_coef=kl_coef,
         kl_importance_weighted=kl_importance_weighted,
-        kl_log_ratio_clamp=_bounds("kl_log_ratio_clamp", kl_log_ratio_clamp)[1],
-        kl_clamp=_bounds("kl_clamp", kl_clamp)[1],
-        policy_coef=float(policy_coef),
-        kl_coef=float(kl_coef),
-        entropy_coef=float(entropy_coef),
-        aggregate=normalizer.aggregate,
-        kl_aggregate=_own_aggregate("kl_aggregate", kl_aggregate, mode),
-        entropy_aggregate=_own_aggregate("entropy_aggregate", entropy_aggregate, mode),
+        kl_log_ratio_clamp=kl_log_ratio_clamp,
+        kl_clamp=kl_clamp,
+        entropy_coef=entropy_coef,
+        policy_coef=policy_coef,
+        aggregate=aggregate,
+        kl_aggregate=kl_aggregate,
+        entropy_aggregate=entropy_aggregate,
+        token_count=token_count,
+        sequence_count=sequence_count,
+        max_length=max_length,
         count_empty=count_empty,
-        max_length=normalizer.max_length,
     )
     loss, metrics, _ = _policy_loss(
         logprobs,
@@ -477,20 +345,10 @@ def policy_loss(
         entropy,
         importance_weights,
         cu_seqlens,
-        normalizer.total,
+        normalizer.count_tensor(logprobs),
         *options,
     )
     return PolicyLoss(loss, metrics)
-
-
-def _own_aggregate(name: str, value: str | None, mode: str) -> int:
-    """-1 for "like the policy term"; else the mode, which must not need a length of its own."""
-    if value is None:
-        return -1
-    chosen = _choice(name, value, AGGREGATES)
-    if chosen == Aggregate.SEQ_MEAN_TOKEN_SUM_NORM and value != mode:
-        raise ValueError(f"{name}={value!r} needs aggregate={value!r}, got {mode!r}")
-    return int(chosen)
 
 
 # ------------------------------------------------------------------------------------------------
@@ -587,14 +445,15 @@ def value_loss(
         raise ValueError(f"clip = {clip} needs old_values, got None")
     elif not clip > 0:
         raise ValueError(f"clip must be positive or None, got {clip}")
-    normalizer = _normalizer(aggregate, token_count, sequence_count, max_length, values)
+    width = values.shape[1] if cu_seqlens is None else None
+    normalizer = resolve_normalizer(aggregate, token_count, sequence_count, max_length, width)
     loss, metrics, _ = _value_loss(
         values,
         old_values,
         returns,
         mask,
         cu_seqlens,
-        normalizer.total,
+        normalizer.count_tensor(values),
         math.inf if clip is None else float(clip),
         normalizer.aggregate,
         count_empty,
@@ -693,7 +552,7 @@ def importance_weights(
         mode == "truncate",
         float(low),
         float(high),
-        _bounds("log_ratio_clamp", log_ratio_clamp)[1],
+        bounds("log_ratio_clamp", log_ratio_clamp)[1],
         normalize,
         ignore_nan,
     )

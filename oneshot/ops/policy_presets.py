@@ -1,7 +1,7 @@
 """Conventions of other libraries, and of the one-shot RLVR paper, as arguments of `policy_loss`.
 
 Each function takes that library's own option names with that library's defaults and returns keyword
-arguments: ``policy_loss(logprobs, old, advantages, mask, **policy_presets.verl(clip_ratio_c=3.0))``.
+arguments: ``policy_loss(logprobs, old, advantages, mask, **policy_presets.verl(clip_ratio_c=2))``.
 docs/ops/policy_loss.md has the table of where they differ.
 """
 
@@ -204,7 +204,7 @@ def verl(
     batch_num_tokens: float | None = None,
     global_batch_size: float | None = None,
 ) -> Arguments:
-    """verl 0.9.1 ``ActorConfig`` and global batch info -> ``workers.utils.losses.ppo_loss``.
+    """Verl 0.9.1 ``ActorConfig`` and global batch info -> ``workers.utils.losses.ppo_loss``.
 
     Args:
         loss_mode: "vanilla", "gspo", "cispo" or "gpg".

@@ -158,7 +158,9 @@ def _tokens(like: Tensor, mask: Tensor | None, cu_seqlens: Tensor | None) -> _To
         sequence = torch.arange(batch, device=like.device).repeat_interleave(width)
     else:
         batch = cu_seqlens.numel() - 1
-        rises = cu_seqlens[0] == 0 and cu_seqlens[-1] == like.numel() and cu_seqlens.diff().ge(0).all()
+        rises = (
+            cu_seqlens[0] == 0 and cu_seqlens[-1] == like.numel() and cu_seqlens.diff().ge(0).all()
+        )
         if not rises:
             raise ValueError(f"cu_seqlens must rise from 0 to {like.numel()}, got {cu_seqlens}")
         sequence = torch.arange(batch, device=like.device).repeat_interleave(

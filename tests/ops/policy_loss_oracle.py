@@ -1,6 +1,6 @@
 """The losses once more, one token at a time in float64: shares no line with the package.
 
-Values are 0-dim float64 tensors, so that autograd gives the gradient; stop-gradients are `.detach()`.
+Values are 0-dim float64 tensors, so that autograd gives the gradient, with `.detach()` to stop it.
 Every argument is a list of sequences, each a list of numbers; masked tokens are not in the lists.
 """
 
@@ -140,8 +140,7 @@ def policy_loss(new, old, advantages, ref=None, entropy=None, weights=None, **op
                     min(max(ratio.item(), 1 - o["clip_low"]), 1 + o["clip_high"]) * advantage,
                 )
                 dual += int(
-                    advantage < 0
-                    and (ratio > o["delta"] or -clipped > -o["dual_clip"] * advantage)
+                    advantage < 0 and (ratio > o["delta"] or -clipped > -o["dual_clip"] * advantage)
                 )
             elif o["surrogate"] == "cispo":
                 low, high = low + int(below), high + int(above)

@@ -6,9 +6,11 @@ import policy_loss_oracle as oracle
 import pytest
 import torch
 
+import oneshot.numpy
 from oneshot import ops
-from oneshot.ops.policy_loss import OBJECTIVES, PolicyMetric
+from oneshot.ops.policy_options import OBJECTIVES
 from oneshot.reference import policy_loss as reference
+from oneshot.reference.policy_loss import PolicyMetric
 
 INF = math.inf
 
@@ -45,8 +47,10 @@ class Batch:
         """Counted tokens of each sequence as float64 scalars (leaves if asked)."""
         rows = []
         for b in range(self.mask.shape[0]):
-            row = x[b].double()[self.mask[b]] if x.dim() == 2 else x[b].double().repeat(
-                int(self.mask[b].sum())
+            row = (
+                x[b].double()[self.mask[b]]
+                if x.dim() == 2
+                else x[b].double().repeat(int(self.mask[b].sum()))
             )
             rows.append([v.clone().requires_grad_() if leaf else float(v) for v in row])
         return rows
@@ -86,7 +90,10 @@ CASES = {
     "clamp": {"log_ratio_clamp": 0.3},
     "clamp_pair": {"log_ratio_clamp": (-0.1, 0.5), "ratio": "sequence"},
     "no_clip": {"clip_low": INF, "clip_high": INF},
-    **{f"kl_{k}": {"kl": k, "kl_coef": 0.3} for k in ("k1", "k2", "k3", "abs", "k1+", "k3+", "abs+")},
+    **{
+        f"kl_{k}": {"kl": k, "kl_coef": 0.3}
+        for k in ("k1", "k2", "k3", "abs", "k1+", "k3+", "abs+")
+    },
     "kl_weighted": {"kl_coef": 0.3, "kl_importance_weighted": True},
     "kl_weighted_sequence": {
         "kl_coef": 0.3,
@@ -126,7 +133,9 @@ def oracle_options(case, width):
         "clip_high": chosen.clip_high,
         "aggregate": chosen.aggregate,
         "max_length": width,
-        **{k: v for k, v in case.items() if k not in ("objective", "token_count", "sequence_count")},
+        **{
+            k: v for k, v in case.items() if k not in ("objective", "token_count", "sequence_count")
+        },
         "count": case.get("token_count", case.get("sequence_count")),
     }
     clamp = options.get("log_ratio_clamp")
@@ -190,9 +199,7 @@ def test_matches_loops(case, dtype):
     assert_same(run(batch, case), expected(batch, case), tight, tight / 10)
 
 
-@pytest.mark.parametrize(
-    ("lengths", "width"), [([1], 1), ([63], 63), ([17, 255, 0, 301], 301)]
-)
+@pytest.mark.parametrize(("lengths", "width"), [([1], 1), ([63], 63), ([17, 255, 0, 301], 301)])
 @pytest.mark.parametrize(
     "case",
     [
@@ -280,7 +287,9 @@ def test_thread_count_and_neighbours_change_no_bit(case):
         two = run(batch, case)
     finally:
         torch.set_num_threads(before)
-    for a, b in zip((one[0], one[1].metrics, *one[2:]), (two[0], two[1].metrics, *two[2:]), strict=True):
+    for a, b in zip(
+        (one[0], one[1].metrics, *one[2:]), (two[0], two[1].metrics, *two[2:]), strict=True
+    ):
         assert torch.equal(a, b)
     alone = Batch.__new__(Batch)
     for name in ("new", "old", "ref", "entropy", "advantages", "weights", "mask"):
@@ -300,7 +309,8 @@ def test_nothing_counts(objective, shape):
     out = ops.policy_loss(
         new, torch.full(shape, -INF), torch.ones(shape[0]), mask,
         ref_logprobs=torch.full(shape, math.nan), entropy=entropy,
-        objective=objective, kl_coef=0.1, entropy_coef=0.1, max_length=8 if objective == "dr_grpo" else None,
+        objective=objective, kl_coef=0.1, entropy_coef=0.1,
+        max_length=8 if objective == "dr_grpo" else None,
     )  # fmt: skip
     out.loss.backward()
     assert out.loss == 0
@@ -340,7 +350,9 @@ def test_gradients_only_where_needed_and_never_to_data():
     count = batch.mask.sum()
     torch.testing.assert_close(entropy.grad, torch.where(batch.mask, -0.1 / count, 0.0))
     assert not out.metrics.requires_grad
-    assert not ops.policy_loss(batch.new, batch.old, batch.advantages, batch.mask).loss.requires_grad
+    assert not ops.policy_loss(
+        batch.new, batch.old, batch.advantages, batch.mask
+    ).loss.requires_grad
 
 
 def test_without_old_logprobs_every_ratio_is_one():
@@ -393,7 +405,9 @@ def test_uniform_reward_leaves_only_the_entropy_gradient():
     logprobs = logits.log_softmax(-1)
     entropy = -(logprobs.exp() * logprobs).sum(-1)
     chosen = logprobs[..., 0]
-    out = ops.policy_loss(chosen, chosen.detach(), torch.zeros(3), entropy=entropy, entropy_coef=0.1)
+    out = ops.policy_loss(
+        chosen, chosen.detach(), torch.zeros(3), entropy=entropy, entropy_coef=0.1
+    )
     (by_chosen,) = torch.autograd.grad(out.loss, chosen, retain_graph=True)
     assert (by_chosen == 0).all()
     out.loss.backward()
@@ -404,7 +418,10 @@ def test_uniform_reward_leaves_only_the_entropy_gradient():
 
 def test_count_as_a_tensor_equals_the_number():
     batch = Batch([5, 7], 7)
-    for override, mode in (("token_count", "token-mean"), ("sequence_count", "seq-mean-token-mean")):
+    for override, mode in (
+        ("token_count", "token-mean"),
+        ("sequence_count", "seq-mean-token-mean"),
+    ):
         losses = [
             run(batch, {"aggregate": mode, override: count, "kl_coef": 0.1})
             for count in (37, torch.tensor(37), torch.tensor(37.0))
@@ -454,7 +471,9 @@ def test_kernel_equals_reference(case, dtype):
         module["_policy_loss"] = handle
     args = calls["forward"]
     loss, metrics, weights = reference.policy_loss(*args)
-    exact = {"rtol": 1e-12, "atol": 1e-13} if dtype == torch.float64 else {"rtol": 2e-5, "atol": 2e-6}
+    exact = (
+        {"rtol": 1e-12, "atol": 1e-13} if dtype == torch.float64 else {"rtol": 2e-5, "atol": 2e-6}
+    )
     torch.testing.assert_close(actual[0], loss, **exact)
     torch.testing.assert_close(actual[1].metrics, metrics, **exact)
     by_new, by_entropy = reference.policy_loss_backward(
@@ -507,9 +526,7 @@ def test_errors_come_early_and_say_what_came(change, error, text):
 @pytest.mark.parametrize("bounds", [[1, 5], [0, 4], [0, 4, 2, 5], [0, 9]])
 def test_wrong_cu_seqlens(bounds):
     with pytest.raises((ValueError, RuntimeError), match="cu_seqlens must rise from 0 to 5"):
-        ops.policy_loss(
-            torch.zeros(5), None, torch.zeros(5), cu_seqlens=torch.tensor(bounds)
-        )
+        ops.policy_loss(torch.zeros(5), None, torch.zeros(5), cu_seqlens=torch.tensor(bounds))
 
 
 # ------------------------------------------------------------------------------------------------
@@ -549,8 +566,12 @@ def _op_inputs(dtype=torch.float32, packed=False):
 def test_opcheck(packed):
     args = _op_inputs(torch.float64, packed)
     # masked garbage is NaN by design, and opcheck compares inputs with ==
-    args = tuple(x.detach().nan_to_num(0, 0, 0).requires_grad_(x.requires_grad)
-                 if isinstance(x, torch.Tensor) and x.is_floating_point() else x for x in args)  # fmt: skip
+    args = tuple(
+        x.detach().nan_to_num(0, 0, 0).requires_grad_(x.requires_grad)
+        if isinstance(x, torch.Tensor) and x.is_floating_point()
+        else x
+        for x in args
+    )
     torch.library.opcheck(torch.ops.oneshot.policy_loss.default, args)
     batch = Batch([5, 7], 7, torch.float64)
     values = torch.where(batch.mask, batch.new, 0).requires_grad_()
@@ -600,7 +621,9 @@ def test_compiles_fullgraph_with_dynamic_sizes_once():
 def test_inductor():
     torch._dynamo.reset()
     compiled = torch.compile(
-        lambda *x: ops.policy_loss(*x, clip_high=INF, kl_coef=0.0).loss, fullgraph=True, dynamic=True
+        lambda *x: ops.policy_loss(*x, clip_high=INF, kl_coef=0.0).loss,
+        fullgraph=True,
+        dynamic=True,
     )
     for width in (9, 30):
         batch = Batch([5, 7], width)
@@ -728,7 +751,10 @@ def test_importance_weights_match_loops(level, mode, low, high, normalize, dtype
         assert (out.weights[~batch.mask] == 0).all()
         per_token = [w for row in rows for w in row]
         torch.testing.assert_close(
-            out.weights[batch.mask].double(), torch.tensor(per_token, dtype=torch.float64), rtol=tight, atol=0
+            out.weights[batch.mask].double(),
+            torch.tensor(per_token, dtype=torch.float64),
+            rtol=tight,
+            atol=0,
         )
     applied = torch.tensor(per_token, dtype=torch.float64) * figures["normalizer"]
     assert figures["mean"] == pytest.approx(applied.mean().item(), rel=tight)
@@ -744,7 +770,9 @@ def test_importance_weights_match_loops(level, mode, low, high, normalize, dtype
     ]
     raw = [math.exp(sum(r) if level == "sequence" else v) for r in logs for v in r]
     assert figures["fraction_low"] == pytest.approx(sum(r < low for r in raw) / len(raw), abs=1e-6)
-    assert figures["fraction_high"] == pytest.approx(sum(r > high for r in raw) / len(raw), abs=1e-6)
+    assert figures["fraction_high"] == pytest.approx(
+        sum(r > high for r in raw) / len(raw), abs=1e-6
+    )
 
 
 def test_importance_weights_nan_clamp_layout_and_emptiness():
@@ -758,7 +786,9 @@ def test_importance_weights_nan_clamp_layout_and_emptiness():
     summed = ops.importance_weights(
         new, sampler, mask, level="sequence", high=INF, ignore_nan=True, log_ratio_clamp=None
     ).weights
-    torch.testing.assert_close(summed, torch.tensor([math.exp(-30), math.exp(59)]), rtol=1e-4, atol=0)
+    torch.testing.assert_close(
+        summed, torch.tensor([math.exp(-30), math.exp(59)]), rtol=1e-4, atol=0
+    )
     for level in ("token", "sequence"):
         padded = ops.importance_weights(new, sampler, mask, level=level, ignore_nan=True)
         packed = ops.importance_weights(
@@ -773,3 +803,70 @@ def test_importance_weights_nan_clamp_layout_and_emptiness():
     assert not ops.importance_weights(new.requires_grad_(), sampler, mask).weights.requires_grad
     with pytest.raises(ValueError, match="0 <= low <= high"):
         ops.importance_weights(new, sampler, low=3.0, high=2.0)
+
+
+# ------------------------------------------------------------------------------------------------
+# NumPy faces
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("per_sequence", [False, True])
+def test_numpy_policy_loss_has_the_bits_of_the_op(packed, per_sequence):
+    batch = Batch([40, 0, 63, 1, 300], 300)
+    case = {"objective": "gspo", "kl_coef": 0.1, "entropy_coef": 0.01, "sequence_count": 4}
+    names = ("new", "old", "ref", "entropy", "weights", "mask", "advantages")
+    data = {name: getattr(batch, name) for name in names}
+    if packed:
+        data = {name: batch.packed(x)[0] for name, x in data.items()}
+        case["cu_seqlens"] = batch.packed(batch.mask)[1]
+    if per_sequence:
+        data["advantages"] = batch.advantage
+    new, entropy = data["new"].clone().requires_grad_(), data["entropy"].clone().requires_grad_()
+    out = ops.policy_loss(
+        new, data["old"], data["advantages"], data["mask"], ref_logprobs=data["ref"],
+        entropy=entropy, importance_weights=data["weights"], **case,
+    )  # fmt: skip
+    out.loss.backward()
+    arrays = {name: x.numpy() for name, x in data.items()}
+    if packed:
+        case["cu_seqlens"] = case["cu_seqlens"].numpy()
+    found = oneshot.numpy.policy_loss(
+        arrays["new"], arrays["old"], arrays["advantages"], arrays["mask"],
+        ref_logprobs=arrays["ref"], entropy=arrays["entropy"],
+        importance_weights=arrays["weights"], **case,
+    )  # fmt: skip
+    assert torch.tensor(found.loss, dtype=torch.float32) == out.loss
+    for name, value in out.metrics_dict().items():
+        assert value == pytest.approx(found.metrics[name], rel=1e-7), name
+    assert torch.equal(torch.from_numpy(found.grad_logprobs), new.grad)
+    assert torch.equal(torch.from_numpy(found.grad_entropy), entropy.grad)
+
+
+def test_numpy_value_loss_and_weights_have_the_bits_of_the_ops():
+    batch = Batch([40, 0, 63, 1], 63)
+    values = batch.new.clone().requires_grad_()
+    out = ops.value_loss(values, batch.old, batch.ref, batch.mask, clip=0.2)
+    out.loss.backward()
+    new, old, ref, mask = (x.numpy() for x in (batch.new, batch.old, batch.ref, batch.mask))
+    found = oneshot.numpy.value_loss(new, old, ref, mask, clip=0.2)
+    assert torch.tensor(found.loss, dtype=torch.float32) == out.loss
+    assert torch.equal(torch.from_numpy(found.grad_values), values.grad)
+    assert oneshot.numpy.policy_loss(new, old, new[:, 0], mask).grad_entropy is None
+    for level in ("token", "sequence"):
+        weights = ops.importance_weights(
+            batch.new, batch.old, batch.mask, level=level, normalize=True
+        )
+        same = oneshot.numpy.importance_weights(new, old, mask, level=level, normalize=True)
+        assert torch.equal(torch.from_numpy(same.weights), weights.weights)
+
+
+def test_numpy_errors():
+    x = torch.zeros(2, 3).numpy()
+    with pytest.raises(ValueError, match="old_logprobs must have the shape of logprobs"):
+        oneshot.numpy.policy_loss(x, x[:1], x)
+    with pytest.raises(ValueError, match="advantages must have the shape of logprobs"):
+        oneshot.numpy.policy_loss(x, x, x[0])
+    with pytest.raises(ValueError, match="cu_seqlens must rise from 0 to 6"):
+        oneshot.numpy.policy_loss(x.ravel(), None, x.ravel(), cu_seqlens=[0, 7, 6])
+    with pytest.raises(ValueError, match="objective must be one of"):
+        oneshot.numpy.policy_loss(x, x, x, objective="none")

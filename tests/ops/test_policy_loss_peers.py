@@ -287,7 +287,8 @@ def test_verl(batch, loss_mode, mode, extra):
 
 
 @pytest.mark.parametrize(
-    "kind", ["kl", "k1", "abs", "mse", "k2", "low_var_kl", "k3", "k1+", "abs+", "k3+", "low_var_kl+"]
+    "kind",
+    ["kl", "k1", "abs", "mse", "k2", "low_var_kl", "k3", "k1+", "abs+", "k3+", "low_var_kl+"],
 )
 def test_verl_kl_estimators(batch, kind):
     batch.ref = torch.where(batch.mask, batch.ref * 4, 0.0)  # far enough that the clamps act
