@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "torch/checks.h"
+#include "torch/huge_pages.h"
 
 namespace oneshot {
 namespace {
@@ -127,6 +128,14 @@ class Layout {
   OptionalTensor mask_, bounds_;
 };
 
+// A result of this shape; a large one is written faster into huge pages.
+Tensor fresh(const Tensor& like, const std::vector<int64_t>& shape,
+             std::optional<ScalarType> dtype = std::nullopt) {
+  Tensor t = torch::stable::new_empty(like, shape, dtype);
+  prefer_huge_pages(t.mutable_data_ptr(), t.numel() * int64_t(t.element_size()));
+  return t;
+}
+
 double scalar_or_nan(const OptionalTensor& t, const char* name) {
   if (!t) return std::numeric_limits<double>::quiet_NaN();
   check_cpu(*t, name);
@@ -244,8 +253,8 @@ std::tuple<Tensor, Tensor> policy_loss_backward(
   const Tensor dense = torch::stable::contiguous(weights);
   const std::vector<int64_t> shape(logprobs.sizes().begin(), logprobs.sizes().end());
   const std::vector<int64_t> nothing{0};
-  Tensor by_logprobs = torch::stable::new_empty(logprobs, grad_logprobs ? shape : nothing);
-  Tensor by_entropy = torch::stable::new_empty(logprobs, grad_entropy ? shape : nothing);
+  Tensor by_logprobs = fresh(logprobs, grad_logprobs ? shape : nothing);
+  Tensor by_entropy = fresh(logprobs, grad_entropy ? shape : nothing);
   const cpu::PolicyGradient grad{scalar_or_nan(grad_loss, "grad_loss"),
                                  static_cast<const double*>(dense.const_data_ptr()),
                                  grad_logprobs ? by_logprobs.mutable_data_ptr() : nullptr,
@@ -298,7 +307,7 @@ Tensor value_loss_backward(const Tensor& grad_loss, const Tensor& values,
   const Tensor dense = torch::stable::contiguous(weights);
   const double scale = scalar_or_nan(grad_loss, "grad_loss");
   const std::vector<int64_t> shape(values.sizes().begin(), values.sizes().end());
-  Tensor by_values = torch::stable::new_empty(values, shape);
+  Tensor by_values = fresh(values, shape);
   layout.parallel([&](int64_t begin, int64_t end) {
     cpu::value_loss_backward_rows(in, scale, static_cast<const double*>(dense.const_data_ptr()),
                                   by_values.mutable_data_ptr(), begin, end);
@@ -313,7 +322,7 @@ std::tuple<Tensor, Tensor> importance_weights(
   const Layout layout(logprobs, "logprobs", mask, cu_seqlens);
   std::vector<int64_t> shape{layout.rows.batch};
   if (!per_sequence) shape.assign(logprobs.sizes().begin(), logprobs.sizes().end());
-  Tensor weights = layout.result(shape);
+  Tensor weights = fresh(logprobs, shape, layout.result_type());
   const cpu::WeightInputs in{layout.rows,
                              layout.view(logprobs, "logprobs"),
                              layout.view(sampler_logprobs, "sampler_logprobs"),

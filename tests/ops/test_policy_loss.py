@@ -8,11 +8,13 @@ import torch
 
 import oneshot.numpy
 from oneshot import ops
+from oneshot._load import native
 from oneshot.ops.policy_options import OBJECTIVES
 from oneshot.reference import policy_loss as reference
 from oneshot.reference.policy_loss import PolicyMetric
 
 INF = math.inf
+needs_native = pytest.mark.skipif(native()[0] is None, reason="the native library is off")
 
 
 class Batch:
@@ -809,6 +811,7 @@ def test_importance_weights_nan_clamp_layout_and_emptiness():
 # NumPy faces
 
 
+@needs_native
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("per_sequence", [False, True])
 def test_numpy_policy_loss_has_the_bits_of_the_op(packed, per_sequence):
@@ -842,6 +845,7 @@ def test_numpy_policy_loss_has_the_bits_of_the_op(packed, per_sequence):
     assert torch.equal(torch.from_numpy(found.grad_entropy), entropy.grad)
 
 
+@needs_native
 def test_numpy_value_loss_and_weights_have_the_bits_of_the_ops():
     batch = Batch([40, 0, 63, 1], 63)
     values = batch.new.clone().requires_grad_()
@@ -860,6 +864,7 @@ def test_numpy_value_loss_and_weights_have_the_bits_of_the_ops():
         assert torch.equal(torch.from_numpy(same.weights), weights.weights)
 
 
+@needs_native
 def test_numpy_errors():
     x = torch.zeros(2, 3).numpy()
     with pytest.raises(ValueError, match="old_logprobs must have the shape of logprobs"):
