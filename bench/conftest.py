@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from oneshot.bench import measure, registry, render, results
-from oneshot.bench.results import Row
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -42,13 +40,10 @@ def workers() -> Iterator[list[measure.Worker]]:
 
 
 @pytest.fixture(scope="session")
-def collected(pytestconfig: pytest.Config) -> Iterator[list[Row]]:
-    """Rows of the session; written at its end if a folder was given."""
-    run: dict[str, Any] = results.run_info()
-    rows: list[Row] = []
-    yield rows
-    folder = pytestconfig.getoption("output")
-    if folder is not None and any(row.rounds for row in rows):
-        path = results.save(folder, results.machine(), run, rows)
+def recorder(pytestconfig: pytest.Config) -> Iterator[results.Recorder]:
+    """Collects the rows of the session; rendered at its end if a folder was given."""
+    found = results.Recorder(pytestconfig.getoption("output"))
+    yield found
+    if found.path is not None:
         with pytestconfig.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
-            print("\nwrote", path, *render.render(path), sep="\n  ")
+            print("\nwrote", found.path, *render.render(found.path), sep="\n  ")

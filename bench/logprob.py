@@ -13,7 +13,7 @@ Pair = tuple[torch.Tensor, torch.Tensor]
 # verl keeps about nine copies of the logits alive in forward and backward.
 MOST_ROWS_FOR_VERL_BACKWARD = 512
 # The definition in plain torch is for reading; its intermediates are several times the logits.
-MOST_ROWS_FOR_REFERENCE = 512
+MOST_ROWS_FOR_REFERENCE = 64
 
 
 def _ours(inputs: Inputs) -> Pair:

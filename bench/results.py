@@ -192,6 +192,28 @@ def save(folder: Path, machine_info: dict[str, Any], run: dict[str, Any], found:
     return target / name
 
 
+class Recorder:
+    """Collects rows and keeps the file up to date, so that an interrupted run is not lost.
+
+    Args:
+        folder: Where results go; None writes nothing.
+    """
+
+    def __init__(self, folder: Path | None) -> None:
+        self.folder = folder
+        self.run = run_info()
+        self.rows: list[Row] = []
+        self.path: Path | None = None
+        self._machine: dict[str, Any] | None = None
+
+    def add(self, found: list[Row]) -> None:
+        """Add the rows of one operation."""
+        self.rows += found
+        if self.folder is not None and any(row.rounds for row in self.rows):
+            self._machine = self._machine or machine()
+            self.path = save(self.folder, self._machine, self.run, self.rows)
+
+
 def load(path: Path) -> tuple[dict[str, Any], dict[str, Any], list[Row]]:
     """Read a file written by :func:`save`.
 

@@ -33,7 +33,7 @@ def test_operation(
     operation: Operation,
     benchmark: BenchmarkFixture,
     workers: list[measure.Worker],
-    collected: list[results.Row],
+    recorder: results.Recorder,
     pytestconfig: pytest.Config,
 ) -> None:
     """Verify, time, report; red if a provider computes the wrong thing."""
@@ -50,6 +50,6 @@ def test_operation(
     for entry in entries:
         if entry.wall:
             _enter(benchmark, operation, entry)
-    collected.extend(results.rows(operation, entries))
+    recorder.add(results.rows(operation, entries))
     wrong = [f"{entry.name}: {entry.detail}" for entry in entries if entry.status == "failed"]
     assert not wrong, "failed verification and was not timed:\n" + "\n".join(wrong)

@@ -2,8 +2,10 @@
 
 import dataclasses
 import json
+import os
 
 import pytest
+import torch
 
 from oneshot.bench import cli, render, results
 from oneshot.bench.results import Row
@@ -79,6 +81,20 @@ def test_rows_survive_the_file(tmp_path):
     assert path.name == "2026-11-23T120000-01234567.json"
     machine, run, rows = results.load(path)
     assert (machine, run, rows) == (MACHINE, RUN, ROWS)
+
+
+def test_an_interrupted_run_keeps_what_it_has(tmp_path):
+    recorder = results.Recorder(tmp_path)
+    recorder.add(ROWS[7:8])
+    assert recorder.path is None  # nobody was timed yet
+    recorder.add(ROWS[:3])
+    first = recorder.path
+    recorder.add(ROWS[3:5])
+    assert recorder.path == first
+    machine, run, rows = results.load(first)
+    assert rows == [ROWS[7], *ROWS[:5]]
+    assert machine["cores"] == os.cpu_count()
+    assert run["threads"] == torch.get_num_threads()
 
 
 def test_a_foreign_or_incomplete_file_is_refused(tmp_path):

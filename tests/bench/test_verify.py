@@ -162,9 +162,9 @@ def test_the_suite_is_red_for_a_wrong_provider_only(monkeypatch, pytestconfig, w
         enabled = False
 
     def run():
-        worker, collected = local_worker(monkeypatch, chosen), []
-        test_suite.test_operation(chosen, Benchmark(), [worker], collected, pytestconfig)
-        return collected
+        worker, recorder = local_worker(monkeypatch, chosen), results.Recorder(None)
+        test_suite.test_operation(chosen, Benchmark(), [worker], recorder, pytestconfig)
+        return recorder.rows
 
     if wrong:
         with pytest.raises(AssertionError, match=r"planted: output 0 is off by 0\.001"):
