@@ -110,7 +110,7 @@ def _demo(words: list[str]) -> int:
 
 
 def _bench(words: list[str]) -> int:
-    from oneshot.bench.__main__ import main as bench
+    from oneshot.bench.cli import main as bench
 
     return bench(words)
 
