@@ -21,7 +21,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--family", action="append", help="only this family (repeatable)")
     parser.add_argument("--select", metavar="EXPR", help="only operations that match (pytest -k)")
     parser.add_argument(
-        "--seconds", type=float, help="time per provider and operation (default: 3, quick 0.2)"
+        "--seconds", type=float, help="time per provider and operation (default: 2, quick 0.2)"
     )
     parser.add_argument("--threads", type=int, help="threads of torch and of the kernels")
     parser.add_argument(
@@ -54,7 +54,7 @@ def _render(argv: list[str]) -> int:
 def _run(arguments: argparse.Namespace) -> int:
     import pytest
 
-    seconds = arguments.seconds or (0.2 if arguments.quick else 3.0)
+    seconds = arguments.seconds or (0.2 if arguments.quick else 2.0)
     options = [
         # Nobody else's configuration: an empty one, and no cache folder.
         *("-c", os.devnull, "--rootdir", str(HERE), "-p", "no:cacheprovider", "-q"),
