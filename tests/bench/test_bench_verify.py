@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from helpers import local_worker, operation, provider, softmax
+from bench_planted import local_worker, operation, provider, softmax
 
 from oneshot.bench import measure, results, test_suite
 

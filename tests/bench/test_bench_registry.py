@@ -83,7 +83,7 @@ def test_a_worker_runs_at_its_level_and_survives_failures():
 @pytest.mark.skipif(native()[0] is None, reason="needs the native library")
 @pytest.mark.skipif(not os.path.exists("/proc/self/clear_refs"), reason="needs Linux")
 def test_peak_memory_counts_what_a_call_holds(monkeypatch):
-    from helpers import local_worker, operation, provider
+    from bench_planted import local_worker, operation, provider
 
     def four_megabytes(inputs):
         torch.zeros(2**20).sum()
