@@ -2,7 +2,7 @@
 
     python examples/prepare_smollm2_oneshot.py sets --mawps singleop.jsonl --svamp test.jsonl \
         --capitals task1146_country_capital.json
-    oneshot rlvr eval ...            (16 samples per candidate, see docs/results/smollm2_oneshot.md)
+    oneshot rlvr eval ...            (8 samples per candidate, see docs/results/smollm2_oneshot.md)
     python examples/prepare_smollm2_oneshot.py choose
 
 `sets` writes, in data/smollm2_oneshot, JSON lines of {problem, answer, data_source, index}:
