@@ -21,7 +21,7 @@ from oneshot.bench.registry import Operation, Provider
 LEVELS = ("scalar", "avx2", "avx512")
 # Pools of OpenMP threads spin for some milliseconds after a call; let one process's pool fall
 # asleep before another process is timed.
-SETTLE_SECONDS = 0.02
+SETTLE_SECONDS = 0.01
 # Short calls are repeated within a round so that a provider's time makes about this many rounds.
 ROUNDS = 20
 

@@ -34,9 +34,10 @@ def ratio(numerator: Row, denominator: Row) -> Ratio:
 
 
 def by_operation(rows: list[Row]) -> dict[str, list[Row]]:
-    """Rows grouped by operation, in their order."""
+    """Rows grouped by operation: ours, reference, peers, floors."""
     groups: dict[str, list[Row]] = {}
-    for row in rows:
+    order = list(COLOURS)
+    for row in sorted(rows, key=lambda row: order.index(row.kind)):
         groups.setdefault(row.operation, []).append(row)
     return groups
 
@@ -116,6 +117,7 @@ def markdown(machine: dict[str, Any], run: dict[str, Any], rows: list[Row]) -> s
 def plot(rows: list[Row], path: Path) -> None:
     """Bars of median wall time with quartiles, one panel per operation."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import NullFormatter
 
     groups = {
         name: [row for row in group if row.metric == "wall" and row.median is not None]
@@ -141,6 +143,7 @@ def plot(rows: list[Row], path: Path) -> None:
         axes.set_yticks(range(len(group)), [row.provider for row in group], fontsize=7)
         axes.invert_yaxis()
         axes.set_xscale("log")
+        axes.xaxis.set_minor_formatter(NullFormatter())
         axes.tick_params(axis="x", labelsize=7)
         axes.set_title(name, fontsize=8, loc="left")
     panels[-1].set_xlabel("wall time per call, ms (median and quartiles, log scale)", fontsize=8)
