@@ -5,7 +5,9 @@
 // are taken afterwards in sequence order. Arithmetic is float32 (float64 if `wide`), sums float64.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
+#include <vector>
 
 #include "common/dtype.h"
 
@@ -75,6 +77,11 @@ struct PolicyOptions {
   double max_length;
 };
 
+// How many numbers the schema's list `options` has: the fields above without max_length.
+inline constexpr size_t kPolicyOptions = 19;
+// Throws std::runtime_error for a list of another length or an unknown enum value.
+PolicyOptions policy_options(const std::vector<double>& numbers, int64_t max_length);
+
 struct PolicyInputs {
   Sequences sequences;
   TokenView logprobs, old_logprobs, advantages, ref_logprobs, entropy, importance_weights;
@@ -91,14 +98,15 @@ inline constexpr int kPolicyMetrics = 14;
 
 void policy_loss_rows(const PolicyInputs&, PolicySums* sums, int64_t begin, int64_t end);
 
-// From the sums: the loss, kPolicyMetrics figures, and weights [3, batch] for the gradient.
+// From the sums: the loss, kPolicyMetrics figures, and what the gradient needs of every sequence,
+// weights [4, batch]: weight of a token's policy, KL and entropy term, and the mean log-ratio.
 // `count` is NaN when not given.
 void policy_loss_total(const PolicyInputs&, double count, const PolicySums* sums, double* loss,
                        double* metrics, double* weights);
 
 struct PolicyGradient {
   double grad_loss;
-  const double* weights;  // [3, batch] of policy_loss_total
+  const double* weights;  // [4, batch] of policy_loss_total
   void* by_logprobs;      // dense, in the layout and dtype of logprobs; nullptr: not wanted
   void* by_entropy;       // the same
 };

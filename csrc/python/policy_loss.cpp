@@ -1,6 +1,5 @@
 #include "cpu/policy_loss.h"
 
-#include <array>
 #include <optional>
 #include <vector>
 
@@ -46,42 +45,19 @@ Array result(const Array& tokens) {
   return Array(std::vector<py::ssize_t>(tokens.shape(), tokens.shape() + tokens.ndim()));
 }
 
-// The fields of PolicyOptions in oneshot/reference/policy_loss.py, as numbers.
-cpu::PolicyOptions policy_options(const std::array<double, 20>& o) {
-  return {cpu::Surrogate(int(o[0])),
-          cpu::RatioLevel(int(o[1])),
-          o[2],
-          o[3],
-          o[4],
-          o[5],
-          o[6],
-          o[7],
-          cpu::KlEstimator(int(o[8])),
-          o[9] != 0.0,
-          o[10],
-          o[11],
-          o[12],
-          o[13],
-          o[14],
-          int(o[15]),
-          int(o[16]),
-          int(o[17]),
-          o[18] != 0.0,
-          o[19]};
-}
-
 py::tuple policy_loss(const Array& logprobs, const OptionalArray& old_logprobs,
                       const Array& advantages, const OptionalMask& mask,
                       const OptionalArray& ref_logprobs, const OptionalArray& entropy,
                       const OptionalArray& importance_weights, const OptionalBounds& cu_seqlens,
-                      double count, const std::array<double, 20>& options) {
-  const cpu::PolicyInputs in{sequences(logprobs, mask, cu_seqlens), view(logprobs, logprobs),
-                             view(old_logprobs, logprobs),          view(advantages, logprobs),
-                             view(ref_logprobs, logprobs),          view(entropy, logprobs),
-                             view(importance_weights, logprobs),    policy_options(options)};
+                      double count, const std::vector<double>& options, int64_t max_length) {
+  const cpu::PolicyInputs in{
+      sequences(logprobs, mask, cu_seqlens), view(logprobs, logprobs),
+      view(old_logprobs, logprobs),          view(advantages, logprobs),
+      view(ref_logprobs, logprobs),          view(entropy, logprobs),
+      view(importance_weights, logprobs),    cpu::policy_options(options, max_length)};
   const int64_t batch = in.sequences.batch;
   std::vector<cpu::PolicySums> sums(static_cast<size_t>(batch));
-  std::vector<double> weights(size_t(3 * batch)), metrics(cpu::kPolicyMetrics);
+  std::vector<double> weights(size_t(4 * batch)), metrics(cpu::kPolicyMetrics);
   double loss = 0.0;
   cpu::policy_loss_rows(in, sums.data(), 0, batch);
   cpu::policy_loss_total(in, count, sums.data(), &loss, metrics.data(), weights.data());

@@ -152,62 +152,11 @@ double scalar_or_nan(const OptionalTensor& t, const char* name) {
   }
 }
 
-cpu::PolicyOptions policy_options(int64_t surrogate, int64_t ratio, double clip_min,
-                                  double clip_max, double dual_clip, double delta,
-                                  double log_ratio_min, double log_ratio_max, int64_t kl,
-                                  bool kl_importance_weighted, double kl_log_ratio_clamp,
-                                  double kl_clamp, double policy_coef, double kl_coef,
-                                  double entropy_coef, int64_t aggregate, int64_t kl_aggregate,
-                                  int64_t entropy_aggregate, bool count_empty, int64_t max_length) {
-  const auto in_range = [](const char* name, int64_t value, int64_t low, int64_t high) {
-    if (value < low || value > high) fail(name, " is unknown: ", value);
-  };
-  in_range("surrogate", surrogate, 0, 2);
-  in_range("ratio", ratio, 0, 2);
-  in_range("kl", kl, 0, 7);
-  in_range("aggregate", aggregate, 0, 4);
-  in_range("kl_aggregate", kl_aggregate, -1, 4);
-  in_range("entropy_aggregate", entropy_aggregate, -1, 4);
-  return {cpu::Surrogate(surrogate),
-          cpu::RatioLevel(ratio),
-          clip_min,
-          clip_max,
-          dual_clip,
-          delta,
-          log_ratio_min,
-          log_ratio_max,
-          cpu::KlEstimator(kl),
-          kl_importance_weighted,
-          kl_log_ratio_clamp,
-          kl_clamp,
-          policy_coef,
-          kl_coef,
-          entropy_coef,
-          int(aggregate),
-          int(kl_aggregate),
-          int(entropy_aggregate),
-          count_empty,
-          double(max_length)};
-}
-
-// The option list of the schema, once as parameters and once as arguments.
-#define ONESHOT_OPTION_PARAMETERS                                                                  \
-  int64_t surrogate, int64_t ratio, double clip_min, double clip_max, double dual_clip,            \
-      double delta, double log_ratio_min, double log_ratio_max, int64_t kl,                        \
-      bool kl_importance_weighted, double kl_log_ratio_clamp, double kl_clamp, double policy_coef, \
-      double kl_coef, double entropy_coef, int64_t aggregate, int64_t kl_aggregate,                \
-      int64_t entropy_aggregate, bool count_empty, int64_t max_length
-#define ONESHOT_OPTIONS                                                                          \
-  policy_options(surrogate, ratio, clip_min, clip_max, dual_clip, delta, log_ratio_min,          \
-                 log_ratio_max, kl, kl_importance_weighted, kl_log_ratio_clamp, kl_clamp,        \
-                 policy_coef, kl_coef, entropy_coef, aggregate, kl_aggregate, entropy_aggregate, \
-                 count_empty, max_length)
-
 std::tuple<Tensor, Tensor, Tensor> policy_loss(
     const Tensor& logprobs, const OptionalTensor& old_logprobs, const Tensor& advantages,
     const OptionalTensor& mask, const OptionalTensor& ref_logprobs, const OptionalTensor& entropy,
     const OptionalTensor& importance_weights, const OptionalTensor& cu_seqlens,
-    const OptionalTensor& count, ONESHOT_OPTION_PARAMETERS) {
+    const OptionalTensor& count, const std::vector<double>& options, int64_t max_length) {
   const Layout layout(logprobs, "logprobs", mask, cu_seqlens);
   const cpu::PolicyInputs in{layout.rows,
                              layout.view(logprobs, "logprobs"),
@@ -216,12 +165,12 @@ std::tuple<Tensor, Tensor, Tensor> policy_loss(
                              layout.view(ref_logprobs, "ref_logprobs"),
                              layout.view(entropy, "entropy"),
                              layout.view(importance_weights, "importance_weights", true),
-                             ONESHOT_OPTIONS};
+                             cpu::policy_options(options, max_length)};
   const double total = scalar_or_nan(count, "count");
   std::vector<cpu::PolicySums> sums(static_cast<size_t>(layout.rows.batch));
   layout.parallel(
       [&](int64_t begin, int64_t end) { cpu::policy_loss_rows(in, sums.data(), begin, end); });
-  Tensor weights = torch::stable::new_empty(logprobs, {3, layout.rows.batch}, ScalarType::Double);
+  Tensor weights = torch::stable::new_empty(logprobs, {4, layout.rows.batch}, ScalarType::Double);
   double loss_value, figures[cpu::kPolicyMetrics];
   cpu::policy_loss_total(in, total, sums.data(), &loss_value, figures,
                          static_cast<double*>(weights.mutable_data_ptr()));
@@ -235,7 +184,8 @@ std::tuple<Tensor, Tensor> policy_loss_backward(
     const Tensor& grad_loss, const Tensor& logprobs, const OptionalTensor& old_logprobs,
     const Tensor& advantages, const OptionalTensor& mask, const OptionalTensor& ref_logprobs,
     const OptionalTensor& importance_weights, const OptionalTensor& cu_seqlens,
-    const Tensor& weights, bool grad_logprobs, bool grad_entropy, ONESHOT_OPTION_PARAMETERS) {
+    const Tensor& weights, bool grad_logprobs, bool grad_entropy,
+    const std::vector<double>& options, int64_t max_length) {
   const Layout layout(logprobs, "logprobs", mask, cu_seqlens);
   const cpu::PolicyInputs in{layout.rows,
                              layout.view(logprobs, "logprobs"),
@@ -244,11 +194,11 @@ std::tuple<Tensor, Tensor> policy_loss_backward(
                              layout.view(ref_logprobs, "ref_logprobs"),
                              {},
                              layout.view(importance_weights, "importance_weights", true),
-                             ONESHOT_OPTIONS};
+                             cpu::policy_options(options, max_length)};
   check_cpu(weights, "weights");
   check_dtype(weights, "weights", ScalarType::Double, "float64");
-  if (weights.numel() != 3 * layout.rows.batch) {
-    fail("weights must be [3, ", layout.rows.batch, "], got ", shape_text(weights));
+  if (weights.numel() != 4 * layout.rows.batch) {
+    fail("weights must be [4, ", layout.rows.batch, "], got ", shape_text(weights));
   }
   const Tensor dense = torch::stable::contiguous(weights);
   const std::vector<int64_t> shape(logprobs.sizes().begin(), logprobs.sizes().end());

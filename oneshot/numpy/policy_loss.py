@@ -113,7 +113,8 @@ def policy_loss(
         _like("importance_weights", importance_weights, "logprobs", tokens, batch),
         bounds,
         _number(normalizer.override),
-        tuple(float(x) for x in chosen),
+        [float(x) for x in chosen[:-1]],
+        chosen.max_length,
     )
     return PolicyLoss(loss, _named(metrics, PolicyMetric), by_logprobs, by_entropy)
 

@@ -137,7 +137,7 @@ def resolve_normalizer(
             raise ValueError(f"{name} must be a number or a 0-dim tensor, got {list(count.shape)}")
     elif count is not None and not count > 0:
         raise ValueError(f"{name} must be positive, got {count}")
-    return Normalizer(mode, count, length)
+    return Normalizer(mode.value, count, length)
 
 
 def resolve_options(
@@ -182,15 +182,15 @@ def resolve_options(
     clip_low = chosen.clip_low if clip_low is None else _at_least("clip_low", clip_low, 0)
     clip_high = chosen.clip_high if clip_high is None else _at_least("clip_high", clip_high, -1)
     options = PolicyOptions(
-        surrogate=chosen.surrogate,
-        ratio=_choice("ratio", chosen.ratio if ratio is None else ratio, RATIOS),
+        surrogate=chosen.surrogate.value,
+        ratio=_choice("ratio", chosen.ratio if ratio is None else ratio, RATIOS).value,
         clip_min=1 - clip_low,
         clip_max=1 + clip_high,
         dual_clip=math.inf if dual_clip is None else _at_least("dual_clip", dual_clip, 1),
         delta=math.inf if delta is None else _at_least("delta", delta, 1),
         log_ratio_min=low,
         log_ratio_max=high,
-        kl=estimator,
+        kl=estimator.value,
         kl_importance_weighted=kl_importance_weighted,
         kl_log_ratio_clamp=bounds("kl_log_ratio_clamp", kl_log_ratio_clamp)[1],
         kl_clamp=bounds("kl_clamp", kl_clamp)[1],
@@ -213,4 +213,4 @@ def _own_aggregate(name: str, value: str | None, mode: str) -> int:
     chosen = _choice(name, value, AGGREGATES)
     if chosen == Aggregate.SEQ_MEAN_TOKEN_SUM_NORM and value != mode:
         raise ValueError(f"{name}={value!r} needs aggregate={value!r}, got {mode!r}")
-    return int(chosen)
+    return chosen.value

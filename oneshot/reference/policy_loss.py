@@ -403,7 +403,10 @@ def policy_loss(
     count: Tensor | None,
     *options: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Loss, metrics and the [3, B] float64 token weights that the gradient needs.
+    """Loss, metrics and what the gradient needs of each sequence.
+
+    That is [4, B] float64: a token's weight in the policy, KL and entropy term, and the mean
+    log-ratio of the sequence.
 
     Arguments as in `oneshot.ops.policy_loss`, with ``options`` the fields of `PolicyOptions`;
     ``advantages`` and ``importance_weights`` have the shape of ``logprobs`` or are [B].
@@ -425,6 +428,8 @@ def policy_loss(
     reported = torch.tensor([choice.policy_coef, choice.kl_coef, choice.entropy_coef]) == 0
     loss = torch.where(reported.to(sums.device)[:, None], 0, weights * sums).sum()
     metrics = _metrics(batch, (plain * sums).sum(dim=1))
+    log_ratio = tokens.per_sequence(batch.log_ratio) / tokens.lengths.clamp(min=1)
+    weights = torch.cat([weights, log_ratio[None]])
     return loss.to(tokens.dtype), metrics.to(tokens.dtype), weights
 
 
@@ -452,7 +457,7 @@ def policy_loss_backward(
     )  # fmt: skip
     tokens = batch.tokens
     scale = (grad_loss.to(torch.float64) * weights).to(tokens.dtype)
-    policy_scale, kl_scale, entropy_scale = (row[tokens.sequence] for row in scale)
+    policy_scale, kl_scale, entropy_scale = (row[tokens.sequence] for row in scale[:3])
     by_logprobs = by_entropy = logprobs.new_empty(0)
     if grad_logprobs:
         direct = kl_scale * batch.kl_by_logprob

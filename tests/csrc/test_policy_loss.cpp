@@ -84,7 +84,7 @@ struct Result {
 };
 
 Result run(Batch& batch, const PolicyInputs& in) {
-  Result r{0.0, std::vector<double>(kPolicyMetrics), std::vector<double>(size_t(3 * batch.rows))};
+  Result r{0.0, std::vector<double>(kPolicyMetrics), std::vector<double>(size_t(4 * batch.rows))};
   std::vector<PolicySums> sums(size_t(batch.rows));
   // Two pieces: a pass over some sequences must not touch the others.
   policy_loss_rows(in, sums.data(), batch.rows / 2, batch.rows);
@@ -162,7 +162,7 @@ TEST(PolicyLoss, PackedHasTheBitsOfPadded) {
   flat.entropy = view(entropy);
   std::vector<PolicySums> sums(4);
   policy_loss_rows(flat, sums.data(), 0, 4);
-  double loss, metrics[kPolicyMetrics], weights[12];
+  double loss, metrics[kPolicyMetrics], weights[16];
   policy_loss_total(flat, kNan, sums.data(), &loss, metrics, weights);
   const PolicyGradient wanted{2.0, weights, grad.data(), grad_entropy.data()};
   policy_loss_backward_rows(flat, wanted, 0, 4);

@@ -472,14 +472,15 @@ def test_kernel_equals_reference(case, dtype):
     finally:
         module["_policy_loss"] = handle
     args = calls["forward"]
-    loss, metrics, weights = reference.policy_loss(*args)
+    options = [*args[9], args[10]]
+    loss, metrics, weights = reference.policy_loss(*args[:9], *options)
     exact = (
         {"rtol": 1e-12, "atol": 1e-13} if dtype == torch.float64 else {"rtol": 2e-5, "atol": 2e-6}
     )
     torch.testing.assert_close(actual[0], loss, **exact)
     torch.testing.assert_close(actual[1].metrics, metrics, **exact)
     by_new, by_entropy = reference.policy_loss_backward(
-        torch.ones((), dtype=loss.dtype), *args[:5], *args[6:8], weights, True, True, *args[9:]
+        torch.ones((), dtype=loss.dtype), *args[:5], *args[6:8], weights, True, True, *options
     )
     if dtype == torch.bfloat16:
         exact = {"rtol": 2**-7, "atol": 1e-6}
