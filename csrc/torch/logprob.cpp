@@ -13,22 +13,6 @@
 namespace oneshot {
 namespace {
 
-DType dtype_of(const Tensor& logits) {
-  switch (logits.scalar_type()) {
-    case ScalarType::Float:
-      return DType::kFloat32;
-    case ScalarType::Double:
-      return DType::kFloat64;
-    case ScalarType::BFloat16:
-      return DType::kBFloat16;
-    case ScalarType::Half:
-      return DType::kFloat16;
-    default:
-      fail("logits must be float32, float64, bfloat16 or float16, got dtype code ",
-           int(logits.scalar_type()));
-  }
-}
-
 ScalarType real_type(const Tensor& logits) {
   return logits.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
 }
@@ -94,7 +78,7 @@ Input make_input(const Tensor& logits, const Tensor& targets, const std::optiona
   check_leading(targets, "targets", logits, one_each ? logits.dim() - 1 : logits.dim());
   if (!(temperature > 0.0)) fail("temperature must be positive, got ", temperature);
   Input in{logits, torch::stable::contiguous(targets), std::nullopt, std::nullopt};
-  in.pointers.dtype = dtype_of(logits);
+  in.pointers.dtype = dtype_of(logits, "logits");
   in.logits = with_walkable_rows(logits, logits, in.pointers.rows);
   in.pointers.logits = in.logits.const_data_ptr();
   in.pointers.vocab = logits.size(logits.dim() - 1);

@@ -15,22 +15,6 @@ namespace {
 using OptionalTensor = std::optional<Tensor>;
 using std::int64_t;
 
-DType dtype_of(const Tensor& t, const char* name) {
-  switch (t.scalar_type()) {
-    case ScalarType::Float:
-      return DType::kFloat32;
-    case ScalarType::Double:
-      return DType::kFloat64;
-    case ScalarType::BFloat16:
-      return DType::kBFloat16;
-    case ScalarType::Half:
-      return DType::kFloat16;
-    default:
-      fail(name, " must be float32, float64, bfloat16 or float16, got dtype code ",
-           int(t.scalar_type()));
-  }
-}
-
 // The layout of `tokens`, with mask and cu_seqlens held dense for as long as the op runs.
 class Layout {
  public:
