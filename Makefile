@@ -26,7 +26,7 @@ $(VENV)/.built: $(VENV)/.installed $(NATIVE)
 	if [ -d build/native ]; then $(BIN)/cmake --build build/native; fi
 	touch $@
 
-demo: $(VENV)/.built  ## Set up, then post-train the embedded model on one example (minutes)
+demo: $(VENV)/.built  ## Set up, then post-train the embedded model on one example (3 minutes)
 	$(BIN)/oneshot demo
 
 test: test-python test-levels test-cpp  ## Set up, then run the whole test suite

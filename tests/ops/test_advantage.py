@@ -37,7 +37,8 @@ def brute_force(rewards, ids, baseline, scale, ddof, eps, singleton, lengths):
         elif baseline == "loo":
             b = statistics.fmean(rewards[j] for j in members if j != i)
         elif baseline == "opo":
-            b = statistics.fmean(group, weights=[lengths[j] for j in members])
+            weights = [lengths[j] for j in members]  # fmean takes weights from Python 3.11 on
+            b = sum(w * r for w, r in zip(weights, group, strict=True)) / sum(weights)
         else:
             b = 0.0
         if scale == "std":
