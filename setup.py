@@ -98,6 +98,7 @@ setup(
     packages=[*packages(), "oneshot.bench"],
     # The folder stays at the top level; it installs inside the package so that it shadows nothing.
     package_dir={"oneshot": "oneshot", "oneshot.bench": "bench"},
+    include_package_data=False,  # only what is named: no benchmark results, no sources
     package_data={"oneshot": ["py.typed", "_build_info.json"], "oneshot.embedded": ["model/*"]},
     ext_modules=[Extension("oneshot._C", sources=[])] if native_wanted() else [],
     cmdclass={"build_ext": CMakeBuild},
