@@ -69,10 +69,13 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
 
 def _differentiate(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
     *inputs, log_likelihood, gamma, xi, xi_sum = ctx.saved_tensors
-    if any(grad is not None for grad in grads[1:]):
-        by_inputs = _posteriors_backward(*grads, *inputs)
-        return _gradients(by_inputs, inputs)
-    if grads[0] is None:
+    grad, *upstream = (
+        grad if asked else None  # an empty output has an empty gradient
+        for grad, asked in zip(grads, (True, ctx.gamma, ctx.xi, ctx.xi_sum), strict=True)
+    )
+    if any(x is not None for x in upstream):
+        return _gradients(_posteriors_backward(grad, *upstream, *inputs), inputs)
+    if grad is None:
         return (None,) * 8
 
     # d log Z: init and final get gamma of their step, emit gamma, trans xi.
@@ -91,7 +94,7 @@ def _differentiate(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]
             for new, asked, old in zip(again, missing, (gamma, xi, xi_sum), strict=True)
         )
     # -inf is a constant, whatever is made of it
-    scale = torch.where(log_likelihood == _NEVER, 0, grads[0])[:, None]
+    scale = torch.where(log_likelihood == _NEVER, 0, grad)[:, None]
     grad_init = grad_trans = grad_emit = grad_final = None
     if by_state:
         grad_emit = scale[:, :, None] * gamma
