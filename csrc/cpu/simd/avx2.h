@@ -79,6 +79,21 @@ inline void store_n(T* p, int64_t n, F32 a) {
   std::memcpy(p, words, size_t(n < 0 ? 0 : (n > 8 ? 8 : n)) * sizeof(T));
 }
 
+inline void store_index(uint32_t* p, F32 a) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm256_cvtps_epi32(a.v));
+}
+inline __m128i words_of(F32 a) {
+  const __m256i x = _mm256_cvtps_epi32(a.v);
+  return _mm_packus_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256(x, 1));
+}
+inline void store_index(uint16_t* p, F32 a) {
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), words_of(a));
+}
+inline void store_index(uint8_t* p, F32 a) {
+  const __m128i words = words_of(a);
+  _mm_storel_epi64(reinterpret_cast<__m128i*>(p), _mm_packus_epi16(words, words));
+}
+
 inline F32 operator+(F32 a, F32 b) { return {_mm256_add_ps(a.v, b.v)}; }
 inline F32 operator-(F32 a, F32 b) { return {_mm256_sub_ps(a.v, b.v)}; }
 inline F32 operator*(F32 a, F32 b) { return {_mm256_mul_ps(a.v, b.v)}; }

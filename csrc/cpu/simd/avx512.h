@@ -80,6 +80,15 @@ inline void store_n(T* p, int64_t n, F32 a) {
   _mm256_mask_storeu_epi16(p, first_lanes(n), narrow(p, a));
 }
 
+inline void store_index(uint32_t* p, F32 a) { _mm512_storeu_si512(p, _mm512_cvtps_epi32(a.v)); }
+inline void store_index(uint16_t* p, F32 a) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p),
+                      _mm512_cvtepi32_epi16(_mm512_cvtps_epi32(a.v)));
+}
+inline void store_index(uint8_t* p, F32 a) {
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(a.v)));
+}
+
 inline F32 operator+(F32 a, F32 b) { return {_mm512_add_ps(a.v, b.v)}; }
 inline F32 operator-(F32 a, F32 b) { return {_mm512_sub_ps(a.v, b.v)}; }
 inline F32 operator*(F32 a, F32 b) { return {_mm512_mul_ps(a.v, b.v)}; }

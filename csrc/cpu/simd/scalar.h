@@ -74,6 +74,12 @@ inline void store_n(T* p, int64_t n, F32 a) {
   if (n > 0) store(p, a);
 }
 
+// Lanes that hold whole numbers, as unsigned integers of this size.
+template <typename Index>
+inline void store_index(Index* p, F32 a) {
+  *p = Index(a.v);
+}
+
 inline F32 operator+(F32 a, F32 b) { return {a.v + b.v}; }
 inline F32 operator-(F32 a, F32 b) { return {a.v - b.v}; }
 inline F32 operator*(F32 a, F32 b) { return {a.v * b.v}; }
