@@ -55,7 +55,8 @@ class Source {
     const T* row = rows_ + state * in_.labels;
     for (size_t j = 0; j < labels_; ++j) log_e_[j] = double(row[j]);
     if (in_.normalize) {
-      const double norm = log_sum(log_e_.data(), labels_);
+      double norm = log_sum(log_e_.data(), labels_);
+      if (std::isinf(norm)) norm = std::numeric_limits<double>::quiet_NaN();
       for (size_t j = 0; j < labels_; ++j) log_e_[j] -= norm;
     }
     for (size_t j = 0; j < labels_; ++j) {
