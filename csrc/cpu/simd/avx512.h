@@ -177,4 +177,39 @@ inline F32 exp2_fraction(F32 z) {
 }
 inline F32 exp2_scale(F32 p, F32 z) { return {_mm512_scalef_ps(p.v, z.v)}; }
 
+inline constexpr float kExpLowest = -104.0f;
+inline F32 exp_exponent(F32 x) { return round_even(x * set1(1.44269504f)); }
+inline F32 exp_rounded(F32 n) { return n; }
+inline F32 exp_scaled(F32 p, F32 n, F32) { return {_mm512_scalef_ps(p.v, n.v)}; }
+
+inline F32 load_n(const float* p, int64_t n) { return {_mm512_maskz_loadu_ps(first_lanes(n), p)}; }
+inline float lane0(F32 a) { return _mm512_cvtss_f32(a.v); }
+inline F32 splat_sum(F32 a) {
+  __m512 x = _mm512_add_ps(a.v, _mm512_shuffle_f32x4(a.v, a.v, 0x4e));
+  x = _mm512_add_ps(x, _mm512_shuffle_f32x4(x, x, 0xb1));
+  x = _mm512_add_ps(x, _mm512_permute_ps(x, 0x4e));
+  return {_mm512_add_ps(x, _mm512_permute_ps(x, 0xb1))};
+}
+inline F32 splat_max(F32 a) {
+  __m512 x = _mm512_max_ps(a.v, _mm512_shuffle_f32x4(a.v, a.v, 0x4e));
+  x = _mm512_max_ps(x, _mm512_shuffle_f32x4(x, x, 0xb1));
+  x = _mm512_max_ps(x, _mm512_permute_ps(x, 0x4e));
+  return {_mm512_max_ps(x, _mm512_permute_ps(x, 0xb1))};
+}
+inline F32 inverse_power(F32 a) {
+  const __m512i exponent = _mm512_and_si512(_mm512_castps_si512(a.v), _mm512_set1_epi32(0x7f800000));
+  return {_mm512_castsi512_ps(_mm512_sub_epi32(_mm512_set1_epi32(0x7f000000), exponent))};
+}
+template <int kRows>
+inline F32 merge_sums(F32 a, F32 b) {
+  if constexpr (kRows == 1) {
+    return {_mm512_add_ps(_mm512_unpacklo_ps(a.v, b.v), _mm512_unpackhi_ps(a.v, b.v))};
+  } else if constexpr (kRows == 2) {
+    return {_mm512_add_ps(_mm512_shuffle_ps(a.v, b.v, 0x44), _mm512_shuffle_ps(a.v, b.v, 0xee))};
+  } else {
+    return {_mm512_add_ps(_mm512_shuffle_f32x4(a.v, b.v, 0x88),
+                          _mm512_shuffle_f32x4(a.v, b.v, 0xdd))};
+  }
+}
+
 #include "cpu/simd/math.inc"
