@@ -123,10 +123,8 @@ def hmmlearn(what: str) -> Foreign:
     from hmmlearn import _hmmc
 
     def prepare(inputs: Inputs) -> Any:
-        log_init, log_trans = inputs["log_init"].double(), inputs["log_trans"].double()
-        if what == "posteriors":
-            log_init, log_trans = log_init.exp(), log_trans.exp()
-        return log_init.numpy(), log_trans.numpy(), inputs["log_emit"].double().numpy()
+        start, matrix = (inputs[key].double().exp() for key in ("log_init", "log_trans"))
+        return start.numpy(), matrix.numpy(), inputs["log_emit"].double().numpy()
 
     def posteriors(start: Any, matrix: Any, log_emit: Any) -> Any:
         found = []
