@@ -52,7 +52,8 @@ def _rlvr(words: list[str]) -> int:
 
 
 def _rlvr_train(words: list[str]) -> int:
-    from oneshot.rlvr.config import TrainConfig, argument_parser, instantiate
+    from oneshot.rlvr.config import TrainConfig
+    from oneshot.runs.config import argument_parser, instantiate
 
     parser = argument_parser(TrainConfig, "oneshot rlvr train")
     parser.add_argument(
@@ -84,7 +85,8 @@ def _rlvr_train(words: list[str]) -> int:
 
 
 def _rlvr_eval(words: list[str]) -> int:
-    from oneshot.rlvr.config import EvaluateConfig, argument_parser, instantiate
+    from oneshot.rlvr.config import EvaluateConfig
+    from oneshot.runs.config import argument_parser, instantiate
 
     parser = argument_parser(EvaluateConfig, "oneshot rlvr eval")
     parsed = parser.parse_args(words)

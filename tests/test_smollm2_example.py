@@ -7,6 +7,9 @@ from types import SimpleNamespace
 
 import pytest
 
+from oneshot.rlvr.config import EvaluateConfig, TrainConfig
+from oneshot.runs.config import load
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -93,11 +96,8 @@ def test_capital_grader() -> None:
 
 
 def test_configs_are_valid_and_share_their_prompt() -> None:
-    config = pytest.importorskip("oneshot.rlvr.config")
-    train = config.load_train_config(ROOT / "configs" / "smollm2_oneshot.yaml")
-    parser = config.argument_parser(config.EvaluateConfig, "eval")
-    words = ["--config", str(ROOT / "configs" / "smollm2_eval.yaml")]
-    evaluation = config.instantiate(config.EvaluateConfig, parser, parser.parse_args(words))
+    train = load(TrainConfig, ROOT / "configs" / "smollm2_oneshot.yaml")
+    evaluation = load(EvaluateConfig, ROOT / "configs" / "smollm2_eval.yaml")
     assert evaluation.data.prompt == train.data.prompt
     assert evaluation.model.source == train.model.source
     assert list(evaluation.stop_tokens) == list(train.rollout.stop_tokens) == ["\n", "\n\n"]

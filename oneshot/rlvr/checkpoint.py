@@ -1,17 +1,13 @@
-"""Checkpoints that survive `kill -9` at any moment.
+"""What a checkpoint of a training run holds.
 
 A checkpoint is a folder in the Hugging Face layout (`AutoModelForCausalLM.from_pretrained` reads
-it) plus the optimizer's moments and `trainer_state.json`. It is written under a temporary name,
-flushed to the disk and renamed; so a folder with its final name is complete, and a failure while
-writing (a full disk) leaves the previous ones as they were.
+it) plus the optimizer's moments and `trainer_state.json`; `oneshot.runs.checkpoints` writes it so
+that it survives `kill -9` at any moment.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import re
-import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,16 +16,14 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from oneshot.runs import checkpoints
+from oneshot.runs.checkpoints import CheckpointError
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 STATE = "trainer_state.json"
 OPTIMIZER = "optimizer.safetensors"
-_NAME = re.compile(r"step_(\d{6,})")
-
-
-class CheckpointError(RuntimeError):
-    """A checkpoint could not be written or read."""
 
 
 @dataclass(frozen=True)
@@ -67,46 +61,13 @@ def save(
     Raises:
         CheckpointError: Writing failed; the temporary files are gone and older checkpoints intact.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    final = folder / f"step_{state.step:06d}"
-    temporary = folder / f".{final.name}.writing"
-    _remove(temporary)
-    try:
-        model.save_pretrained(temporary)
-        tokenizer.save_pretrained(temporary)
-        save_file(_moments(model, optimizer), temporary / OPTIMIZER)
-        (temporary / STATE).write_text(json.dumps(asdict(state), indent=1) + "\n")
-        _sync_tree(temporary)
-        _remove(final)
-        temporary.rename(final)
-        _sync(folder)
-    except (OSError, SafetensorError) as error:
-        shutil.rmtree(temporary, ignore_errors=True)
-        previous = latest(folder)
-        raise CheckpointError(
-            f"checkpoint of step {state.step} could not be written to {folder}: {error}. "
-            + ("No older checkpoint." if previous is None else f"{previous} is intact.")
-        ) from error
-    prune(folder, keep)
-    return final
-
-
-def prune(folder: Path, keep: int | None) -> None:
-    """Removes all but the newest `keep` checkpoints; None keeps all."""
-    for old in [] if keep is None else _complete(folder)[:-keep]:
-        _remove(old)
-
-
-def latest(folder: Path) -> Path | None:
-    """The newest complete checkpoint in `folder`, or None."""
-    found = _complete(folder)
-    return found[-1] if found else None
-
-
-def clean(folder: Path) -> None:
-    """Removes what an interrupted `save` left behind."""
-    for leftover in [*folder.glob(".step_*.writing"), *folder.glob(".step_*.removed")]:
-        shutil.rmtree(leftover)
+    with checkpoints.writing(folder, state.step) as checkpoint:
+        model.save_pretrained(checkpoint)
+        tokenizer.save_pretrained(checkpoint)
+        save_file(_moments(model, optimizer), checkpoint / OPTIMIZER)
+        (checkpoint / STATE).write_text(json.dumps(asdict(state), indent=1) + "\n")
+    checkpoints.prune(folder, keep)
+    return checkpoints.path(folder, state.step)
 
 
 def read_state(checkpoint: Path) -> TrainerState:
@@ -145,32 +106,3 @@ def _moments(model: PreTrainedModel, optimizer: torch.optim.Optimizer) -> dict[s
         for key, value in optimizer.state.get(parameter, {}).items():
             moments[f"{key}.{name}"] = value.detach().cpu().contiguous()
     return moments
-
-
-def _complete(folder: Path) -> list[Path]:
-    found = [(int(m[1]), p) for p in folder.glob("step_*") if (m := _NAME.fullmatch(p.name))]
-    return [path for _, path in sorted(found)]
-
-
-def _remove(folder: Path) -> None:
-    """Removes a folder so that a kill in the middle leaves nothing that looks complete."""
-    if folder.exists():
-        doomed = folder.parent / f".{folder.name.lstrip('.').removesuffix('.writing')}.removed"
-        if doomed.exists():
-            shutil.rmtree(doomed)
-        folder.rename(doomed)
-        shutil.rmtree(doomed)
-
-
-def _sync_tree(folder: Path) -> None:
-    for path in folder.rglob("*"):
-        _sync(path)
-    _sync(folder)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

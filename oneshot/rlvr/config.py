@@ -8,21 +8,12 @@ an error. This module imports neither torch nor transformers.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import Literal
 
-if TYPE_CHECKING:
-    from jsonargparse import ArgumentParser
-
-Config = TypeVar("Config")
-
-
-def _require(condition: bool, name: str, expected: str, value: object) -> None:
-    if not condition:
-        raise ValueError(f"{name} must be {expected}, got {value!r}")
+from oneshot.runs.config import load, require
 
 
 @dataclass(frozen=True)
@@ -55,13 +46,13 @@ class PromptConfig:
     """Text put after the problem (an instruction), with its own leading space."""
 
     def __post_init__(self) -> None:
-        _require(
+        require(
             "{problem}" in self.plain_format,
             "prompt.plain_format",
             "a text that contains {problem}",
             self.plain_format,
         )
-        _require(
+        require(
             self.system is None or self.template == "chat",
             "prompt.system",
             'unset when prompt.template is "plain"',
@@ -88,9 +79,7 @@ class DataConfig:
     """Prompt of the training problems."""
 
     def __post_init__(self) -> None:
-        _require(
-            self.limit is None or self.limit > 0, "data.limit", "a positive number", self.limit
-        )
+        require(self.limit is None or self.limit > 0, "data.limit", "a positive number", self.limit)
 
 
 @dataclass(frozen=True)
@@ -119,12 +108,12 @@ class RolloutConfig:
     def __post_init__(self) -> None:
         for name in ("batch_size", "max_prompt_tokens", "max_new_tokens", "max_sequences"):
             value = getattr(self, name)
-            _require(value > 0, f"rollout.{name}", "a positive number", value)
+            require(value > 0, f"rollout.{name}", "a positive number", value)
         n = self.samples_per_prompt
-        _require(n > 0, "rollout.samples_per_prompt", "a positive number", n)
-        _require(self.temperature > 0, "rollout.temperature", "> 0", self.temperature)
-        _require(0 < self.top_p <= 1, "rollout.top_p", "in (0, 1]", self.top_p)
-        _require(self.top_k == -1 or self.top_k > 0, "rollout.top_k", "-1 or > 0", self.top_k)
+        require(n > 0, "rollout.samples_per_prompt", "a positive number", n)
+        require(self.temperature > 0, "rollout.temperature", "> 0", self.temperature)
+        require(0 < self.top_p <= 1, "rollout.top_p", "in (0, 1]", self.top_p)
+        require(self.top_k == -1 or self.top_k > 0, "rollout.top_k", "-1 or > 0", self.top_k)
 
 
 @dataclass(frozen=True)
@@ -142,12 +131,12 @@ class RewardConfig:
     """Probability of reward 1 of the "random" function."""
 
     def __post_init__(self) -> None:
-        _require(self.timeout > 0, "reward.timeout", "> 0 seconds", self.timeout)
-        _require(self.workers > 0, "reward.workers", "a positive number", self.workers)
+        require(self.timeout > 0, "reward.timeout", "> 0 seconds", self.timeout)
+        require(self.workers > 0, "reward.workers", "a positive number", self.workers)
         p = self.random_probability
-        _require(0 <= p <= 1, "reward.random_probability", "in [0, 1]", p)
+        require(0 <= p <= 1, "reward.random_probability", "in [0, 1]", p)
         known = self.function in ("math_verify", "format", "random")
-        _require(
+        require(
             known or self.function.count(":") == 1,
             "reward.function",
             '"math_verify", "format", "random" or "module:function"',
@@ -184,13 +173,13 @@ class AlgorithmConfig:
     code."""
 
     def __post_init__(self) -> None:
-        _require(self.policy_coef >= 0, "algorithm.policy_coef", ">= 0", self.policy_coef)
-        _require(self.kl_coef >= 0, "algorithm.kl_coef", ">= 0", self.kl_coef)
-        _require(self.clip_ratio > 0, "algorithm.clip_ratio", "> 0", self.clip_ratio)
+        require(self.policy_coef >= 0, "algorithm.policy_coef", ">= 0", self.policy_coef)
+        require(self.kl_coef >= 0, "algorithm.kl_coef", ">= 0", self.kl_coef)
+        require(self.clip_ratio > 0, "algorithm.clip_ratio", "> 0", self.clip_ratio)
         updates = self.updates_per_rollout
-        _require(updates > 0, "algorithm.updates_per_rollout", "a positive number", updates)
+        require(updates > 0, "algorithm.updates_per_rollout", "a positive number", updates)
         tokens = self.microbatch_tokens
-        _require(tokens > 0, "algorithm.microbatch_tokens", "a positive number", tokens)
+        require(tokens > 0, "algorithm.microbatch_tokens", "a positive number", tokens)
 
 
 @dataclass(frozen=True)
@@ -211,9 +200,9 @@ class OptimizerConfig:
     """Optimizer steps over which the learning rate rises linearly from lr / warmup_steps."""
 
     def __post_init__(self) -> None:
-        _require(self.lr >= 0, "optimizer.lr", ">= 0", self.lr)
-        _require(self.max_grad_norm > 0, "optimizer.max_grad_norm", "> 0", self.max_grad_norm)
-        _require(self.warmup_steps >= 0, "optimizer.warmup_steps", ">= 0", self.warmup_steps)
+        require(self.lr >= 0, "optimizer.lr", ">= 0", self.lr)
+        require(self.max_grad_norm > 0, "optimizer.max_grad_norm", "> 0", self.max_grad_norm)
+        require(self.warmup_steps >= 0, "optimizer.warmup_steps", ">= 0", self.warmup_steps)
 
 
 @dataclass(frozen=True)
@@ -248,9 +237,9 @@ class EvaluationConfig:
     def __post_init__(self) -> None:
         for name in ("every", "samples", "batch_size"):
             value = getattr(self, name)
-            _require(value > 0, f"evaluation.{name}", "a positive number", value)
-        _require(self.temperature >= 0, "evaluation.temperature", ">= 0", self.temperature)
-        _require(
+            require(value > 0, f"evaluation.{name}", "a positive number", value)
+        require(self.temperature >= 0, "evaluation.temperature", ">= 0", self.temperature)
+        require(
             self.samples == 1 or self.temperature > 0,
             "evaluation.temperature",
             "> 0 when evaluation.samples is above 1",
@@ -282,10 +271,10 @@ class RunConfig:
     def __post_init__(self) -> None:
         for name in ("steps", "save_every"):
             value = getattr(self, name)
-            _require(value > 0, f"run.{name}", "a positive number", value)
+            require(value > 0, f"run.{name}", "a positive number", value)
         keep = self.keep_checkpoints
-        _require(keep is None or keep > 0, "run.keep_checkpoints", "a positive number", keep)
-        _require(self.log_samples >= 0, "run.log_samples", ">= 0", self.log_samples)
+        require(keep is None or keep > 0, "run.keep_checkpoints", "a positive number", keep)
+        require(self.log_samples >= 0, "run.log_samples", ">= 0", self.log_samples)
 
 
 @dataclass(frozen=True)
@@ -312,7 +301,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         sequences = self.rollout.batch_size * self.rollout.samples_per_prompt
         updates = self.algorithm.updates_per_rollout
-        _require(
+        require(
             sequences % updates == 0,
             "algorithm.updates_per_rollout",
             f"a divisor of the {sequences} sequences of a rollout",
@@ -350,9 +339,9 @@ class EvaluateConfig:
     def __post_init__(self) -> None:
         for name in ("samples", "max_new_tokens", "batch_size"):
             value = getattr(self, name)
-            _require(value > 0, name, "a positive number", value)
-        _require(self.temperature >= 0, "temperature", ">= 0", self.temperature)
-        _require(
+            require(value > 0, name, "a positive number", value)
+        require(self.temperature >= 0, "temperature", ">= 0", self.temperature)
+        require(
             self.samples == 1 or self.temperature > 0,
             "temperature",
             "> 0 when samples is above 1",
@@ -360,55 +349,6 @@ class EvaluateConfig:
         )
 
 
-def to_dict(config: TrainConfig | EvaluateConfig) -> dict[str, Any]:
-    """The config as plain dictionaries and lists, ready for YAML or JSON."""
-
-    def plain(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {key: plain(item) for key, item in value.items()}
-        return list(value) if isinstance(value, tuple) else value
-
-    result: dict[str, Any] = plain(dataclasses.asdict(config))
-    return result
-
-
-def argument_parser(config_class: type, prog: str) -> ArgumentParser:
-    """A parser with `--config FILE` and one dotted option per field of `config_class`."""
-    from jsonargparse import ArgumentParser, set_parsing_settings
-
-    set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    parser = ArgumentParser(prog=prog, description=config_class.__doc__)
-    parser.add_argument("--config", action="config", help="YAML file with any of the fields below.")
-    parser.add_class_arguments(config_class, as_group=False)
-    return parser
-
-
-def instantiate(config_class: type[Config], parser: ArgumentParser, parsed: Any) -> Config:
-    """The dataclass that parsed arguments describe."""
-    values = parser.instantiate(parsed)
-    names = [f.name for f in dataclasses.fields(config_class)]  # type: ignore[arg-type]
-    return config_class(**{name: values[name] for name in names})
-
-
 def load_train_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -> TrainConfig:
-    """Reads a YAML file and applies overrides.
-
-    Args:
-        path: YAML file, or None to take every value from `overrides` and the defaults.
-        overrides: Command-line words, e.g. `["--optimizer.lr", "1e-5"]`.
-
-    Returns:
-        The resolved config.
-
-    Raises:
-        ValueError: An unknown key, a missing one or a value of the wrong type or range.
-    """
-    from jsonargparse import ArgumentError
-
-    parser = argument_parser(TrainConfig, "TrainConfig")
-    parser.exit_on_error = False
-    words = ([] if path is None else ["--config", str(path)]) + list(overrides)
-    try:
-        return instantiate(TrainConfig, parser, parser.parse_args(words))
-    except ArgumentError as error:
-        raise ValueError(f"{path or 'overrides'}: {error}") from error
+    """The training config of a YAML file with overrides (see `oneshot.runs.config.load`)."""
+    return load(TrainConfig, path, overrides)

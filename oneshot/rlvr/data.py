@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from oneshot.rlvr.seeding import derive_seed
+from oneshot.runs.seeding import derive_seed
 
 Item = TypeVar("Item")
 

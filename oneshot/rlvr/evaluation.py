@@ -12,7 +12,7 @@ from oneshot.rlvr.data import Problem, read_problems
 from oneshot.rlvr.prompt import encode
 from oneshot.rlvr.rewards import Reward, has_boxed_answer, make_reward
 from oneshot.rlvr.rollout import TransformersEngine
-from oneshot.rlvr.seeding import derive_seed
+from oneshot.runs.seeding import derive_seed
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

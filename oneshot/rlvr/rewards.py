@@ -20,7 +20,7 @@ from typing import Any
 from oneshot.rlvr.config import RewardConfig
 from oneshot.rlvr.data import Problem
 from oneshot.rlvr.grading import GraderPool
-from oneshot.rlvr.seeding import derive_seed
+from oneshot.runs.seeding import derive_seed
 
 RewardFunction = Callable[[Sequence[str], Sequence[Problem]], Sequence[float]]
 """Responses and their problems in, one score per response out."""

@@ -26,19 +26,24 @@ from oneshot.rlvr import checkpoint, data
 from oneshot.rlvr.config import TrainConfig
 from oneshot.rlvr.data import Problem
 from oneshot.rlvr.figures import Stopwatch, rollout_figures, sample_rows
-from oneshot.rlvr.metrics import MetricsLog, read_jsonl
+from oneshot.rlvr.metrics import open_log
 from oneshot.rlvr.plots import plot_curves
 from oneshot.rlvr.policy import load_policy
 from oneshot.rlvr.prompt import drop_long, encode
 from oneshot.rlvr.rewards import FunctionReward, RewardFunction, make_reward
 from oneshot.rlvr.rollout import TransformersEngine
-from oneshot.rlvr.run_folder import open_run, write_config
-from oneshot.rlvr.seeding import derive_seed
 from oneshot.rlvr.update import PolicyUpdater
 from oneshot.rlvr.validation import Validation
+from oneshot.runs import checkpoints
+from oneshot.runs.folder import open_run, write_config
+from oneshot.runs.jsonl import read_jsonl
+from oneshot.runs.seeding import derive_seed
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+# A resumed run may be longer, speak less or keep fewer checkpoints: that changes no number of it.
+MAY_CHANGE = {"run.steps", "run.keep_checkpoints", "run.progress"}
 
 Row = tuple[Problem, list[int]]
 """A training problem and its prompt as token ids."""
@@ -83,7 +88,7 @@ def train(
     """
     if config.run.threads is not None:
         torch.set_num_threads(config.run.threads)
-    folder, start = open_run(config, resume)
+    folder, start = open_run(Path(config.run.output), config, resume, MAY_CHANGE)
     tokenizer = models.load_tokenizer(config.model.source)
     rows, dropped = training_rows(config, tokenizer)
     digest = data_digest(rows)
@@ -95,7 +100,7 @@ def train(
     score = make_reward(config.reward, seed) if reward is None else FunctionReward(reward)
     validation = Validation(config, policy, tokenizer, folder)
     write_config(folder, config)  # not before everything that can be wrong with it has been seen
-    log = MetricsLog(folder, config.run.steps, step if start else None, config.run.progress)
+    log = open_log(folder, config.run.steps, step if start else None, config.run.progress)
     rows = data.repeat_to_batch(rows, config.rollout.batch_size)
     try:
         if dropped:
@@ -135,12 +140,12 @@ def train(
         validation.close()
         log.close()
     # A kill between the last checkpoint and the removal of older ones leaves nothing to train.
-    checkpoint.prune(folder / "checkpoints", config.run.keep_checkpoints)
+    checkpoints.prune(folder / "checkpoints", config.run.keep_checkpoints)
     history = read_jsonl(folder / "metrics.jsonl")
     plot_curves(history, folder / "curves.png")
-    last = checkpoint.latest(folder / "checkpoints")
+    last = checkpoints.latest(folder / "checkpoints")
     if last is None:
-        raise checkpoint.CheckpointError(f"{folder}: the run has no checkpoint")
+        raise checkpoints.CheckpointError(f"{folder}: the run has no checkpoint")
     return TrainResult(folder, last, history, dropped)
 
 

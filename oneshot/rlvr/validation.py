@@ -10,7 +10,7 @@ from oneshot.rlvr import data
 from oneshot.rlvr.config import RewardConfig, TrainConfig
 from oneshot.rlvr.evaluation import evaluate
 from oneshot.rlvr.rewards import make_reward
-from oneshot.rlvr.seeding import derive_seed
+from oneshot.runs.seeding import derive_seed
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -7,7 +7,7 @@ import torch
 
 from oneshot import __version__
 from oneshot.cli import main
-from oneshot.rlvr.metrics import read_jsonl
+from oneshot.runs.jsonl import read_jsonl
 
 
 @pytest.fixture(autouse=True)

@@ -11,10 +11,9 @@ import yaml
 from oneshot.rlvr.config import (
     EvaluateConfig,
     TrainConfig,
-    argument_parser,
     load_train_config,
-    to_dict,
 )
+from oneshot.runs.config import argument_parser, to_dict
 
 ROOT = Path(__file__).resolve().parents[2]
 NEEDED = ["--data.path=d.jsonl", "--run.output=o"]

@@ -1,46 +1,24 @@
-"""Files of a run: JSON lines that are cut on resume, TensorBoard, curves."""
+"""Files of a run: metrics, TensorBoard, curves."""
 
 import json
 import time
 
 import pytest
 
-from oneshot.rlvr.metrics import JsonLines, MetricsLog, read_jsonl
+from oneshot.rlvr.metrics import open_log
 from oneshot.rlvr.plots import plot_curves
-
-
-def test_torn_last_line_is_left_out(tmp_path):
-    path = tmp_path / "m.jsonl"
-    path.write_text('{"step": 1}\n{"step": 2}\n{"st')
-    assert read_jsonl(path) == [{"step": 1}, {"step": 2}]
-    path.write_text('{"step": 1}\n{"st\n{"step": 3}\n')
-    with pytest.raises(ValueError, match=r"m\.jsonl, line 2: damaged"):
-        read_jsonl(path)
-    assert read_jsonl(tmp_path / "none") == []
-
-
-def test_resume_cuts_later_lines(tmp_path):
-    path = tmp_path / "m.jsonl"
-    path.write_text('{"step": 1, "x": 0.1}\n{"step": 2}\n{"step": 3}\n{"st')
-    lines = JsonLines(path, last_step=1)
-    lines.write({"step": 2, "x": 0.30000000000000004})
-    lines.sync()
-    lines.close()
-    assert path.read_text() == '{"step": 1, "x": 0.1}\n{"step": 2, "x": 0.30000000000000004}\n'
-    lines = JsonLines(path, last_step=None)
-    lines.close()
-    assert path.read_text() == ""
+from oneshot.runs.jsonl import read_jsonl
 
 
 def test_log_reaches_every_file_at_once(tmp_path):
-    log = MetricsLog(tmp_path, 3, None, progress=False)
+    log = open_log(tmp_path, 3, None, progress=False)
     log.step(1, {"reward/mean": 0.25}, [{"response": "r"}])
     # Nothing is buffered: a kill now loses no line.
     assert json.loads((tmp_path / "metrics.jsonl").read_text()) == {"step": 1, "reward/mean": 0.25}
     assert read_jsonl(tmp_path / "samples.jsonl") == [{"step": 1, "response": "r"}]
     log.step(2, {"reward/mean": 0.5, "validation/accuracy": 0.75})
     log.close()
-    log = MetricsLog(tmp_path, 3, 1, progress=False)
+    log = open_log(tmp_path, 3, 1, progress=False)
     time.sleep(0.01)
     log.step(2, {"reward/mean": 1.0})
     log.close()
@@ -53,7 +31,7 @@ def test_log_reaches_every_file_at_once(tmp_path):
 
 
 def test_progress_without_a_terminal_is_plain_lines(tmp_path, capsys):
-    log = MetricsLog(tmp_path, 40, None, progress=True)
+    log = open_log(tmp_path, 40, None, progress=True)
     for step in range(1, 41):
         log.step(step, {"reward/mean": step / 40, "policy/entropy": 1.0})
     log.close()

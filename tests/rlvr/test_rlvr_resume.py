@@ -10,8 +10,8 @@ import pytest
 import rlvr_tiny
 from rlvr_runs import Runner
 
-from oneshot.rlvr import checkpoint
-from oneshot.rlvr.metrics import read_jsonl
+from oneshot.runs import checkpoints
+from oneshot.runs.jsonl import read_jsonl
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +32,7 @@ def whole(runner, tiny_folder, tmp_path_factory):
 
 def fingerprint(output):
     """Bytes of the last checkpoint, and every figure but the times."""
-    last = checkpoint.latest(output / "checkpoints")
+    last = checkpoints.latest(output / "checkpoints")
     files = {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(last.iterdir())}
     assert {"model.safetensors", "optimizer.safetensors", "trainer_state.json"} <= set(files)
     rows = [
@@ -130,7 +130,7 @@ def test_resume_refuses_another_run(tiny_folder, whole, tmp_path):
         with pytest.raises(ValueError, match="the training data is not that of the run to resume"):
             train(rlvr_tiny.config(tiny_folder, output), resume=True)
         state.write_text("{")
-        with pytest.raises(checkpoint.CheckpointError, match=r"no readable trainer_state\.json"):
+        with pytest.raises(checkpoints.CheckpointError, match=r"no readable trainer_state\.json"):
             train(rlvr_tiny.config(tiny_folder, output), resume=True)
     finally:
         state.write_text(text)

@@ -10,10 +10,11 @@ from safetensors.torch import load_file, save_file
 
 from oneshot.rlvr import checkpoint, trainer
 from oneshot.rlvr.config import load_train_config
-from oneshot.rlvr.metrics import read_jsonl
 from oneshot.rlvr.rewards import RewardError
 from oneshot.rlvr.trainer import train
 from oneshot.rlvr.update import NonFiniteLossError
+from oneshot.runs import checkpoints
+from oneshot.runs.jsonl import read_jsonl
 
 FIGURES = {
     "reward/mean",
@@ -163,7 +164,7 @@ def test_not_a_number_stops_the_run_and_keeps_the_checkpoint(tiny_folder, tmp_pa
     config = rlvr_tiny.config(tiny_folder, tmp_path / "run", "--algorithm.scale_by_std=false")
     with pytest.raises(NonFiniteLossError, match=r"step 5: .*checkpoints of earlier steps"):
         train(config, reward=reward)
-    last = checkpoint.latest(tmp_path / "run" / "checkpoints")
+    last = checkpoints.latest(tmp_path / "run" / "checkpoints")
     assert last.name == "step_000004"
     assert all(x.isfinite().all() for x in load_file(last / "model.safetensors").values())
     assert read_jsonl(tmp_path / "run" / "metrics.jsonl")[-1]["step"] == 4
@@ -220,7 +221,7 @@ def test_checkpoint_round_trip_and_rotation(tiny, tmp_path):
     for step in (1, 2, 30):
         checkpoint.save(tmp_path, model, tokenizer, optimizer, state(step), keep=2)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["step_000002", "step_000030"]
-    assert checkpoint.latest(tmp_path) == tmp_path / "step_000030"
+    assert checkpoints.latest(tmp_path) == tmp_path / "step_000030"
     assert checkpoint.read_state(tmp_path / "step_000030") == state(30)
     other = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
     checkpoint.load_optimizer(tmp_path / "step_000030", model, other)
@@ -229,7 +230,7 @@ def test_checkpoint_round_trip_and_rotation(tiny, tmp_path):
             assert torch.equal(other.state[parameter][key], value)
     wider = copy.deepcopy(model)
     wider.model.norm.weight = torch.nn.Parameter(torch.ones(33))
-    with pytest.raises(checkpoint.CheckpointError, match=r"model\.norm\.weight have shape \(32,\)"):
+    with pytest.raises(checkpoints.CheckpointError, match=r"norm\.weight have shape \(32,\)"):
         checkpoint.load_optimizer(
             tmp_path / "step_000030", wider, torch.optim.AdamW(wider.parameters())
         )
@@ -240,8 +241,8 @@ def test_unfinished_checkpoints_do_not_count(tiny, tmp_path):
     saved = checkpoint.save(tmp_path, model, tokenizer, optimizer_after_a_step(model), state(2))
     shutil.copytree(saved, tmp_path / ".step_000004.writing")
     shutil.copytree(saved, tmp_path / ".step_000001.removed")
-    assert checkpoint.latest(tmp_path) == saved
-    checkpoint.clean(tmp_path)
+    assert checkpoints.latest(tmp_path) == saved
+    checkpoints.clean(tmp_path)
     assert list(tmp_path.iterdir()) == [saved]
 
 
@@ -259,7 +260,7 @@ def test_a_full_disk_leaves_the_previous_checkpoint(tiny, tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
         try:
             with pytest.raises(
-                checkpoint.CheckpointError, match=r"checkpoint of step 2 .*step_000001 is intact"
+                checkpoints.CheckpointError, match=r"checkpoint of step 2 .*step_000001 is intact"
             ):
                 checkpoint.save(tmp_path, model, tokenizer, optimizer, state(2))
         finally:

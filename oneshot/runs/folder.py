@@ -1,34 +1,31 @@
 """The output folder of a run: who may write into it, and where a resumed run begins.
 
 <output>/config.yaml        the resolved config
-<output>/metrics.jsonl      one line per step
-<output>/samples.jsonl      some responses of each step
-<output>/curves.png         the curves of metrics.jsonl
-<output>/tensorboard/       the same figures as TensorBoard events
-<output>/validation/        every validation response, one file per validated step
-<output>/checkpoints/       model folders with the trainer's state
+<output>/checkpoints/       what the run resumes from (see `checkpoints`)
 """
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from oneshot.rlvr import checkpoint
-from oneshot.rlvr.config import TrainConfig, to_dict
-
-# A resumed run may be longer, speak less or keep fewer checkpoints: that changes no number of it.
-MAY_CHANGE = {"run.steps", "run.keep_checkpoints", "run.progress"}
+from oneshot.runs import checkpoints
+from oneshot.runs.config import to_dict
 
 
-def open_run(config: TrainConfig, resume: bool) -> tuple[Path, Path | None]:
+def open_run(
+    folder: Path, config: Any, resume: bool, may_change: Collection[str]
+) -> tuple[Path, Path | None]:
     """Checks the output folder and looks for the checkpoint to continue from. Creates nothing.
 
     Args:
-        config: The run's config.
+        folder: Output folder (the field `run.output` of the config).
+        config: The run's config, a dataclass.
         resume: Whether an earlier run in the folder is continued.
+        may_change: Dotted names of fields that a resumed run may have changed.
 
     Returns:
         The folder, and the checkpoint to continue from (None: start at step 0, also when the
@@ -38,7 +35,6 @@ def open_run(config: TrainConfig, resume: bool) -> tuple[Path, Path | None]:
         FileExistsError: The folder has files in it and `resume` is False.
         ValueError: The earlier run has another config.
     """
-    folder = Path(config.run.output)
     if folder.exists() and not folder.is_dir():
         raise FileExistsError(f"run.output: {folder} is a file")
     written = folder / "config.yaml"
@@ -48,16 +44,15 @@ def open_run(config: TrainConfig, resume: bool) -> tuple[Path, Path | None]:
         )
     if written.exists():
         before = yaml.safe_load(written.read_text(encoding="utf-8"))
-        _check_same(before, to_dict(config), written)
-    checkpoints = folder / "checkpoints"
-    checkpoint.clean(checkpoints)
-    newest = checkpoint.latest(checkpoints)
+        _check_same(before, to_dict(config), may_change, written)
+    checkpoints.clean(folder / "checkpoints")
+    newest = checkpoints.latest(folder / "checkpoints")
     if newest is not None and not written.exists():
         raise ValueError(f"{folder} has checkpoints but no config.yaml: it is not a run")
     return folder, newest
 
 
-def write_config(folder: Path, config: TrainConfig) -> None:
+def write_config(folder: Path, config: Any) -> None:
     """Creates the folder, if need be, with the resolved config in it."""
     folder.mkdir(parents=True, exist_ok=True)
     temporary = folder / "config.writing"
@@ -65,12 +60,12 @@ def write_config(folder: Path, config: TrainConfig) -> None:
     temporary.replace(folder / "config.yaml")
 
 
-def _check_same(before: Any, now: dict[str, Any], path: Path) -> None:
+def _check_same(before: Any, now: dict[str, Any], may_change: Collection[str], path: Path) -> None:
     old, new = _flat(before), _flat(now)
     changed = [
         f"{key}: {old.get(key, 'unset')!r} there, {new.get(key, 'unset')!r} now"
         for key in sorted(old.keys() | new.keys())
-        if key not in MAY_CHANGE and old.get(key) != new.get(key)
+        if key not in may_change and old.get(key) != new.get(key)
     ]
     if changed:
         raise ValueError(f"the run to resume has another config ({path}): " + "; ".join(changed))

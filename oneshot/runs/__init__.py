@@ -1,0 +1,1 @@
+"""What the training layers share: configs, run folders, metrics, checkpoints, seeds."""
