@@ -2,14 +2,23 @@
 
 from oneshot._load import load as _load
 from oneshot.ops.advantage import gae, group_advantages, whiten
+from oneshot.ops.hmm import hmm_entropy, hmm_log_likelihood, hmm_posteriors
+from oneshot.ops.hmm_emissions import combine_emissions
+from oneshot.ops.hmm_paths import hmm_sample, hmm_viterbi
 from oneshot.ops.logprob import token_entropy, token_logprobs, token_logprobs_and_entropy
 from oneshot.ops.policy_loss import importance_weights, policy_loss, value_loss
 
 _load()
 
 __all__ = [
+    "combine_emissions",
     "gae",
     "group_advantages",
+    "hmm_entropy",
+    "hmm_log_likelihood",
+    "hmm_posteriors",
+    "hmm_sample",
+    "hmm_viterbi",
     "importance_weights",
     "policy_loss",
     "token_entropy",
