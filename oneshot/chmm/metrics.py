@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -59,22 +59,23 @@ def entity_scores(
         ValueError: Numbers of sentences or of tokens differ.
     """
     from seqeval.metrics.v1 import precision_recall_fscore_support
-    from seqeval.scheme import IOB2
+    from seqeval.scheme import IOB2, Entities
 
     _check_aligned("predicted", gold, predicted)
     names = [[labels.to_names(ids) for ids in side] for side in (gold, predicted)]
-
-    def figures(average: str | None) -> Any:
-        return precision_recall_fscore_support(
-            *names, average=average, mode="strict", scheme=IOB2, zero_division=0
-        )
-
+    entities = [Entities(side, IOB2) for side in names]
     scores = {name: Score(0.0, 0.0, 0.0, 0) for name in ("micro", *labels.entity_types)}
-    found = {s.type for ids in (*gold, *predicted) for s in labels.to_spans(ids)}
-    if found:  # seqeval fails on none
-        scores["micro"] = _score(*figures("micro"))
-        for name, row in zip(sorted(found), zip(*figures(None), strict=True), strict=True):
-            scores[name] = _score(*row)
+    found = sorted(entities[0].unique_tags | entities[1].unique_tags)  # the order of seqeval's rows
+    for average in ("micro", None) if found else ():
+        columns = precision_recall_fscore_support(
+            *names, average=average, scheme=IOB2, zero_division=0,
+            entities_true=entities[0], entities_pred=entities[1],
+        )  # fmt: skip
+        rows = [columns] if average else zip(*columns, strict=True)
+        for name, (precision, recall, f1, count) in zip(
+            ["micro"] if average else found, rows, strict=True
+        ):
+            scores[name] = Score(float(precision), float(recall), float(f1), int(count))
     return scores
 
 
@@ -169,13 +170,7 @@ def gold_of(sentences: Sequence[Sentence]) -> list[Ids]:
     return result
 
 
-def _score(precision: float, recall: float, f1: float, gold: Any) -> Score:
-    return Score(float(precision), float(recall), float(f1), int(gold))
-
-
-def _check_aligned(
-    name: str, gold: Sequence[Ids], other: Sequence[npt.NDArray[Any]] | Mapping[str, Any]
-) -> None:
+def _check_aligned(name: str, gold: Sequence[Ids], other: Sequence[npt.NDArray[Any]]) -> None:
     if len(gold) != len(other):
         raise ValueError(f"{name} must be of {len(gold)} sentences like gold, got {len(other)}")
     for number, (x, y) in enumerate(zip(gold, other, strict=True)):

@@ -74,13 +74,10 @@ def observations(
 
 
 def _rows(votes: Ids, n_labels: int, rule: Rule, o_is_silence: bool) -> npt.NDArray[np.float32]:
-    if rule == "abstain":
-        ids = resolve(votes, o_is_silence=o_is_silence)
-    else:
-        ids = np.maximum(votes, 0)
+    abstain = rule == "abstain"
+    ids = resolve(votes, o_is_silence=o_is_silence) if abstain else np.maximum(votes, 0)
     # id -1 picks the last row, the zeros
-    rows = np.concatenate([np.eye(n_labels, dtype=np.float32), np.zeros((1, n_labels), np.float32)])
-    result = rows[ids]
+    result = np.eye(n_labels + 1, n_labels, dtype=np.float32)[ids]
     if rule == "reference":
         doubtful = (ids == 0) & (ids > 0).any(-1, keepdims=True)
         result[doubtful] = [_SILENT_O] + [(1 - _SILENT_O) / n_labels] * (n_labels - 1)

@@ -188,7 +188,7 @@ class ClassicalHMM:
         for path, rows in zip(states, self._observed(sentences), strict=True):
             init[path[0]] += 1
             np.add.at(trans, (path[:-1], path[1:]), 1)
-            np.add.at(emissions, (slice(None), path), rows.numpy().swapaxes(0, 1))
+            np.add.at(emissions.swapaxes(0, 1), path, rows.numpy())
         return self._maximised(Parameters(*map(torch.from_numpy, (init, trans, emissions))))
 
     def _n_states(self) -> int:
