@@ -162,7 +162,7 @@ def package_folder(package: str) -> Path:
 
     found, version = _package_model(package)
     if found.is_dir():
-        return found
+        return _model_folder(found)
     folder = cache_folder() / "models" / f"{package}-{version}"
     if not folder.is_dir():
         folder.parent.mkdir(parents=True, exist_ok=True)

@@ -137,7 +137,7 @@ def install_package(site: Path, name: str, files: list[str], version: str = "1.2
     module = site / name.replace("-", "_")
     module.mkdir(parents=True)
     for file in files:
-        (module / file).parent.mkdir(exist_ok=True)
+        (module / file).parent.mkdir(parents=True, exist_ok=True)
         (module / file).touch()
     info = site / f"{module.name}-{version}.dist-info"
     info.mkdir()
