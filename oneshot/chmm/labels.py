@@ -183,3 +183,18 @@ def io_to_bio(ids: Ids) -> Ids:
     """
     before = np.concatenate([[0], ids[:-1]])
     return np.where(ids > 0, 2 * ids - (ids != before), ids)
+
+
+def io_to_bio_posteriors(posteriors: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """BIO probabilities [T, L] of IO probabilities [T, E + 1], as `io_to_bio` would share them out.
+
+    A token's mass of a type goes to I- with the probability of that type at the token before, and
+    else to B-.
+    """
+    types = posteriors[:, 1:]
+    inside = np.concatenate([np.zeros_like(types[:1]), types[:-1]]) * types
+    result = np.empty((len(posteriors), 2 * types.shape[1] + 1))
+    result[:, 0] = posteriors[:, 0]
+    result[:, 1::2] = types - inside
+    result[:, 2::2] = inside
+    return result

@@ -1,0 +1,28 @@
+"""Sentences as a table of tokens, for label models that know no sequences.
+
+They work on IO ids under the abstention rule of WRENCH: where a source finds an entity, those that
+say O or nothing abstain.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from oneshot.chmm.data import Sentence
+from oneshot.chmm.labels import Ids, bio_to_io
+from oneshot.chmm.observations import resolve
+
+
+def io_table(sentences: Sequence[Sentence]) -> Ids:
+    """IO votes [tokens, S] of all sentences, `ABSTAIN` where a source says nothing."""
+    return bio_to_io(resolve(np.concatenate([s.votes for s in sentences]), o_is_silence=True))
+
+
+def by_sentence(
+    table: npt.NDArray[np.float64], sentences: Sequence[Sentence]
+) -> list[npt.NDArray[np.float64]]:
+    """The rows of a table of tokens, sentence by sentence."""
+    return np.split(table, np.cumsum([len(s) for s in sentences])[:-1])
