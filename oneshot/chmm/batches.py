@@ -110,7 +110,7 @@ def shuffled(lengths: Sequence[int], batch_size: int, seed: int) -> list[list[in
 
 
 def in_order(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
-    """All examples, shortest first, in batches of at most `budget` padded steps (or one example)."""
+    """All examples, shortest first, in batches of at most `budget` padded steps, or of one."""
     batch: list[int] = []
     for i in sorted(range(len(lengths)), key=lambda i: lengths[i]):
         if batch and (len(batch) + 1) * lengths[i] > budget:

@@ -17,9 +17,12 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from oneshot.chmm.batches import Examples, collate, shuffled
 from oneshot.chmm.config import InitialConfig
 from oneshot.chmm.labels import Ids, LabelSpace
 from oneshot.chmm.model import CHMM
+from oneshot.chmm.networks import Mixed
+from oneshot.runs.seeding import derive_seed
 
 Floats = npt.NDArray[np.float64]
 
@@ -62,30 +65,78 @@ def initial_matrices(
     return Matrices(_start(labels), _transitions(labels, told), np.stack(emissions))
 
 
-def initialise(model: CHMM, matrices: Matrices, *, networks: bool = True) -> None:
-    """Puts a model at some matrices.
+def start(
+    model: CHMM,
+    matrices: Matrices,
+    train: Examples,
+    config: InitialConfig,
+    batch_size: int,
+    seed: int,
+) -> list[float]:
+    """Puts a model at its initial matrices.
+
+    Method "bias" is exact: weights 0, biases the logs of the matrices. "pretrain" leaves the
+    weights random and lets Adam reduce the squared error of the networks' output (the paper's way;
+    embeddings of small norm need many more than its 5 epochs).
 
     Args:
         model: Is changed in place.
         matrices: In the model's sizes.
-        networks: Also the networks, by their biases; False leaves them random, to be pretrained.
+        train: Embeddings to pretrain on.
+        config: Method, epochs and learning rate.
+        batch_size: Sentences per update.
+        seed: Of their order.
+
+    Returns:
+        The mean squared error of each epoch of pretraining; empty for method "bias".
     """
-    start, transitions, emissions = (
-        torch.from_numpy(x).log().to(model.start)
-        for x in (matrices.start, matrices.transitions, matrices.emissions)
-    )
+    by_bias = config.method == "bias"
     with torch.no_grad():
-        model.start.copy_(start)
-    model.transitions.start_at(_rows_for(model, transitions)[None], networks)
-    model.emissions.start_at(emissions, networks)
+        model.start.copy_(torch.from_numpy(matrices.start).log())
+    transitions = torch.from_numpy(matrices.transitions)
+    if not model.config.markov:  # one row: the distribution the chain settles at
+        transitions = torch.linalg.matrix_power(transitions, 2**20)[:1]
+    wanted = [
+        (model.transitions, transitions[None].to(model.start)),
+        (model.emissions, torch.from_numpy(matrices.emissions).to(model.start)),
+    ]
+    for part, target in wanted:
+        part.start_at(target.log(), network=by_bias)
+    return [] if by_bias else _pretrain(model, wanted, train, config, batch_size, seed)
 
 
-def _rows_for(model: CHMM, log_transitions: Tensor) -> Tensor:
-    """All rows for a Markov chain; else one: the distribution the chain settles at."""
-    if model.config.markov:
-        return log_transitions
-    power = torch.linalg.matrix_power(log_transitions.double().exp(), 2**20)
-    return power[:1].log().to(log_transitions)
+def _pretrain(
+    model: CHMM,
+    wanted: Sequence[tuple[Mixed, Tensor]],
+    train: Examples,
+    config: InitialConfig,
+    batch_size: int,
+    seed: int,
+) -> list[float]:
+    networks = [(part.network, target) for part, target in wanted if part.network is not None]
+    if not networks:
+        return []
+    trained = [p for network, _ in networks for p in network.parameters()]
+    optimizer = torch.optim.Adam(trained, lr=config.pretrain_lr, weight_decay=1e-5)
+    lengths, errors = [len(x) for x in train.embeddings], []
+    for epoch in range(1, config.pretrain_epochs + 1):
+        total = 0.0
+        for rows in shuffled(lengths, batch_size, derive_seed(seed, "pretraining", epoch)):
+            embeddings = collate(train, rows).embeddings
+            loss = torch.stack(
+                [
+                    (network(embeddings).unflatten(-1, target.shape).softmax(-1) - target)
+                    .square()
+                    .mean()
+                    for network, target in networks
+                ]
+            ).sum()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            total += loss.item() * len(embeddings)
+        errors.append(total / sum(lengths))
+    return errors
 
 
 def _start(labels: LabelSpace) -> Floats:

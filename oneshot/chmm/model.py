@@ -91,7 +91,7 @@ class CHMM(nn.Module):
         )
 
     def log_likelihood(self, batch: Batch) -> Tensor:
-        """log p(votes) of each sentence [B], differentiable.
+        """Log p(votes) of each sentence [B], differentiable.
 
         Its gradient is that of the expected complete-data log-likelihood with posteriors held
         fixed (Fisher's identity): ascending it is the generalised EM of the paper.

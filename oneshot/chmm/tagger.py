@@ -8,7 +8,6 @@ What it leaves out: several devices, gradient checkpointing, mixed precision oth
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -79,9 +78,17 @@ class Tagger:
 
     @classmethod
     def load(cls, source: str, labels: LabelSpace, config: TaggerConfig) -> Tagger:
-        """Any encoder, or a tagger that was saved; a new head comes from torch's generator."""
+        """Any encoder, or a tagger that was saved; a new head comes from torch's generator.
+
+        Raises:
+            ValueError: `config.frozen_layers` does not fit the model.
+            FileNotFoundError, ModuleNotFoundError, OSError: As `models.load_tagger`.
+        """
+        model = models.load_tagger(source, labels.names)
+        if config.frozen_layers is not None:
+            _freeze(model, config.frozen_layers)
         return cls(
-            models.load_tagger(source, labels.names),
+            model,
             models.load_tokenizer(source),
             labels,
             max_pieces=config.max_pieces,
@@ -100,8 +107,7 @@ class Tagger:
     def log_probabilities(self, chunks: Sequence[Chunk]) -> Tensor:
         """[words, L] of all the words of some chunks, float32."""
         batch: PieceBatch = collate(chunks, self._pad)
-        mixed = torch.autocast("cpu", torch.bfloat16) if self._bfloat16 else contextlib.nullcontext()
-        with mixed:
+        with torch.autocast("cpu", torch.bfloat16, enabled=self._bfloat16):
             logits = self.model(input_ids=batch.ids, attention_mask=batch.mask).logits
         return logits.flatten(0, 1)[batch.heads].float().log_softmax(-1)
 
@@ -109,9 +115,7 @@ class Tagger:
         """Label probabilities [T, L] of each document."""
         self.model.eval()
         chunks = self.chunks(documents)
-        result = [
-            np.empty((len(document), len(self.labels)), np.float32) for document in documents
-        ]
+        result = [np.empty((len(document), len(self.labels)), np.float32) for document in documents]
         with torch.inference_mode():
             for rows in in_order([len(chunk.ids) for chunk in chunks], PREDICTION_PIECES):
                 batch = [chunks[i] for i in rows]
@@ -131,6 +135,7 @@ def train_tagger(
     *,
     epochs: int,
     lr: float,
+    one_update_per_epoch: bool = False,
     score: Callable[[Tagger], float] | None = None,
     progress: Callable[[dict[str, float]], None] | None = None,
 ) -> TaggerHistory:
@@ -145,6 +150,7 @@ def train_tagger(
         seed: Of the order and of dropout.
         epochs: Passes over the documents.
         lr: Peak learning rate.
+        one_update_per_epoch: Sum the gradients over an epoch for a single update.
         score: Judges the tagger after each epoch, more is better; None keeps the last epoch.
         progress: Is called with the row of each epoch.
 
@@ -159,12 +165,12 @@ def train_tagger(
     chunks = tagger.chunks(documents)
     wanted = [torch.from_numpy(targets[c.document][c.words]).float() for c in chunks]
     sizes = [len(chunk.ids) for chunk in chunks]
-    updates = 1 if config.one_update_per_epoch else -(-len(chunks) // config.batch_size)
+    updates = 1 if one_update_per_epoch else -(-len(chunks) // config.batch_size)
     optimizer = _optimizer(tagger.model, lr, config.weight_decay)
     schedule = _schedule(optimizer, epochs * updates, config.warmup)
     history, best = TaggerHistory(), None
     for epoch in range(1, epochs + 1):
-        torch.manual_seed(derive_seed(seed, "tagger dropout", epoch) % 2**63)
+        torch.manual_seed(derive_seed(seed, "tagger dropout", epoch))
         tagger.model.train()
         total = words = 0.0
         batches = shuffled(sizes, config.batch_size, derive_seed(seed, "tagger order", epoch))
@@ -176,10 +182,10 @@ def train_tagger(
                     f"tagger, epoch {epoch}, batch {number} of {len(batches)}: the loss is "
                     f"{loss.item()}; a smaller tagger.lr may help"
                 )
-            share = len(chunks) if config.one_update_per_epoch else len(rows)
+            share = len(chunks) if one_update_per_epoch else len(rows)
             (loss / share).backward()
             total, words = total + loss.item(), words + len(target)
-            if not config.one_update_per_epoch or number == len(batches):
+            if not one_update_per_epoch or number == len(batches):
                 torch.nn.utils.clip_grad_norm_(tagger.model.parameters(), config.max_grad_norm)
                 optimizer.step()
                 schedule.step()
@@ -214,15 +220,24 @@ def one_hot(ids: Sequence[Ids], n_labels: int) -> list[npt.NDArray[np.float32]]:
     return [rows[x] for x in ids]
 
 
-def hard_labels(
-    labels: LabelSpace, probabilities: Sequence[npt.NDArray[np.floating]]
-) -> list[Ids]:
+def hard_labels(labels: LabelSpace, probabilities: Sequence[npt.NDArray[np.floating]]) -> list[Ids]:
     """Most probable labels, reduced to whole entities: an I- that continues none becomes O."""
     result = []
     for p in probabilities:
         ids = p.argmax(-1).astype(np.int64)
         result.append(labels.from_spans(labels.to_spans(ids), len(ids)))
     return result
+
+
+def _freeze(model: PreTrainedModel, layers: int) -> None:
+    """Excludes the embeddings and the first layers from training."""
+    base = model.base_model
+    stack = getattr(getattr(base, "encoder", None), "layer", None)
+    if stack is None or not hasattr(base, "embeddings") or layers > len(stack):
+        found = "none that are known" if stack is None else f"{len(stack)}"
+        raise ValueError(f"tagger.frozen_layers: got {layers}, but the model's layers are {found}")
+    for part in (base.embeddings, *stack[:layers]):
+        part.requires_grad_(False)
 
 
 def _check_targets(documents: Documents, targets: Targets, n_labels: int) -> None:

@@ -9,7 +9,7 @@ What it leaves out, on purpose: learning rate schedules, clipping, dropout, the 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -17,9 +17,11 @@ from torch import Tensor
 
 from oneshot.chmm import metrics
 from oneshot.chmm.batches import Examples, collate, shuffled
-from oneshot.chmm.config import InitialConfig, TrainingConfig
+from oneshot.chmm.config import ChmmConfig, TrainingConfig
+from oneshot.chmm.data import Priors
 from oneshot.chmm.errors import NonFiniteLossError
-from oneshot.chmm.initialisation import Matrices, initialise
+from oneshot.chmm.initialisation import initial_matrices, start
+from oneshot.chmm.labels import LabelSpace
 from oneshot.chmm.model import CHMM, log_likelihood_per_token
 from oneshot.runs.seeding import derive_seed
 
@@ -112,6 +114,24 @@ def train_chmm(
     return now
 
 
+def make_model(
+    config: ChmmConfig,
+    labels: LabelSpace,
+    sources: Sequence[str],
+    examples: Mapping[str, Examples],
+    priors: Priors | None,
+    seed: int,
+) -> CHMM:
+    """A CHMM at its start: matrices from the votes of train and valid."""
+    torch.manual_seed(derive_seed(seed, "networks"))
+    train, valid = examples["train"], examples["valid"]
+    model = CHMM(train.embeddings[0].shape[1], len(sources), labels, config.model)
+    votes = [s.votes for x in (train, valid) for s in x.sentences]
+    matrices = initial_matrices(labels, votes, sources, config.initial, priors)
+    start(model, matrices, train, config.initial, config.training.batch_size, seed)
+    return model
+
+
 def make_optimizer(model: CHMM, config: TrainingConfig) -> torch.optim.Optimizer:
     """Adam; networks learn at `nn_lr`, start distribution and constant matrices at `hmm_lr`."""
     networks = [p for name, p in model.named_parameters() if ".network." in name]
@@ -123,36 +143,3 @@ def make_optimizer(model: CHMM, config: TrainingConfig) -> torch.optim.Optimizer
     return torch.optim.Adam(
         [group for group in groups if group["params"]], weight_decay=config.weight_decay
     )
-
-
-def start(
-    model: CHMM, matrices: Matrices, train: Examples, config: InitialConfig, batch_size: int, seed: int
-) -> list[float]:
-    """Puts a model at its initial matrices, by biases or by pretraining.
-
-    Returns:
-        The mean squared error of each epoch of pretraining; empty for method "bias".
-    """
-    initialise(model, matrices, networks=config.method == "bias")
-    if config.method == "bias":
-        return []
-    transitions, emissions = (
-        torch.from_numpy(x).to(model.start) for x in (matrices.transitions, matrices.emissions)
-    )
-    trained = [p for name, p in model.named_parameters() if ".network." in name]
-    optimizer = torch.optim.Adam(trained, lr=config.pretrain_lr, weight_decay=1e-5)
-    lengths, errors = [len(x) for x in train.embeddings], []
-    for epoch in range(1, config.pretrain_epochs + 1):
-        total = 0.0
-        for rows in shuffled(lengths, batch_size, derive_seed(seed, "pretraining", epoch)):
-            embeddings = collate(train, rows).embeddings
-            loss = sum(
-                (network(embeddings).softmax(-1) - target).square().mean()
-                for network, target in ((model.transitions, transitions), (model.emissions, emissions))
-            )
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            total += loss.item() * len(embeddings)
-        errors.append(total / sum(lengths))
-    return errors
