@@ -36,7 +36,7 @@ def _from_pairs(log_likelihood: Tensor, xi: Tensor) -> tuple[Tensor, ...]:
 
 def torch_struct(what: str) -> Foreign:
     """LinearChainCRF: "marginals", "argmax" or "sample"."""
-    from torch_struct import LinearChainCRF  # type: ignore[import-not-found, unused-ignore]
+    from torch_struct import LinearChainCRF
 
     def prepare(inputs: Inputs) -> Any:
         return _folded(inputs).mT.contiguous(), inputs.get("num_samples")
