@@ -17,7 +17,7 @@ from oneshot.bench.hmm_inputs import (
     GEMM,
     LARGE,
     LONG,
-    LONGEST_FOR_LOG_SPACE,
+    LONGEST_FOR_LOOPS,
     MIDDLE,
     MOST_STATES_FOR_TORCH_STRUCT,
     SMALL,
@@ -73,7 +73,7 @@ def _posteriors_reference(inputs: Inputs) -> tuple[Tensor, ...]:
 def _definition(shape: Shape) -> Call:
     batch, steps, states = shape
     small = batch * steps * states**2 <= MOST_NUMBERS_FOR_REFERENCE
-    return _posteriors_reference if small and steps <= LONGEST_FOR_LOG_SPACE else loops.scaled
+    return _posteriors_reference if small and steps <= LONGEST_FOR_LOOPS else loops.scaled
 
 
 def _posteriors(shape: Shape, *, shared: bool, quick: bool = False) -> Operation:
@@ -84,11 +84,11 @@ def _posteriors(shape: Shape, *, shared: bool, quick: bool = False) -> Operation
     providers.append(Provider("torch scaled loop", "peer", plain(loops.scaled)))
     if shape != GEMM:  # there it takes 7 s, and hmmlearn 11 s
         providers.append(Provider("dynamax", "peer", lambda: peers.dynamax("two_filter_smoother")))
-    if steps <= LONGEST_FOR_LOG_SPACE and shape != GEMM:
+    if steps <= LONGEST_FOR_LOOPS and shape != GEMM:
         providers.append(Provider("torch log-space loop", "peer", plain(loops.differentiated)))
-    if not shared and steps <= LONGEST_FOR_LOG_SPACE:
-        providers.append(Provider("pyro tree", "peer", peers.pyro_tree))
-        if states <= MOST_STATES_FOR_TORCH_STRUCT:
+    if not shared:
+        providers.append(Provider("pyro tree", "peer", lambda: peers.pyro_tree("posteriors")))
+        if steps <= LONGEST_FOR_LOOPS and states <= MOST_STATES_FOR_TORCH_STRUCT:
             providers.append(
                 Provider("torch-struct", "peer", lambda: peers.torch_struct("marginals"))
             )
@@ -135,10 +135,12 @@ def _log_likelihood_oracle(posteriors: Call) -> Call:
 
 def _log_likelihood(shape: Shape, *, shared: bool, quick: bool = False) -> Operation:
     providers = [Provider("oneshot", "ours", plain(_log_likelihood_ours))]
-    if shape != GEMM:  # there the log-space loops hold 8 GB
+    if shape not in (LONG, GEMM):  # there they hold 8 GB
         providers.append(Provider("torch log-space loop", "peer", plain(loops.log_likelihood)))
         if shared:
             providers.append(Provider("pytorch-crf", "peer", lambda: peers.pytorch_crf("gradient")))
+    if not shared:
+        providers.append(Provider("pyro tree", "peer", lambda: peers.pyro_tree("gradient")))
     providers.append(Provider("jax scan + grad", "peer", peers.jax_scan))
     if shape == GEMM:
         providers.append(Provider("matrix products alone", "floor", plain(_products)))
@@ -164,7 +166,7 @@ OPERATIONS = [
     _posteriors(SMALL, shared=True, quick=True),
     *(_posteriors(shape, shared=True) for shape in (MIDDLE, LARGE, LONG, GEMM)),
     _log_likelihood(SMALL, shared=False, quick=True),
-    *(_log_likelihood(shape, shared=False) for shape in (MIDDLE, LARGE)),
+    *(_log_likelihood(shape, shared=False) for shape in (MIDDLE, LARGE, LONG)),
     _log_likelihood(SMALL, shared=True, quick=True),
     *(_log_likelihood(shape, shared=True) for shape in (MIDDLE, LARGE, GEMM)),
     *hmm_paths.OPERATIONS,

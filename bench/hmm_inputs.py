@@ -10,8 +10,8 @@ from oneshot.bench.registry import Inputs, Provider
 Shape = tuple[int, int, int]
 SMALL, MIDDLE, LARGE, LONG = (32, 128, 9), (64, 256, 17), (8, 512, 64), (1, 100_000, 8)
 GEMM = (32, 256, 512)
-# Log-space loops and trees lose gamma (error 0.2 and 4e-3) at T = 1e5 in float32, and fail here.
-LONGEST_FOR_LOG_SPACE = 1000
+# At T = 1e5 a log-space loop takes 7 s and its float32 posteriors are off by 1e-3 and more.
+LONGEST_FOR_LOOPS = 1000
 # torch-struct holds K^3 temporaries: 2 GB at the middle shape, more than 8 GB at the large one.
 MOST_STATES_FOR_TORCH_STRUCT = 17
 
@@ -21,7 +21,7 @@ def model(shape: Shape, shared: bool, **more: object) -> Inputs:
     batch, steps, states = shape
     matrices = (states, states) if shared else (batch, steps - 1, states, states)
     return {
-        "log_emit": torch.randn(batch, steps, states) - 0.5,
+        "log_emit": torch.randn(batch, steps, states) - 0.37,
         "log_init": torch.randn(states).log_softmax(-1),
         "log_trans": torch.randn(matrices).mul_(2).log_softmax(-1),
         **more,

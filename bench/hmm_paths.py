@@ -13,7 +13,7 @@ from oneshot.bench import hmm_peers as peers
 from oneshot.bench.hmm_inputs import (
     LARGE,
     LONG,
-    LONGEST_FOR_LOG_SPACE,
+    LONGEST_FOR_LOOPS,
     MIDDLE,
     MOST_STATES_FOR_TORCH_STRUCT,
     SMALL,
@@ -61,7 +61,7 @@ def _viterbi(shape: Shape, *, shared: bool, quick: bool = False) -> Operation:
             Provider("pytorch-crf", "peer", lambda: peers.pytorch_crf("decode")),
             Provider("hmmlearn", "peer", lambda: peers.hmmlearn("viterbi")),
         ]
-    elif steps <= LONGEST_FOR_LOG_SPACE and states <= MOST_STATES_FOR_TORCH_STRUCT:
+    elif steps <= LONGEST_FOR_LOOPS and states <= MOST_STATES_FOR_TORCH_STRUCT:
         providers.append(Provider("torch-struct", "peer", lambda: peers.torch_struct("argmax")))
     providers.append(memory(shared, write=False))
     return Operation(
