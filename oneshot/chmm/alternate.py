@@ -1,0 +1,246 @@
+"""CHMM-ALT: a CHMM and a token classifier teach each other (Li et al. 2021, section 4.3).
+
+Phase I:  CHMM on the sources; tagger on the CHMM's posteriors.
+Phase II: again and again: the tagger's predictions become one more source (they replace those of
+          the loop before); a new CHMM on all of them; the tagger goes on, from its best weights,
+          on the new posteriors.
+The result is the tagger of the best loop by entity F1 on valid. Every stage (a CHMM or a tagger)
+is a function of the one before, the seed and its number, and ends in a checkpoint: a killed run
+continues with the stage it was in, bit for bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from oneshot.chmm import metrics
+from oneshot.chmm.alternate_state import TAGGER_SOURCE, Floats, State, load, publish, save
+from oneshot.chmm.batches import Examples
+from oneshot.chmm.config import ChmmConfig
+from oneshot.chmm.data import Sentence
+from oneshot.chmm.fit import open_log
+from oneshot.chmm.labels import Ids, LabelSpace
+from oneshot.chmm.model import CHMM, log_likelihood_per_token
+from oneshot.chmm.plots import plot_curves
+from oneshot.chmm.prepare import Prepared, prepare, with_source
+from oneshot.chmm.tagger import Tagger, hard_labels, one_hot, train_tagger
+from oneshot.chmm.trainer import make_model, make_optimizer, train_chmm
+from oneshot.runs.folder import open_run, write_config
+from oneshot.runs.jsonl import read_jsonl
+from oneshot.runs.log import MetricsLog
+from oneshot.runs.seeding import derive_seed
+
+Figures = dict[str, float]
+
+MAY_CHANGE = {"run.progress", "alternate.loops"}
+PRIOR = {"paper": 0.9, "master": 0.7}  # precision and recall of the tagger as a source
+
+
+@dataclass(frozen=True)
+class AlternateResult:
+    """What a finished run leaves.
+
+    Attributes:
+        output: Its folder, with `tagger`, a model folder.
+        history: The rows of metrics.jsonl, one for each stage.
+        best_loop: Loop of the final tagger.
+    """
+
+    output: Path
+    history: list[dict[str, Any]]
+    best_loop: int
+
+
+def alternate(
+    config: ChmmConfig, *, resume: bool = False, prepared: Prepared | None = None
+) -> AlternateResult:
+    """Runs CHMM-ALT as the config says.
+
+    Args:
+        config: The run.
+        resume: Continue the run in `config.run.output`.
+        prepared: Data and embeddings, if they are there already.
+
+    Raises:
+        FileExistsError: The output folder has files in it and `resume` is False.
+        ValueError: Bad data, or a resumed run with another config or other data.
+        NonFiniteLossError: A loss became NaN or infinite.
+    """
+    if config.run.threads is not None:
+        torch.set_num_threads(config.run.threads)
+    folder, newest = open_run(Path(config.run.output), config, resume, MAY_CHANGE)
+    prepared = prepared or prepare(config)
+    digest = prepared.dataset.digest()
+    state = State()
+    if newest is not None:
+        state = load(newest, prepared, config, digest)
+    write_config(folder, config)
+    stages = 2 * (config.alternate.loops + 1)
+    log = open_log(folder, stages, state.stage or None, config.run.progress)
+    try:
+        while state.stage < stages:
+            state.stage += 1
+            loop, is_tagger = divmod(state.stage - 1, 2)
+            log.say(f"loop {loop}: {'tagger' if is_tagger else 'CHMM'}")
+            if is_tagger:
+                figures = tagger_stage(state, prepared, config, loop, log)
+                chmm = None
+            else:
+                chmm, figures = chmm_stage(state, prepared, config, loop, log)
+            log.step(state.stage, figures)
+            log.sync()
+            save(folder, state, chmm, config, prepared, digest)
+            log.plot()
+    finally:
+        log.close()
+    publish(folder)
+    history = read_jsonl(folder / "metrics.jsonl")
+    plot_curves(history, folder / "curves.png")
+    return AlternateResult(folder, history, state.best_loop)
+
+
+def chmm_stage(
+    state: State, prepared: Prepared, config: ChmmConfig, loop: int, log: MetricsLog
+) -> tuple[CHMM, Figures]:
+    """A new CHMM, on the sources and, from loop 1 on, the tagger; sets targets and paths."""
+    labels, sources = prepared.dataset.labels, prepared.dataset.sources
+    examples, priors = prepared.examples, dict(prepared.dataset.priors or {})
+    if state.predictions:
+        examples = add_tagger(prepared, state.predictions, config)
+        sources = (*sources, TAGGER_SOURCE)
+        prior = PRIOR[config.alternate.variant]
+        priors[TAGGER_SOURCE] = dict.fromkeys(labels.entity_types, (prior, prior))
+    seed = derive_seed(config.run.seed, "alternate chmm", loop)
+    model = make_model(config, labels, sources, examples, priors, seed)
+
+    def told(_: object, row: Figures) -> None:
+        log.say("  " + "  ".join(f"{name} {value:.4f}" for name, value in row.items()))
+
+    train_chmm(
+        model,
+        make_optimizer(model, config.training),
+        examples["train"],
+        examples["valid"],
+        config.training,
+        seed,
+        after_epoch=told,
+    )
+    predictions = {
+        split: model.predict(x, constrained=config.training.constrained)
+        for split, x in examples.items()
+    }
+    state.targets = make_targets(
+        predictions["train"].posteriors, predictions["train"].labels, config.alternate.targets
+    )
+    state.paths = predictions["valid"].labels
+    figures: Figures = {}
+    for split, found in predictions.items():
+        figures |= scores(f"chmm/{split}", labels, examples[split].sentences, found.labels)
+        figures[f"chmm/{split}_log_likelihood"] = log_likelihood_per_token(found)
+    return model, figures
+
+
+def tagger_stage(
+    state: State, prepared: Prepared, config: ChmmConfig, loop: int, log: MetricsLog
+) -> Figures:
+    """Trains the tagger on the targets; sets its predictions."""
+    labels, examples = prepared.dataset.labels, prepared.examples
+    seed = derive_seed(config.run.seed, "alternate tagger", loop)
+    options = config.tagger
+    epochs, lr = options.epochs, options.lr
+    if state.tagger is None:
+        state.tagger = new_tagger(config, labels, seed)
+    else:
+        epochs, lr = config.alternate.epochs, lr * config.alternate.lr_factor
+    valid = examples["valid"].sentences
+    wanted = state.paths if options.selection == "weak" else metrics.gold_of(valid)
+
+    def score(tagger: Tagger) -> float:
+        found = hard_labels(labels, tagger.predict([s.tokens for s in valid]))
+        return metrics.entity_scores(labels, wanted, found)["micro"].f1
+
+    history = train_tagger(
+        state.tagger,
+        [s.tokens for s in examples["train"].sentences],
+        state.targets,
+        options,
+        seed,
+        epochs=epochs,
+        lr=lr,
+        one_update_per_epoch=loop > 0 and config.alternate.one_update_per_epoch,
+        score=score,
+        progress=lambda row: log.say(
+            "  " + "  ".join(f"{name} {value:.4f}" for name, value in row.items())
+        ),
+    )
+    if history.best_score > state.best_score:
+        state.best_loop, state.best_score = loop, history.best_score
+    figures: Figures = {"tagger/score": history.best_score, "tagger/epoch": history.best_epoch}
+    for split, x in examples.items():
+        state.predictions[split] = state.tagger.predict([s.tokens for s in x.sentences])
+        found = hard_labels(labels, state.predictions[split])
+        figures |= scores(f"tagger/{split}", labels, x.sentences, found)
+    return figures
+
+
+def new_tagger(config: ChmmConfig, labels: LabelSpace, seed: int) -> Tagger:
+    """A tagger with a random head, and frozen layers as the config says."""
+    torch.manual_seed(derive_seed(seed, "head"))
+    return Tagger.load(config.tagger.source or config.encoder.source, labels, config.tagger)
+
+
+def add_tagger(
+    prepared: Prepared, predictions: Mapping[str, Floats], config: ChmmConfig
+) -> dict[str, Examples]:
+    """All splits with the tagger's predictions as the last source."""
+    labels = prepared.dataset.labels
+    result = {}
+    for split, examples in prepared.examples.items():
+        soft = None
+        if config.alternate.variant == "paper":
+            soft = [soft_frequency(p) for p in predictions[split]]
+        hard = hard_labels(labels, predictions[split] if soft is None else soft)
+        result[split] = with_source(examples, hard, soft, len(labels), config.data)
+    return result
+
+
+def soft_frequency(probabilities: npt.NDArray[np.floating]) -> npt.NDArray[np.float32]:
+    """p^2 / (sum of p over the sentence), rows normalised again: surer, and fairer to rare labels.
+
+    Source: Xie, Girshick and Farhadi 2016 (DEC), equation 3, inside each sentence.
+    """
+    p = probabilities.astype(np.float64)
+    weighted = p**2 / p.sum(0)
+    return (weighted / weighted.sum(1, keepdims=True)).astype(np.float32)
+
+
+def make_targets(posteriors: Floats, paths: Sequence[Ids], kind: str) -> Floats:
+    """What the tagger learns (see `AlternateConfig.targets`)."""
+    if kind == "posterior":
+        return posteriors
+    n_labels = posteriors[0].shape[1]
+    if kind == "viterbi":
+        return one_hot(paths, n_labels)
+    peaks = one_hot([p.argmax(1) for p in posteriors], n_labels)
+    return [0.5 * p + 0.5 * peak for p, peak in zip(posteriors, peaks, strict=True)]
+
+
+def scores(
+    name: str, labels: LabelSpace, sentences: Sequence[Sentence], found: Sequence[Ids]
+) -> Figures:
+    """Entity F1, precision, recall as `<name>_f1` and so on; nothing without gold labels."""
+    if any(s.gold is None for s in sentences):
+        return {}
+    score = metrics.entity_scores(labels, metrics.gold_of(sentences), found)["micro"]
+    return {
+        f"{name}_f1": score.f1,
+        f"{name}_precision": score.precision,
+        f"{name}_recall": score.recall,
+    }

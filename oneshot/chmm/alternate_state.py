@@ -1,0 +1,159 @@
+"""What one stage of CHMM-ALT hands to the next, in memory and on the disk."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from oneshot.chmm.checkpoint import read_state, reading, save_model, write_state
+from oneshot.chmm.config import ChmmConfig
+from oneshot.chmm.labels import Ids
+from oneshot.chmm.model import CHMM
+from oneshot.chmm.prepare import Prepared
+from oneshot.chmm.tagger import Tagger
+from oneshot.runs import checkpoints
+from oneshot.runs.checkpoints import CheckpointError
+
+Floats = Sequence[npt.NDArray[np.floating]]
+
+TAGGER_SOURCE = "tagger"
+
+
+@dataclass
+class State:
+    """What the next stage needs.
+
+    Attributes:
+        stage: Last finished stage: 2 loop + 1 is a CHMM, 2 loop + 2 a tagger.
+        targets: What the tagger shall learn, [T, L] for each sentence of train.
+        paths: The CHMM's label path of each sentence of valid (for selection by weak labels).
+        tagger: The tagger, once there is one.
+        predictions: Its probabilities by split.
+        best_loop: Loop whose tagger is the result so far, -1 for none.
+        best_score: Its selection score.
+    """
+
+    stage: int = 0
+    targets: Floats = ()
+    paths: Sequence[Ids] = ()
+    tagger: Tagger | None = None
+    predictions: dict[str, Floats] = field(default_factory=dict)
+    best_loop: int = -1
+    best_score: float = float("-inf")
+
+
+def save(
+    folder: Path,
+    state: State,
+    chmm: CHMM | None,
+    config: ChmmConfig,
+    prepared: Prepared,
+    digest: str,
+) -> None:
+    """Writes the checkpoint of a stage of CHMM-ALT and removes older ones.
+
+    It holds all that the next stage and the end of the run need; what did not change since the
+    checkpoint before is a hard link to it.
+    """
+    root = folder / "checkpoints"
+    before = checkpoints.latest(root)
+    loop = (state.stage - 1) // 2
+    told = {
+        "stage": state.stage,
+        "best_loop": state.best_loop,
+        "best_score": state.best_score if state.best_loop >= 0 else None,
+    }
+    with checkpoints.writing(root, state.stage) as checkpoint:
+        if chmm is not None:
+            sources = prepared.dataset.sources
+            if chmm.n_sources > len(sources):
+                sources = (*sources, TAGGER_SOURCE)
+            save_model(checkpoint / "chmm", chmm, sources, config.encoder, config.data)
+            save_file(_targets(state), checkpoint / "targets.safetensors")
+            _carry(before, checkpoint, "tagger", "best", "predictions.safetensors")
+        else:
+            assert state.tagger is not None
+            state.tagger.save(checkpoint / "tagger")
+            found = {s: torch.from_numpy(np.concatenate(p)) for s, p in state.predictions.items()}
+            save_file(found, checkpoint / "predictions.safetensors")
+            _carry(before, checkpoint, "chmm", "targets.safetensors")
+            if state.best_loop == loop:
+                _link(checkpoint / "tagger", checkpoint / "best")
+            else:
+                _carry(before, checkpoint, "best")
+        write_state(checkpoint, told, digest)
+    checkpoints.prune(root, 1)
+
+
+def load(checkpoint: Path, prepared: Prepared, config: ChmmConfig, digest: str) -> State:
+    """The state after the stage of a checkpoint.
+
+    Raises:
+        ValueError: The checkpoint is of other data.
+        CheckpointError: A file is missing or damaged.
+    """
+    told = read_state(checkpoint, digest)
+    if told["best_score"] is None:
+        told["best_score"] = float("-inf")
+    with reading(checkpoint):
+        state = State(**told)
+        lengths = {split: [len(s) for s in x.sentences] for split, x in prepared.examples.items()}
+        targets = load_file(checkpoint / "targets.safetensors")
+        state.targets = [x.numpy() for x in targets["train"].split(lengths["train"])]
+        state.paths = [x.numpy() for x in targets["valid_paths"].split(lengths["valid"])]
+        if (checkpoint / "tagger").exists():
+            state.tagger = Tagger.load(
+                str(checkpoint / "tagger"), prepared.dataset.labels, config.tagger
+            )
+            found = load_file(checkpoint / "predictions.safetensors")
+            state.predictions = {
+                split: [x.numpy() for x in found[split].split(size)]
+                for split, size in lengths.items()
+            }
+        return state
+
+
+def publish(folder: Path) -> None:
+    """Puts the best tagger and the last CHMM where the user looks for them."""
+    newest = checkpoints.latest(folder / "checkpoints")
+    if newest is None:
+        raise CheckpointError(f"{folder}: the run has no checkpoint")
+    for source, name in (("best", "tagger"), ("chmm", "chmm")):
+        if (newest / source).exists():
+            shutil.rmtree(folder / name, ignore_errors=True)
+            _link(newest / source, folder / name)
+
+
+def _targets(state: State) -> dict[str, Tensor]:
+    return {
+        "train": torch.from_numpy(np.concatenate(state.targets)),
+        "valid_paths": torch.from_numpy(np.concatenate(state.paths)),
+    }
+
+
+def _carry(before: Path | None, checkpoint: Path, *names: str) -> None:
+    for name in names:
+        if before is not None and (before / name).exists():
+            _link(before / name, checkpoint / name)
+
+
+def _link(source: Path, target: Path) -> None:
+    """A copy that shares the bytes where the file system can: nothing ever writes into them."""
+    if source.is_dir():
+        target.mkdir()
+        for file in source.iterdir():
+            _link(file, target / file.name)
+        return
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)

@@ -1,0 +1,171 @@
+"""What CHMM runs write: a trained CHMM to use, and what a killed run resumes from.
+
+A CHMM folder holds model.safetensors and chmm.json (labels, sources, structure, encoder, rule).
+`oneshot.runs.checkpoints` writes checkpoints so that they survive `kill -9` at any moment.
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from oneshot.chmm.config import DataConfig, EncoderConfig, ModelConfig
+from oneshot.chmm.labels import LabelSpace
+from oneshot.chmm.model import CHMM
+from oneshot.chmm.trainer import Progress
+from oneshot.runs import checkpoints
+from oneshot.runs.checkpoints import CheckpointError
+
+MODEL, INFO = "model.safetensors", "chmm.json"
+STATE, BEST, OPTIMIZER = "state.json", "best.safetensors", "optimizer.safetensors"
+
+
+@dataclass(frozen=True)
+class SavedModel:
+    """A trained CHMM with what it takes to use it on new sentences."""
+
+    model: CHMM
+    sources: tuple[str, ...]
+    encoder: EncoderConfig
+    data: DataConfig
+
+
+def save_model(
+    folder: Path, model: CHMM, sources: Sequence[str], encoder: EncoderConfig, data: DataConfig
+) -> None:
+    """Writes a CHMM folder (creates it)."""
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(_contiguous(model.state_dict()), folder / MODEL)
+    info = {
+        "entity_types": list(model.labels.entity_types),
+        "sources": list(sources),
+        "dim": model.dim,
+        "model": asdict(model.config),
+        "encoder": asdict(encoder),
+        "rule": data.rule,
+        "o_is_silence": data.o_is_silence,
+    }
+    (folder / INFO).write_text(json.dumps(info, indent=1) + "\n", encoding="utf-8")
+
+
+def load_model(folder: Path) -> SavedModel:
+    """Reads a CHMM folder.
+
+    Raises:
+        CheckpointError: It is none, or is damaged.
+    """
+    try:
+        info = json.loads((folder / INFO).read_text(encoding="utf-8"))
+        labels = LabelSpace(tuple(info["entity_types"]))
+        config = ModelConfig(**info["model"])
+        model = CHMM(info["dim"], len(info["sources"]), labels, config)
+        model.load_state_dict(load_file(folder / MODEL))
+        data = DataConfig(path="", rule=info["rule"], o_is_silence=info["o_is_silence"])
+        encoder = EncoderConfig(**info["encoder"])
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+        raise CheckpointError(f"{folder}: no readable CHMM ({error})") from error
+    return SavedModel(model, tuple(info["sources"]), encoder, data)
+
+
+def save_training(
+    folder: Path, model: CHMM, optimizer: torch.optim.Optimizer, progress: Progress, digest: str
+) -> None:
+    """Writes the checkpoint of an epoch and removes older ones."""
+    told = asdict(progress)
+    del told["best"]
+    with checkpoints.writing(folder, progress.epoch) as checkpoint:
+        save_file(_contiguous(model.state_dict()), checkpoint / MODEL)
+        save_file(_contiguous(progress.best), checkpoint / BEST)
+        save_file(_moments(model, optimizer), checkpoint / OPTIMIZER)
+        write_state(checkpoint, told, digest)
+    checkpoints.prune(folder, 1)
+
+
+def load_training(
+    checkpoint: Path, model: CHMM, optimizer: torch.optim.Optimizer, digest: str
+) -> Progress:
+    """Gives model and optimizer their state back.
+
+    Raises:
+        ValueError: The checkpoint is of other data.
+        CheckpointError: A file is missing or damaged.
+    """
+    told = read_state(checkpoint, digest)
+    with reading(checkpoint):
+        model.load_state_dict(load_file(checkpoint / MODEL))
+        _load_moments(model, optimizer, load_file(checkpoint / OPTIMIZER))
+        return Progress(**told, best=load_file(checkpoint / BEST))
+
+
+def write_state(checkpoint: Path, told: dict[str, Any], digest: str) -> None:
+    """Writes figures as JSON, with what a resumed run is held against."""
+    told = {
+        **told,
+        "data_digest": digest,
+        "threads": torch.get_num_threads(),
+        "torch_version": torch.__version__,
+    }
+    (checkpoint / STATE).write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+
+
+def read_state(checkpoint: Path, digest: str) -> dict[str, Any]:
+    """The figures of `write_state`; ValueError for other data, a warning for other threads."""
+    with reading(checkpoint):
+        told = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
+        there = (told.pop("threads"), told.pop("torch_version"))
+        same_data = told.pop("data_digest") == digest
+    if not same_data:
+        raise ValueError(f"the data is not that of the run to resume ({checkpoint})")
+    here = (torch.get_num_threads(), torch.__version__)
+    if there != here:
+        warnings.warn(
+            f"{checkpoint} was written with {there[0]} threads and torch {there[1]}, this is "
+            f"{here[0]} threads and torch {here[1]}: the last bits may differ",
+            stacklevel=3,
+        )
+    result: dict[str, Any] = told
+    return result
+
+
+class reading:
+    """Turns whatever a damaged checkpoint causes into a CheckpointError that names it."""
+
+    def __init__(self, checkpoint: Path) -> None:
+        self._checkpoint = checkpoint
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, _: Any, error: BaseException | None, __: Any) -> None:
+        expected = OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError
+        if isinstance(error, expected):
+            raise CheckpointError(f"{self._checkpoint}: damaged ({error})") from error
+
+
+def _contiguous(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: x.detach().contiguous() for name, x in tensors.items()}
+
+
+def _moments(model: CHMM, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    return {
+        f"{key}.{name}": value.detach().contiguous()
+        for name, parameter in model.named_parameters()
+        for key, value in optimizer.state.get(parameter, {}).items()
+    }
+
+
+def _load_moments(
+    model: CHMM, optimizer: torch.optim.Optimizer, moments: dict[str, Tensor]
+) -> None:
+    for name, parameter in model.named_parameters():
+        mine = {key: moments.get(f"{key}.{name}") for key in ("exp_avg", "exp_avg_sq", "step")}
+        if mine["step"] is not None:
+            optimizer.state[parameter] = mine

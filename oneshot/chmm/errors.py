@@ -1,0 +1,5 @@
+"""What can go wrong in training."""
+
+
+class NonFiniteLossError(FloatingPointError):
+    """A loss became NaN or infinite; training stopped before it could spoil the weights."""

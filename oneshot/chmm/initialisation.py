@@ -1,0 +1,192 @@
+"""Where a CHMM starts: start, transition and emission matrices from votes and priors, no gold.
+
+The recipe is that of Lison et al. 2020 as the authors of CHMM use it, without three quirks of their
+code: transition rows are the counts themselves, not a draw from a Dirichlet distribution around
+them; the pseudo-counts go to every pair of labels that BIO allows (I-x to O and to B- got none);
+and the pseudo-count of a type a source knows goes to that type's labels (it fell one column to the
+left). A probability of 0 becomes 1e-6, since no gradient leads away from 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from oneshot.chmm.batches import Examples, collate, shuffled
+from oneshot.chmm.config import InitialConfig
+from oneshot.chmm.labels import Ids, LabelSpace
+from oneshot.chmm.model import CHMM
+from oneshot.chmm.networks import Mixed
+from oneshot.runs.seeding import derive_seed
+
+Floats = npt.NDArray[np.float64]
+
+ELSEWHERE = 0.01  # start probability of each label but O
+SAME_TYPE, SAME_PREFIX = 5.0, 2.0  # how much likelier confusions inside a type, a prefix are
+FLOOR = 1e-6
+
+
+@dataclass(frozen=True)
+class Matrices:
+    """Probabilities, all positive, rows that sum to 1: [L], [L, L] and [S, L, L]."""
+
+    start: Floats
+    transitions: Floats
+    emissions: Floats
+
+
+def initial_matrices(
+    labels: LabelSpace,
+    votes: Sequence[Ids],
+    sources: Sequence[str],
+    config: InitialConfig,
+    priors: Mapping[str, Mapping[str, tuple[float, float]]] | None = None,
+) -> Matrices:
+    """Matrices to start from.
+
+    Args:
+        labels: The label space.
+        votes: Label ids [T, S] of the sentences of train and valid; silence counts as O.
+        sources: Names of the S sources.
+        config: Priors of those types that have none below, and of O.
+        priors: {source: {type: (precision, recall)}}; `config.priors` wins.
+    """
+    told = [np.maximum(v, 0) for v in votes]
+    counts = sum(np.stack([np.bincount(c, minlength=len(labels)) for c in v.T]) for v in told)
+    emissions = []
+    for name, count in zip(sources, np.asarray(counts, np.float64), strict=True):
+        pairs = {**(priors or {}).get(name, {}), **config.priors.get(name, {})}
+        emissions.append(_emissions(labels, count, pairs, config))
+    return Matrices(_start(labels), _transitions(labels, told), np.stack(emissions))
+
+
+def start(
+    model: CHMM,
+    matrices: Matrices,
+    train: Examples,
+    config: InitialConfig,
+    batch_size: int,
+    seed: int,
+) -> list[float]:
+    """Puts a model at its initial matrices.
+
+    Method "bias" is exact: weights 0, biases the logs of the matrices. "pretrain" leaves the
+    weights random and lets Adam reduce the squared error of the networks' output (the paper's way;
+    embeddings of small norm need many more than its 5 epochs).
+
+    Args:
+        model: Is changed in place.
+        matrices: In the model's sizes.
+        train: Embeddings to pretrain on.
+        config: Method, epochs and learning rate.
+        batch_size: Sentences per update.
+        seed: Of their order.
+
+    Returns:
+        The mean squared error of each epoch of pretraining; empty for method "bias".
+    """
+    by_bias = config.method == "bias"
+    with torch.no_grad():
+        model.start.copy_(torch.from_numpy(matrices.start).log())
+    transitions = torch.from_numpy(matrices.transitions)
+    if not model.config.markov:  # one row: the distribution the chain settles at
+        transitions = torch.linalg.matrix_power(transitions, 2**20)[:1]
+    wanted = [
+        (model.transitions, transitions[None].to(model.start)),
+        (model.emissions, torch.from_numpy(matrices.emissions).to(model.start)),
+    ]
+    for part, target in wanted:
+        part.start_at(target.log(), network=by_bias)
+    return [] if by_bias else _pretrain(model, wanted, train, config, batch_size, seed)
+
+
+def _pretrain(
+    model: CHMM,
+    wanted: Sequence[tuple[Mixed, Tensor]],
+    train: Examples,
+    config: InitialConfig,
+    batch_size: int,
+    seed: int,
+) -> list[float]:
+    networks = [(part.network, target) for part, target in wanted if part.network is not None]
+    if not networks:
+        return []
+    trained = [p for network, _ in networks for p in network.parameters()]
+    optimizer = torch.optim.Adam(trained, lr=config.pretrain_lr, weight_decay=1e-5)
+    lengths, errors = [len(x) for x in train.embeddings], []
+    for epoch in range(1, config.pretrain_epochs + 1):
+        total = 0.0
+        for rows in shuffled(lengths, batch_size, derive_seed(seed, "pretraining", epoch)):
+            embeddings = collate(train, rows).embeddings
+            loss = torch.stack(
+                [
+                    (network(embeddings).unflatten(-1, target.shape).softmax(-1) - target)
+                    .square()
+                    .mean()
+                    for network, target in networks
+                ]
+            ).sum()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            total += loss.item() * len(embeddings)
+        errors.append(total / sum(lengths))
+    return errors
+
+
+def _start(labels: LabelSpace) -> Floats:
+    start = np.full(len(labels), ELSEWHERE)
+    start[0] = 1 - ELSEWHERE * (len(labels) - 1)
+    return start
+
+
+def _transitions(labels: LabelSpace, told: Sequence[Ids]) -> Floats:
+    """Pairs of neighbouring labels of all sources; a sentence begins after an O."""
+    size = len(labels)
+    counts = labels.legal_transitions.astype(np.float64)
+    for votes in told:
+        before = np.vstack([np.zeros_like(votes[:1]), votes[:-1]])
+        counts += np.bincount((before * size + votes).ravel(), minlength=size**2).reshape(
+            size, size
+        )
+    return _stochastic(counts / counts.sum(1, keepdims=True))
+
+
+def _emissions(
+    labels: LabelSpace,
+    count: Floats,
+    priors: Mapping[str, tuple[float, float]],
+    config: InitialConfig,
+) -> Floats:
+    """One source: recalls on the diagonal, the rest spread by precisions and frequencies."""
+    size = len(labels)
+    precision, recall = np.ones(size), np.zeros(size)  # of a type the source never gives
+    precision[0], recall[0] = config.out_precision, config.out_recall
+    known = np.zeros(size, bool)
+    known[0] = True
+    for number, name in enumerate(labels.entity_types):
+        both = slice(2 * number + 1, 2 * number + 3)
+        if count[both].any():
+            known[both] = True
+            precision[both], recall[both] = priors.get(name, (config.precision, config.recall))
+    frequency = (count + known) / (count + known).sum()
+
+    rest = np.outer(1 - recall, (1 - precision) * (0.001 + frequency))
+    kind = (np.arange(size) + 1) // 2
+    prefix = np.where(kind > 0, 1 + np.arange(size) % 2, 0)
+    same_type = kind[:, None] == kind
+    rest[same_type] *= SAME_TYPE
+    rest[~same_type & (prefix[:, None] == prefix)] *= SAME_PREFIX
+    np.fill_diagonal(rest, 0)
+    rest *= ((1 - recall) / (rest.sum(1) + 1e-5))[:, None]
+    return _stochastic(rest + np.diag(recall))
+
+
+def _stochastic(rows: Floats) -> Floats:
+    rows = np.maximum(rows, FLOOR)
+    return rows / rows.sum(1, keepdims=True)

@@ -1,0 +1,129 @@
+"""Words as the word-pieces of an encoder: documents cut into chunks that fit, and batches of them.
+
+A chunk is one input of the encoder. A document that does not fit is cut after the last sentence
+end that does, or, without one, between two words. Words are tokenized one by one, as transformers
+does with `is_split_into_words=True`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+SENTENCE_ENDS = frozenset(".!?")
+
+
+class Chunk(NamedTuple):
+    """Consecutive words of one document, between the encoder's special tokens."""
+
+    document: int  # number of the document
+    start: int  # its first word here
+    ids: list[int]  # ids of the pieces, special tokens included
+    heads: list[int]  # for each word the place of its first piece in `ids`
+
+    @property
+    def words(self) -> slice:
+        """The words of the document that are in the chunk."""
+        return slice(self.start, self.start + len(self.heads))
+
+
+class PieceBatch(NamedTuple):
+    """Chunks side by side."""
+
+    ids: Tensor  # int64 [B, P]
+    mask: Tensor  # int64 [B, P], 1 at pieces
+    heads: Tensor  # int64 [W], places of the words' first pieces in the flattened [B * P]
+
+
+class PieceCutter:
+    """Cuts documents into chunks.
+
+    Args:
+        tokenizer: Of the encoder; puts one special token before a text and one behind it.
+        max_pieces: Pieces of a chunk, special tokens included.
+
+    Raises:
+        ValueError: No room for a word, or a tokenizer with other special tokens.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, max_pieces: int) -> None:
+        special = tokenizer("", padding=False, truncation=False)["input_ids"]
+        if len(special) != 2:
+            raise ValueError(
+                f"the tokenizer must put one token before a text and one behind it, got {special}"
+            )
+        if max_pieces < 3:
+            raise ValueError(f"max_pieces must be at least 3, got {max_pieces}")
+        self._tokenizer = tokenizer
+        self._first, self._last = special
+        self._room = max_pieces - 2
+        self._known: dict[str, list[int]] = {}
+
+    def chunks(self, documents: Sequence[Sequence[str]]) -> list[Chunk]:
+        """All chunks of the documents, in order.
+
+        A word of more pieces than fit into a chunk is cut: only its first piece carries a label.
+        A word that the tokenizer drops becomes the unknown piece.
+        """
+        self._learn(word for document in documents for word in document)
+        return [
+            self._chunk(number, document, start, end)
+            for number, document in enumerate(documents)
+            for start, end in self._ranges(document)
+        ]
+
+    def _learn(self, words: Iterable[str]) -> None:
+        new = list(dict.fromkeys(word for word in words if word not in self._known))
+        if not new:
+            return
+        found = self._tokenizer(
+            [[word] for word in new],
+            is_split_into_words=True,
+            add_special_tokens=False,
+            padding=False,
+            truncation=False,
+        )["input_ids"]
+        for word, pieces in zip(new, found, strict=True):
+            self._known[word] = pieces[: self._room] or [self._tokenizer.unk_token_id]
+
+    def _ranges(self, document: Sequence[str]) -> Iterable[tuple[int, int]]:
+        start = used = 0
+        safe = 0  # where the last sentence that fits ends
+        for t, word in enumerate(document):
+            used += len(self._known[word])
+            if used > self._room:
+                cut = safe if safe > start else t
+                yield start, cut
+                start = cut
+                used = sum(len(self._known[w]) for w in document[start : t + 1])
+                if used > self._room:  # the sentence up to here and this word are too long
+                    yield start, t
+                    start, used = t, len(self._known[word])
+            if word in SENTENCE_ENDS:
+                safe = t + 1
+        yield start, len(document)
+
+    def _chunk(self, number: int, document: Sequence[str], start: int, end: int) -> Chunk:
+        ids, heads = [self._first], []
+        for word in document[start:end]:
+            heads.append(len(ids))
+            ids += self._known[word]
+        return Chunk(number, start, [*ids, self._last], heads)
+
+
+def collate(chunks: Sequence[Chunk], pad: int) -> PieceBatch:
+    """Chunks as one batch, padded to the longest."""
+    longest = max(len(chunk.ids) for chunk in chunks)
+    ids = torch.full((len(chunks), longest), pad)
+    mask = torch.zeros_like(ids)
+    for row, chunk in enumerate(chunks):
+        ids[row, : len(chunk.ids)] = torch.tensor(chunk.ids)
+        mask[row, : len(chunk.ids)] = 1
+    heads = [row * longest + place for row, chunk in enumerate(chunks) for place in chunk.heads]
+    return PieceBatch(ids, mask, torch.tensor(heads))

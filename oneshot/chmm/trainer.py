@@ -1,0 +1,145 @@
+"""Training a CHMM: generalised EM by gradient, as exact ascent of the log-likelihood.
+
+Every update is an E step and a gradient M step at once: the gradient of log p(votes) is that of the
+expected complete-data log-likelihood under the current posteriors. No gold label takes part in it;
+gold labels of valid choose the epoch unless `training.selection` is "likelihood".
+
+What it leaves out, on purpose: learning rate schedules, clipping, dropout, the encoder's gradient.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from oneshot.chmm import metrics
+from oneshot.chmm.batches import Examples, collate, shuffled
+from oneshot.chmm.config import ChmmConfig, TrainingConfig
+from oneshot.chmm.data import Priors
+from oneshot.chmm.errors import NonFiniteLossError
+from oneshot.chmm.initialisation import initial_matrices, start
+from oneshot.chmm.labels import LabelSpace
+from oneshot.chmm.model import CHMM, log_likelihood_per_token
+from oneshot.runs.seeding import derive_seed
+
+Row = dict[str, float]
+
+
+@dataclass
+class Progress:
+    """Where a training stands, besides weights and moments.
+
+    Attributes:
+        epoch: Last finished epoch; 0 is the start.
+        best_epoch: Epoch of `best`.
+        best_score: Its score, by `training.selection`.
+        best: The weights of that epoch.
+    """
+
+    epoch: int = -1
+    best_epoch: int = 0
+    best_score: float = float("-inf")
+    best: dict[str, Tensor] = field(default_factory=dict)
+
+
+def train_chmm(
+    model: CHMM,
+    optimizer: torch.optim.Optimizer,
+    train: Examples,
+    valid: Examples,
+    config: TrainingConfig,
+    seed: int,
+    *,
+    progress: Progress | None = None,
+    after_epoch: Callable[[Progress, Row], None] | None = None,
+) -> Progress:
+    """Trains an initialised CHMM, and leaves it with the weights of its best epoch.
+
+    Args:
+        model: Is trained in place.
+        optimizer: Of `make_optimizer`.
+        train: Votes to learn from.
+        valid: Votes that choose the epoch, with gold labels if `config.selection` is "f1".
+        config: Epochs, batch size, selection.
+        seed: Of the order of the sentences.
+        progress: Continue there (model and optimizer have their weights and moments back).
+        after_epoch: Is called with the figures of every epoch, also of 0, before training.
+
+    Raises:
+        NonFiniteLossError: The log-likelihood of a batch is NaN or infinite; nothing was updated
+            by it.
+        ValueError: Selection by "f1" without gold labels.
+    """
+    now = progress or Progress()
+    lengths = [len(x) for x in train.embeddings]
+
+    def judge(row: Row) -> None:
+        predictions = model.predict(valid, constrained=config.constrained)
+        row["valid/log_likelihood"] = log_likelihood_per_token(predictions)
+        if config.selection == "f1" or all(s.gold is not None for s in valid.sentences):
+            gold = metrics.gold_of(valid.sentences)
+            scores = metrics.entity_scores(model.labels, gold, predictions.labels)["micro"]
+            row["valid/f1"] = scores.f1
+            row["valid/precision"], row["valid/recall"] = scores.precision, scores.recall
+        score = row["valid/f1" if config.selection == "f1" else "valid/log_likelihood"]
+        if score >= now.best_score:
+            now.best_epoch, now.best_score = now.epoch, score
+            now.best = {name: x.clone() for name, x in model.state_dict().items()}
+        if after_epoch is not None:
+            after_epoch(now, row)
+
+    if now.epoch < 0:
+        now.epoch = 0
+        judge({})
+    while now.epoch < config.epochs and now.epoch - now.best_epoch <= config.tolerance:
+        now.epoch += 1
+        total = 0.0
+        order = derive_seed(seed, "chmm order", now.epoch)
+        for number, rows in enumerate(shuffled(lengths, config.batch_size, order), start=1):
+            log_likelihood = model.log_likelihood(collate(train, rows)).sum()
+            if not torch.isfinite(log_likelihood):
+                raise NonFiniteLossError(
+                    f"CHMM, epoch {now.epoch}, batch {number}: the log-likelihood is "
+                    f"{log_likelihood.item()}; a smaller training.nn_lr may help"
+                )
+            optimizer.zero_grad()
+            (-log_likelihood / len(rows)).backward()
+            optimizer.step()
+            total += log_likelihood.item()
+        judge({"train/log_likelihood": total / train.tokens})
+    model.load_state_dict(now.best)
+    return now
+
+
+def make_model(
+    config: ChmmConfig,
+    labels: LabelSpace,
+    sources: Sequence[str],
+    examples: Mapping[str, Examples],
+    priors: Priors | None,
+    seed: int,
+) -> CHMM:
+    """A CHMM at its start: matrices from the votes of train and valid."""
+    torch.manual_seed(derive_seed(seed, "networks"))
+    train, valid = examples["train"], examples["valid"]
+    model = CHMM(train.embeddings[0].shape[1], len(sources), labels, config.model)
+    votes = [s.votes for x in (train, valid) for s in x.sentences]
+    matrices = initial_matrices(labels, votes, sources, config.initial, priors)
+    start(model, matrices, train, config.initial, config.training.batch_size, seed)
+    return model
+
+
+def make_optimizer(model: CHMM, config: TrainingConfig) -> torch.optim.Optimizer:
+    """Adam; networks learn at `nn_lr`, start distribution and constant matrices at `hmm_lr`."""
+    networks = [p for name, p in model.named_parameters() if ".network." in name]
+    constants = [p for name, p in model.named_parameters() if ".network." not in name]
+    groups = [
+        {"params": networks, "lr": config.nn_lr},
+        {"params": constants, "lr": config.hmm_lr},
+    ]
+    return torch.optim.Adam(
+        [group for group in groups if group["params"]], weight_decay=config.weight_decay
+    )
