@@ -3,8 +3,11 @@
 The recipe is that of Lison et al. 2020 as the authors of CHMM use it, without three quirks of their
 code: transition rows are the counts themselves, not a draw from a Dirichlet distribution around
 them; the pseudo-counts go to every pair of labels that BIO allows (I-x to O and to B- got none);
-and the pseudo-count of a type a source knows goes to that type's labels (it fell one column to the
-left). A probability of 0 becomes 1e-6, since no gradient leads away from 0.
+and the pseudo-counts of what a source says go to every label (they fell one column to the left). A
+probability of 0 becomes 1e-6, since no gradient leads away from 0.
+
+Every source has priors for every type, by default 0.7 even for types it never names. That matters:
+were the recall of a type 0 there, the source's silence would speak against that type.
 """
 
 from __future__ import annotations
@@ -165,16 +168,10 @@ def _emissions(
 ) -> Floats:
     """One source: recalls on the diagonal, the rest spread by precisions and frequencies."""
     size = len(labels)
-    precision, recall = np.ones(size), np.zeros(size)  # of a type the source never gives
-    precision[0], recall[0] = config.out_precision, config.out_recall
-    known = np.zeros(size, bool)
-    known[0] = True
-    for number, name in enumerate(labels.entity_types):
-        both = slice(2 * number + 1, 2 * number + 3)
-        if count[both].any():
-            known[both] = True
-            precision[both], recall[both] = priors.get(name, (config.precision, config.recall))
-    frequency = (count + known) / (count + known).sum()
+    pairs = [priors.get(name, (config.precision, config.recall)) for name in labels.entity_types]
+    by_label = [(config.out_precision, config.out_recall), *np.repeat(pairs, 2, axis=0)]
+    precision, recall = np.transpose(by_label)
+    frequency = (count + 1) / (count + 1).sum()
 
     rest = np.outer(1 - recall, (1 - precision) * (0.001 + frequency))
     kind = (np.arange(size) + 1) // 2

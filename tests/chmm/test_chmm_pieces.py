@@ -1,0 +1,103 @@
+"""Words to pieces: long documents are cut where they may be, and every word keeps its label."""
+
+import chmm_tiny
+import pytest
+import torch
+from transformers import PreTrainedTokenizerFast
+
+from oneshot.chmm.pieces import PieceCutter, collate
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> PreTrainedTokenizerFast:
+    return chmm_tiny.make_tokenizer()
+
+
+def words_of(chunk, documents):
+    return documents[chunk.document][chunk.words]
+
+
+def test_a_short_document_is_one_chunk_as_transformers_would_make_it(tokenizer):
+    documents = [["a", "red", "car", "."]]
+    (chunk,) = PieceCutter(tokenizer, 32).chunks(documents)
+    expected = tokenizer(documents[0], is_split_into_words=True, padding=False, truncation=False)
+    assert chunk.ids == expected["input_ids"]
+    first = [expected.word_ids().index(word) for word in range(4)]
+    assert chunk.heads == first
+    assert (chunk.document, chunk.start) == (0, 0)
+
+
+def test_cut_after_the_last_sentence_end_that_fits(tokenizer):
+    documents = [["ab", ".", "cd", "e", ".", "fgh", "i"]]  # 2+1, 2+1+1, 3+1 pieces
+    chunks = PieceCutter(tokenizer, 2 + 7).chunks(documents)
+    assert [words_of(c, documents) for c in chunks] == [
+        ["ab", ".", "cd", "e", "."],
+        ["fgh", "i"],
+    ]
+    chunks = PieceCutter(tokenizer, 2 + 6).chunks(documents)
+    assert [words_of(c, documents) for c in chunks] == [["ab", "."], ["cd", "e", "."], ["fgh", "i"]]
+
+
+def test_cut_between_words_where_no_sentence_ends(tokenizer):
+    documents = [["abc"], ["abc", "de", "fg", "h", "."]]
+    chunks = PieceCutter(tokenizer, 2 + 5).chunks(documents)
+    assert [words_of(c, documents) for c in chunks] == [
+        ["abc"],
+        ["abc", "de"],
+        ["fg", "h", "."],
+    ]
+    assert [c.document for c in chunks] == [0, 1, 1]
+
+
+def test_a_rest_that_is_too_long_with_the_next_word_is_cut_again(tokenizer):
+    documents = [["a", ".", "bcd", "efgh"]]
+    chunks = PieceCutter(tokenizer, 2 + 5).chunks(documents)
+    assert [words_of(c, documents) for c in chunks] == [["a", "."], ["bcd"], ["efgh"]]
+
+
+def test_a_word_longer_than_a_chunk_keeps_its_first_pieces(tokenizer):
+    documents = [["a", "bcdefghij", "k"]]
+    chunks = PieceCutter(tokenizer, 2 + 4).chunks(documents)
+    assert [words_of(c, documents) for c in chunks] == [["a"], ["bcdefghij"], ["k"]]
+    assert len(chunks[1].ids) == 6
+
+
+def test_a_word_that_the_tokenizer_drops_becomes_unknown(tokenizer):
+    (chunk,) = PieceCutter(tokenizer, 9).chunks([["a", "\u200b", "b"]])
+    assert chunk.ids == [2, tokenizer.vocab["a"], tokenizer.unk_token_id, tokenizer.vocab["b"], 3]
+
+
+@pytest.mark.parametrize("room", [1, 2, 3, 7, 30])
+def test_chunks_are_a_partition_of_every_document(tokenizer, room):
+    generator = torch.Generator().manual_seed(room)
+    documents = []
+    for length in (1, 7, 63):
+        sizes = torch.randint(1, 6, (length,), generator=generator).tolist()
+        documents.append(["." if size == 1 else "abcde"[:size] for size in sizes])
+    chunks = PieceCutter(tokenizer, 2 + room).chunks(documents)
+    for number, document in enumerate(documents):
+        found = [w for c in chunks if c.document == number for w in words_of(c, documents)]
+        assert found == document
+    assert all(len(c.ids) <= 2 + room and c.heads for c in chunks)
+
+
+def test_collate_pads_and_points_at_first_pieces(tokenizer):
+    documents = [["abc", "d"], ["e"]]
+    batch = collate(PieceCutter(tokenizer, 9).chunks(documents), pad=0)
+    assert batch.ids.shape == (2, 6)
+    assert batch.mask.tolist() == [[1] * 6, [1, 1, 1, 0, 0, 0]]
+    firsts = [tokenizer.vocab[x] for x in ("a", "d", "e")]
+    assert batch.ids.flatten()[batch.heads].tolist() == firsts
+
+
+def test_wrong_input_is_refused(tokenizer):
+    with pytest.raises(ValueError, match="max_pieces must be at least 3, got 2"):
+        PieceCutter(tokenizer, 2)
+    bare = chmm_tiny.make_tokenizer()
+    from tokenizers import processors
+
+    bare.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="$A [SEP]", special_tokens=[("[SEP]", 3)]
+    )
+    with pytest.raises(ValueError, match="one token before a text and one behind it"):
+        PieceCutter(bare, 9)
