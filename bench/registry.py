@@ -13,11 +13,26 @@ from typing import Any, Literal
 
 import torch
 
-FAMILIES = ("advantage", "logprob", "policy_loss")
+FAMILIES = ("advantage", "hmm", "logprob", "policy_loss")
 
 Inputs = dict[str, Any]
 Call = Callable[[Inputs], tuple[torch.Tensor, ...]]
 Kind = Literal["ours", "reference", "peer", "floor"]
+
+
+@dataclass(frozen=True)
+class Foreign:
+    """A call on another library's own arrays; turning tensors into those and back is not timed.
+
+    Args:
+        prepare: Inputs -> what `run` takes, in the layout the library likes best.
+        run: The timed part. It differentiates by itself where the operation is differentiated.
+        outputs: What `run` returned -> outputs, then gradients, in the form of the oracle.
+    """
+
+    prepare: Callable[[Inputs], Any]
+    run: Callable[[Any], Any]
+    outputs: Callable[[Any], tuple[torch.Tensor, ...]]
 
 
 @dataclass(frozen=True)
@@ -29,7 +44,7 @@ class Provider:
         kind: "ours" runs once per instruction-set level; "peer" competes for best peer; "floor" is
             a bound that computes nothing (a read, a copy) and is therefore not verified.
         load: Imports what the provider needs and returns the callable: inputs -> outputs in the
-            form of the oracle. An ImportError means "not installed".
+            form of the oracle; or a :class:`Foreign`. An ImportError means "not installed".
         mutates: Names of inputs that the call overwrites; restored, untimed, after each call.
         floor: Name of the floor this provider is compared with; default: the operation's first.
         coarse: It computes in the half format of its inputs, so single elements of its gradient
@@ -38,7 +53,7 @@ class Provider:
 
     name: str
     kind: Kind
-    load: Callable[[], Call]
+    load: Callable[[], Call | Foreign]
     mutates: tuple[str, ...] = ()
     floor: str | None = None
     coarse: bool = False
@@ -67,6 +82,8 @@ class Operation:
         variant: Which of several settings of the same kernel, e.g. "dapo".
         verify_rows: Compare only this many rows (first dimension of every input and output, where
             rows are independent); the calls themselves run on everything. Default: compare all.
+        judge: What is compared, untimed, where several outputs are right (a best path among ties, a
+            sample): inputs and outputs -> tensors. Default: the outputs themselves.
     """
 
     family: str
@@ -81,6 +98,7 @@ class Operation:
     quick: bool = True
     variant: str = ""
     verify_rows: int | None = None
+    judge: Callable[[Inputs, tuple[torch.Tensor, ...]], tuple[torch.Tensor, ...]] | None = None
 
     @property
     def id(self) -> str:

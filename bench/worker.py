@@ -14,6 +14,7 @@ import os
 import sys
 import time
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ import torch
 
 from oneshot._load import native
 from oneshot.bench import registry, verify
-from oneshot.bench.registry import Call, Inputs, Operation, Provider
+from oneshot.bench.registry import Call, Foreign, Inputs, Operation, Provider
 
 
 class Worker:
@@ -32,6 +33,7 @@ class Worker:
         self.inputs: Inputs = {}
         self.pristine: dict[str, torch.Tensor] = {}
         self.calls: dict[str, Call] = {}
+        self.foreign: set[str] = set()
         self.want: tuple[torch.Tensor | None, tuple[torch.Tensor, ...]] | None = None
 
     def describe(self) -> dict[str, Any]:
@@ -50,7 +52,7 @@ class Worker:
     def close(self) -> dict[str, Any]:
         """Free everything the operation held."""
         self.operation, self.want = None, None
-        self.inputs, self.pristine, self.calls = {}, {}, {}
+        self.inputs, self.pristine, self.calls, self.foreign = {}, {}, {}, set()
         if "torch._dynamo" in sys.modules:
             torch.compiler.reset()
         gc.collect()
@@ -62,16 +64,17 @@ class Worker:
         assert self.operation is not None
         chosen = self.operation.provider(provider)
         if self.want is None:
-            self.want = verify.expected(self.operation, self.inputs)
+            rows, want = verify.expected(self.operation, self.inputs)
+            self.want = rows, self._judged(want)
         for key in chosen.mutates:
             self.pristine.setdefault(key, self.inputs[key].clone())
         threads = torch.get_num_threads()
         verdict = verify.Verdict("ok")
         try:
-            call = chosen.load()
-            got = self._run(chosen, call)
+            call, outputs = self._loaded(chosen)
+            got = outputs(self._run(chosen, call))
             if chosen.kind != "floor":
-                verdict = verify.compare(self.operation, chosen, got, *self.want)
+                verdict = verify.compare(self.operation, chosen, self._judged(got), *self.want)
         except ImportError as error:
             verdict = verify.Verdict("not installed", str(error))
         except Exception as error:
@@ -130,14 +133,28 @@ class Worker:
             self._restore(chosen)
         return {"wall": wall / iterations, "cpu": cpu / iterations}
 
+    def _loaded(self, provider: Provider) -> tuple[Call, Callable[[Any], Any]]:
+        """The provider's call, and what makes tensors of its result, which is not timed."""
+        loaded = provider.load()
+        if not isinstance(loaded, Foreign):
+            return loaded, lambda outputs: outputs
+        self.foreign.add(provider.name)
+        arguments = loaded.prepare(self.inputs)
+        return lambda _: loaded.run(arguments), loaded.outputs
+
+    def _judged(self, outputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        assert self.operation is not None
+        judge = self.operation.judge
+        return outputs if judge is None else judge(self.inputs, outputs)
+
     def _chosen(self, provider: str) -> tuple[Provider, Call]:
         assert self.operation is not None
         return self.operation.provider(provider), self.calls[provider]
 
     def _run(self, provider: Provider, call: Call) -> tuple[torch.Tensor, ...]:
         assert self.operation is not None
-        differentiate = () if provider.kind == "floor" else self.operation.differentiate
-        return verify.step(call, self.inputs, differentiate)
+        bare = provider.kind == "floor" or provider.name in self.foreign
+        return verify.step(call, self.inputs, () if bare else self.operation.differentiate)
 
     def _restore(self, provider: Provider) -> None:
         for key in provider.mutates:
@@ -157,10 +174,21 @@ def _status(field: str) -> int:
     raise KeyError(field)
 
 
+def _confine() -> None:
+    """Keep to as many cores as torch has threads.
+
+    A library with a thread pool of its own (XLA) counts cores and knows nothing of ours.
+    """
+    if hasattr(os, "sched_setaffinity"):
+        cores = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, cores[-torch.get_num_threads() :])
+
+
 def main() -> None:
     """Serve requests until standard input closes."""
     channel = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # whatever libraries print must not reach the channel
+    _confine()
     gc.disable()  # a collection costs up to a second here; it runs between operations only
     worker = Worker()
     for line in sys.stdin:

@@ -19,7 +19,8 @@ oneshot_ask_python(TORCH_VERSION
 oneshot_ask_python(pybind11_DIR "import pybind11; print(pybind11.get_cmake_dir())")
 find_package(pybind11 REQUIRED CONFIG)
 
-list(TRANSFORM ONESHOT_FAMILIES PREPEND csrc/torch/ OUTPUT_VARIABLE torch_sources)
+set(torch_sources ${ONESHOT_FAMILIES} ${ONESHOT_TORCH_PARTS})
+list(TRANSFORM torch_sources PREPEND csrc/torch/)
 list(TRANSFORM torch_sources APPEND .cpp)
 list(TRANSFORM ONESHOT_FAMILIES PREPEND csrc/python/ OUTPUT_VARIABLE python_sources)
 list(TRANSFORM python_sources APPEND .cpp)

@@ -14,6 +14,7 @@ template <typename T>
 using Dense = py::array_t<T, py::array::c_style | py::array::forcecast>;
 
 void bind_advantage(py::module_& m);
+void bind_hmm(py::module_& m);
 void bind_logprob(py::module_& m);
 void bind_policy_loss(py::module_& m);
 

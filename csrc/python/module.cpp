@@ -11,6 +11,7 @@ PYBIND11_MODULE(_C, m) {
   m.attr("torch_version") = ONESHOT_TORCH_VERSION;
   m.attr("compiler") = __VERSION__;
   oneshot::bind_advantage(m);
+  oneshot::bind_hmm(m);
   oneshot::bind_logprob(m);
   oneshot::bind_policy_loss(m);
 }

@@ -79,6 +79,21 @@ inline void store_n(T* p, int64_t n, F32 a) {
   std::memcpy(p, words, size_t(n < 0 ? 0 : (n > 8 ? 8 : n)) * sizeof(T));
 }
 
+inline void store_index(uint32_t* p, F32 a) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm256_cvtps_epi32(a.v));
+}
+inline __m128i words_of(F32 a) {
+  const __m256i x = _mm256_cvtps_epi32(a.v);
+  return _mm_packus_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256(x, 1));
+}
+inline void store_index(uint16_t* p, F32 a) {
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), words_of(a));
+}
+inline void store_index(uint8_t* p, F32 a) {
+  const __m128i words = words_of(a);
+  _mm_storel_epi64(reinterpret_cast<__m128i*>(p), _mm_packus_epi16(words, words));
+}
+
 inline F32 operator+(F32 a, F32 b) { return {_mm256_add_ps(a.v, b.v)}; }
 inline F32 operator-(F32 a, F32 b) { return {_mm256_sub_ps(a.v, b.v)}; }
 inline F32 operator*(F32 a, F32 b) { return {_mm256_mul_ps(a.v, b.v)}; }
@@ -182,6 +197,43 @@ inline F32 exp2_scale(F32 p, F32 z) {
   const __m256i exponent = _mm256_cvtps_epi32(_mm256_floor_ps(z.v));
   const __m256i bits = _mm256_slli_epi32(_mm256_add_epi32(exponent, _mm256_set1_epi32(127)), 23);
   return {_mm256_mul_ps(p.v, _mm256_castsi256_ps(bits))};
+}
+
+inline constexpr float kExpLowest = -87.3f;
+inline F32 exp_exponent(F32 x) { return fma(x, set1(1.44269504f), set1(12582912.0f)); }
+inline F32 exp_rounded(F32 n) { return n - set1(12582912.0f); }
+inline F32 exp_scaled(F32 p, F32 n, F32 x) {
+  const __m256i shift = _mm256_slli_epi32(_mm256_castps_si256(n.v), 23);
+  const F32 y = {_mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(p.v), shift))};
+  return select(x >= set1(kExpLowest), y, max(set1(0.0f), x));  // a NaN stays one
+}
+
+inline F32 load_n(const float* p, int64_t n) { return {_mm256_maskload_ps(p, first_lanes(n))}; }
+inline float lane0(F32 a) { return _mm256_cvtss_f32(a.v); }
+inline F32 splat_sum(F32 a) {
+  __m256 x = _mm256_add_ps(a.v, _mm256_permute2f128_ps(a.v, a.v, 1));
+  x = _mm256_add_ps(x, _mm256_permute_ps(x, 0x4e));
+  return {_mm256_add_ps(x, _mm256_permute_ps(x, 0xb1))};
+}
+inline F32 splat_max(F32 a) {
+  __m256 x = _mm256_max_ps(a.v, _mm256_permute2f128_ps(a.v, a.v, 1));
+  x = _mm256_max_ps(x, _mm256_permute_ps(x, 0x4e));
+  return {_mm256_max_ps(x, _mm256_permute_ps(x, 0xb1))};
+}
+inline F32 inverse_power(F32 a) {
+  const __m256i exponent = _mm256_and_si256(_mm256_castps_si256(a.v), _mm256_set1_epi32(0x7f800000));
+  return {_mm256_castsi256_ps(_mm256_sub_epi32(_mm256_set1_epi32(0x7f000000), exponent))};
+}
+template <int kRows>
+inline F32 merge_sums(F32 a, F32 b) {
+  if constexpr (kRows == 1) {
+    return {_mm256_add_ps(_mm256_unpacklo_ps(a.v, b.v), _mm256_unpackhi_ps(a.v, b.v))};
+  } else if constexpr (kRows == 2) {
+    return {_mm256_add_ps(_mm256_shuffle_ps(a.v, b.v, 0x44), _mm256_shuffle_ps(a.v, b.v, 0xee))};
+  } else {
+    return {_mm256_add_ps(_mm256_permute2f128_ps(a.v, b.v, 0x20),
+                          _mm256_permute2f128_ps(a.v, b.v, 0x31))};
+  }
 }
 
 #include "cpu/simd/math.inc"

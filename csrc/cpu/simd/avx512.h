@@ -80,6 +80,15 @@ inline void store_n(T* p, int64_t n, F32 a) {
   _mm256_mask_storeu_epi16(p, first_lanes(n), narrow(p, a));
 }
 
+inline void store_index(uint32_t* p, F32 a) { _mm512_storeu_si512(p, _mm512_cvtps_epi32(a.v)); }
+inline void store_index(uint16_t* p, F32 a) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p),
+                      _mm512_cvtepi32_epi16(_mm512_cvtps_epi32(a.v)));
+}
+inline void store_index(uint8_t* p, F32 a) {
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(a.v)));
+}
+
 inline F32 operator+(F32 a, F32 b) { return {_mm512_add_ps(a.v, b.v)}; }
 inline F32 operator-(F32 a, F32 b) { return {_mm512_sub_ps(a.v, b.v)}; }
 inline F32 operator*(F32 a, F32 b) { return {_mm512_mul_ps(a.v, b.v)}; }
@@ -167,5 +176,40 @@ inline F32 exp2_fraction(F32 z) {
   return {_mm512_reduce_ps(z.v, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC)};
 }
 inline F32 exp2_scale(F32 p, F32 z) { return {_mm512_scalef_ps(p.v, z.v)}; }
+
+inline constexpr float kExpLowest = -104.0f;
+inline F32 exp_exponent(F32 x) { return round_even(x * set1(1.44269504f)); }
+inline F32 exp_rounded(F32 n) { return n; }
+inline F32 exp_scaled(F32 p, F32 n, F32) { return {_mm512_scalef_ps(p.v, n.v)}; }
+
+inline F32 load_n(const float* p, int64_t n) { return {_mm512_maskz_loadu_ps(first_lanes(n), p)}; }
+inline float lane0(F32 a) { return _mm512_cvtss_f32(a.v); }
+inline F32 splat_sum(F32 a) {
+  __m512 x = _mm512_add_ps(a.v, _mm512_shuffle_f32x4(a.v, a.v, 0x4e));
+  x = _mm512_add_ps(x, _mm512_shuffle_f32x4(x, x, 0xb1));
+  x = _mm512_add_ps(x, _mm512_permute_ps(x, 0x4e));
+  return {_mm512_add_ps(x, _mm512_permute_ps(x, 0xb1))};
+}
+inline F32 splat_max(F32 a) {
+  __m512 x = _mm512_max_ps(a.v, _mm512_shuffle_f32x4(a.v, a.v, 0x4e));
+  x = _mm512_max_ps(x, _mm512_shuffle_f32x4(x, x, 0xb1));
+  x = _mm512_max_ps(x, _mm512_permute_ps(x, 0x4e));
+  return {_mm512_max_ps(x, _mm512_permute_ps(x, 0xb1))};
+}
+inline F32 inverse_power(F32 a) {
+  const __m512i exponent = _mm512_and_si512(_mm512_castps_si512(a.v), _mm512_set1_epi32(0x7f800000));
+  return {_mm512_castsi512_ps(_mm512_sub_epi32(_mm512_set1_epi32(0x7f000000), exponent))};
+}
+template <int kRows>
+inline F32 merge_sums(F32 a, F32 b) {
+  if constexpr (kRows == 1) {
+    return {_mm512_add_ps(_mm512_unpacklo_ps(a.v, b.v), _mm512_unpackhi_ps(a.v, b.v))};
+  } else if constexpr (kRows == 2) {
+    return {_mm512_add_ps(_mm512_shuffle_ps(a.v, b.v, 0x44), _mm512_shuffle_ps(a.v, b.v, 0xee))};
+  } else {
+    return {_mm512_add_ps(_mm512_shuffle_f32x4(a.v, b.v, 0x88),
+                          _mm512_shuffle_f32x4(a.v, b.v, 0xdd))};
+  }
+}
 
 #include "cpu/simd/math.inc"

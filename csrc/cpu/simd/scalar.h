@@ -74,6 +74,12 @@ inline void store_n(T* p, int64_t n, F32 a) {
   if (n > 0) store(p, a);
 }
 
+// Lanes that hold whole numbers, as unsigned integers of this size.
+template <typename Index>
+inline void store_index(Index* p, F32 a) {
+  *p = Index(a.v);
+}
+
 inline F32 operator+(F32 a, F32 b) { return {a.v + b.v}; }
 inline F32 operator-(F32 a, F32 b) { return {a.v - b.v}; }
 inline F32 operator*(F32 a, F32 b) { return {a.v * b.v}; }
@@ -147,6 +153,43 @@ inline F32 exp2_scale(F32 p, F32 z) {
   float scale;
   std::memcpy(&scale, &bits, sizeof(scale));
   return {p.v * scale};
+}
+
+// The three parts of exp_negative that differ between levels: x / ln2 to the nearest whole number in
+// a form of the level's own, that form as a number, and p * 2^n for what came from x.
+inline constexpr float kExpLowest = -87.3f;
+inline F32 exp_exponent(F32 x) { return {x.v * 1.44269504f + 12582912.0f}; }
+inline F32 exp_rounded(F32 n) { return {n.v - 12582912.0f}; }
+inline F32 exp_scaled(F32 p, F32 n, F32 x) {
+  uint32_t bits, shift;
+  std::memcpy(&bits, &p.v, sizeof(bits));
+  std::memcpy(&shift, &n.v, sizeof(shift));
+  bits += shift << 23;
+  float y;
+  std::memcpy(&y, &bits, sizeof(y));
+  return {x.v >= kExpLowest ? y : max(F32{0.0f}, x).v};  // a NaN stays one
+}
+
+// What the hmm kernels ask of a vector besides.
+inline F32 load_n(const float* p, int64_t n) { return {n > 0 ? *p : 0.0f}; }
+inline float lane0(F32 a) { return a.v; }
+// The sum, or the largest, of all lanes, in every lane.
+inline F32 splat_sum(F32 a) { return a; }
+inline F32 splat_max(F32 a) { return a; }
+// One step of summing kWidth vectors into the lanes of one; kRows = 1, 2, ... kWidth / 2 in turn
+// merge the sums of kRows neighbouring vectors each.
+template <int kRows>
+inline F32 merge_sums(F32 a, F32) {
+  return a;
+}
+// 2^-e for lanes in [2^e, 2^(e + 1)); finite for 0, NaN or -inf for what is not finite.
+inline F32 inverse_power(F32 a) {
+  uint32_t bits;
+  std::memcpy(&bits, &a.v, sizeof(bits));
+  bits = 0x7f000000u - (bits & 0x7f800000u);
+  float y;
+  std::memcpy(&y, &bits, sizeof(y));
+  return {y};
 }
 
 #include "cpu/simd/math.inc"
