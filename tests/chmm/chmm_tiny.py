@@ -24,9 +24,6 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     table.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
     )
-    # what the files of all-MiniLM-L6-v2 ship with, and nobody wants here
-    table.enable_truncation(8)
-    table.enable_padding(length=8)
     return PreTrainedTokenizerFast(
         tokenizer_object=table,
         pad_token="[PAD]",
