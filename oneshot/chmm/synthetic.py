@@ -91,7 +91,8 @@ def vocabulary() -> Vocabulary:
     rng = np.random.default_rng(0)
     syllables = [c + v for c in "bdfgklmnprstvz" for v in "aeiou"]
     pairs = rng.permutation(len(syllables) ** 2)
-    words, domain, kind = [], [], []
+    words: list[str] = []
+    domain, kind = [], []
     for d in range(N_DOMAINS):
         for k, count in enumerate(_KINDS):
             for _ in range(count):
