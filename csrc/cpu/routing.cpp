@@ -23,8 +23,7 @@ RowGroups group_rows(const int64_t* mixture_of, int64_t count, int64_t repeat, i
   for (int64_t i = 0; i < count; ++i) {
     if (mixture_of[i] < 0 || mixture_of[i] >= mixtures) {
       throw std::invalid_argument("rows must lie in [0, " + std::to_string(mixtures) + "), got " +
-                                  std::to_string(mixture_of[i]) + " at place " +
-                                  std::to_string(i));
+                                  std::to_string(mixture_of[i]) + " at place " + std::to_string(i));
     }
     groups.offsets[size_t(mixture_of[i]) + 1] += repeat;
   }

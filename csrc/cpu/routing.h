@@ -1,6 +1,7 @@
 // Routed low-rank adapters on the CPU: torch-free contract on raw pointers. A mixture is stored as
-// `rank` long vectors, [mixtures, rank, length], for the input side and the output side alike: every
-// loop then runs along the features, which are adjacent in x, in the output and in the mixture.
+// `rank` long vectors, [mixtures, rank, length], for the input side and the output side alike:
+// every loop then runs along the features, which are adjacent in x, in the output and in the
+// mixture.
 //
 // Kernels work on a range of independent tiles, blocks or spans; the drivers at the end put an op
 // together from them, with any `parallel(begin, end, grain, body)` (see common/parallel.h).
@@ -60,7 +61,8 @@ void mix_backward(const MixBackward&, int64_t item_begin, int64_t item_end);
 
 // ---- applying: y = base + scaling * (x A) B with the mixture (A, B) of each row
 
-// Rows listed mixture by mixture, in row order inside a mixture, and cut into blocks of one mixture.
+// Rows listed mixture by mixture, in row order inside a mixture, and cut into blocks of one
+// mixture.
 struct RowBlock {
   int64_t mixture, begin, end;  // of RowGroups::rows
 };
@@ -104,8 +106,8 @@ struct LoraBackward {
   void* grad_b;        // Real [mixtures, rank, d_out], or nullptr: not wanted
   double scaling;
 };
-// First over blocks (grad_shrunk, grad_x), then over spans (grad_a, grad_b): a span is some features
-// of one mixture, summed over its rows in order, so that threads change no bit.
+// First over blocks (grad_shrunk, grad_x), then over spans (grad_a, grad_b): a span is some
+// features of one mixture, summed over its rows in order, so that threads change no bit.
 void lora_backward_rows(const LoraBackward&, const RowGroups&, int64_t block_begin,
                         int64_t block_end);
 void lora_backward_spans(const LoraBackward&, const RowGroups&, int64_t span_begin,
@@ -117,7 +119,7 @@ inline int64_t lora_spans(const LoraShape& shape) {
 
 // ---- drivers
 
-// grad_weights: Real [mixtures, heads, skills], or nullptr: not wanted.
+// grad_weights: Real [mixtures, heads, skills], added to; or nullptr: not wanted.
 template <typename Real, typename Parallel>
 void mix_backward(MixBackward args, Real* grad_weights, const Parallel& parallel) {
   const int64_t tiles = mix_tiles(args.inventory), heads = args.inventory.heads;
@@ -134,7 +136,7 @@ void mix_backward(MixBackward args, Real* grad_weights, const Parallel& parallel
         for (int64_t t = 0; t < tiles; ++t) {
           sum += parts[size_t((h * tiles + t) * cells + u * skills + k)];
         }
-        grad_weights[(u * heads + h) * skills + k] = Real(sum);
+        grad_weights[(u * heads + h) * skills + k] += Real(sum);
       }
     }
   }

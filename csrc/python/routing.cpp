@@ -23,12 +23,13 @@ py::array_t<float> mix_adapters(const Dense<float>& inventory, const Dense<float
   return mixture;
 }
 
-// x [rows, d_in], mixed_a [mixtures, rank, d_in], mixed_b [mixtures, rank, d_out], mixture_of [rows].
+// x [rows, d_in], mixed_a [mixtures, rank, d_in], mixed_b [mixtures, rank, d_out], mixture_of
+// [rows].
 py::array_t<float> routed_lora(const Dense<float>& x, const Dense<float>& mixed_a,
                                const Dense<float>& mixed_b, const Dense<int64_t>& mixture_of,
                                const std::optional<Dense<float>>& base, double scaling) {
-  const cpu::LoraShape shape{DType::kFloat32, mixed_a.shape(0), mixed_a.shape(1),
-                             mixed_a.shape(2), mixed_b.shape(2)};
+  const cpu::LoraShape shape{DType::kFloat32, mixed_a.shape(0), mixed_a.shape(1), mixed_a.shape(2),
+                             mixed_b.shape(2)};
   const int64_t rows = x.shape(0);
   const auto groups = cpu::group_rows(mixture_of.data(), rows, 1, shape.mixtures);
   py::array_t<float> shrunk({rows, shape.rank}), y({rows, shape.d_out});

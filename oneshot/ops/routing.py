@@ -30,11 +30,36 @@ def _fake_mix(inventory: torch.Tensor, weights: torch.Tensor, transposed: bool) 
 
 
 def _fake_lora(
-    x: torch.Tensor, mixed_a: torch.Tensor, mixed_b: torch.Tensor, *_: object
+    x: torch.Tensor,
+    lora_a: torch.Tensor,
+    lora_b: torch.Tensor,
+    weights: torch.Tensor | None,
+    *_: object,
 ) -> tuple[torch.Tensor, torch.Tensor]:
+    rank = lora_a.shape[1] if weights is None else lora_a.shape[3]
+    d_out = lora_b.shape[2] if weights is None else lora_b.shape[0] * lora_b.shape[3]
     return (
-        x.new_empty(*x.shape[:2], mixed_b.shape[2]),
-        mixed_a.new_empty(*x.shape[:2], mixed_a.shape[1]),
+        x.new_empty(*x.shape[:2], d_out),
+        x.new_empty(*x.shape[:2], rank, dtype=real_type(x.dtype)),
+    )
+
+
+def _fake_lora_backward(
+    grad: torch.Tensor,
+    x: torch.Tensor,
+    lora_a: torch.Tensor,
+    lora_b: torch.Tensor,
+    weights: torch.Tensor | None,
+    rows: torch.Tensor,
+    shrunk: torch.Tensor,
+    scaling: float,
+    *needs: bool,
+) -> tuple[torch.Tensor, ...]:
+    return tuple(
+        like.new_empty(like.shape if need else 0)
+        for like, need in zip(
+            (x, lora_a, lora_b, shrunk if weights is None else weights), needs, strict=True
+        )
     )
 
 
@@ -58,21 +83,17 @@ _mix_backward = _library.define(
     ),
 )
 _lora = _library.define(
-    "routed_lora(Tensor x, Tensor mixed_a, Tensor mixed_b, Tensor rows, Tensor? base, "
-    "float scaling) -> (Tensor y, Tensor shrunk)",
+    "routed_lora(Tensor x, Tensor lora_a, Tensor lora_b, Tensor? weights, Tensor rows, "
+    "Tensor? base, float scaling) -> (Tensor y, Tensor shrunk)",
     reference.routed_lora,
     _fake_lora,
 )
 _lora_backward = _library.define(
-    "routed_lora_backward(Tensor grad, Tensor x, Tensor mixed_a, Tensor mixed_b, Tensor rows, "
-    "Tensor shrunk, float scaling, bool need_x, bool need_a, bool need_b) "
-    "-> (Tensor, Tensor, Tensor)",
+    "routed_lora_backward(Tensor grad, Tensor x, Tensor lora_a, Tensor lora_b, Tensor? weights, "
+    "Tensor rows, Tensor shrunk, float scaling, bool need_x, bool need_a, bool need_b, "
+    "bool need_weights) -> (Tensor, Tensor, Tensor, Tensor)",
     reference.routed_lora_backward,
-    lambda grad, x, mixed_a, mixed_b, rows, shrunk, scaling, need_x, need_a, need_b: (
-        x.new_empty(x.shape if need_x else 0),
-        mixed_a.new_empty(mixed_a.shape if need_a else 0),
-        mixed_b.new_empty(mixed_b.shape if need_b else 0),
-    ),
+    _fake_lora_backward,
 )
 
 
@@ -96,8 +117,9 @@ def _differentiate_mix(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | Non
 
 
 def _save_lora(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
-    x, mixed_a, mixed_b, rows, _, ctx.scaling = inputs
-    ctx.save_for_backward(x, mixed_a, mixed_b, rows, output[1])
+    *tensors, _, ctx.scaling = inputs
+    # Nothing that grows with the number of mixtures: backward mixes again.
+    ctx.save_for_backward(*tensors, output[1])
     ctx.mark_non_differentiable(output[1])
     ctx.set_materialize_grads(False)
 
@@ -106,14 +128,14 @@ def _differentiate_lora(
     ctx: Any, grad: torch.Tensor | None, _grad_shrunk: None
 ) -> tuple[torch.Tensor | None, ...]:
     if grad is None:
-        return (None,) * 6
+        return (None,) * 7
     _once("routed_lora")
-    needed = ctx.needs_input_grad[:3]
-    grads: tuple[torch.Tensor | None, ...] = (None,) * 3
+    needed = ctx.needs_input_grad[:4]
+    grads: tuple[torch.Tensor | None, ...] = (None,) * 4
     if any(needed):
         computed = _lora_backward(grad, *ctx.saved_tensors, ctx.scaling, *needed)
         grads = tuple(g if need else None for g, need in zip(computed, needed, strict=True))
-    return (*grads, None, grad if ctx.needs_input_grad[4] else None, None)
+    return (*grads, None, grad if ctx.needs_input_grad[5] else None, None)
 
 
 _library.differentiable("mix_adapters", _differentiate_mix, _save_mix)
@@ -347,7 +369,7 @@ def routed_lora(
     base: torch.Tensor | None = None,
     plan: str = "auto",
 ) -> torch.Tensor:
-    """Base + scaling * x A_u B_u, with the mixed adapter u of each row.
+    """LoRA with the mixed adapter u of each row: base + scaling * x A_u B_u.
 
     Mixtures are made once for each distinct task, never for each example, and so is what backward
     keeps of them. Differentiable (once) in x, lora_a, lora_b, weights and base; a gradient that
@@ -412,17 +434,16 @@ def routed_lora(
         y = reference.inventory_lora(x.reshape(-1, d_in), lora_a, lora_b, weights, every)
         y = (scaling * y).view(shape)
         return y if base is None else base + y
-    # Mixtures travel as [U, r, features] (a view of what mix_adapters returned).
     if weights is None:
+        # Mixtures travel as [U, r, features]: a view of what mix_adapters returned.
         real = real_type(x.dtype)
-        mixed_a, mixed_b = lora_a.transpose(1, 2).to(real), lora_b.to(real)
-    else:
-        mixed_a, mixed_b = _mix(lora_a, weights, True), _mix(lora_b, weights, False)
+        lora_a, lora_b = lora_a.transpose(1, 2).to(real), lora_b.to(real)
     groups = (math.prod(x.shape[: rows.dim()]), math.prod(x.shape[rows.dim() : -1]))
     y, _ = _lora(
         x.reshape(*groups, d_in),
-        mixed_a,
-        mixed_b,
+        lora_a,
+        lora_b,
+        weights,
         rows.reshape(-1),
         None if base is None else base.reshape(*groups, d_out),
         float(scaling),

@@ -62,10 +62,10 @@ def mix_adapters_backward(
     return grad_inventory, grad_weights
 
 
-# The mixtures lie side by side in one wide matrix, [mixtures * rank, features]: every product is one
-# dense GEMM over all rows, and a row then keeps (or is given) the columns of its own mixture. That
-# is `mixtures` times the arithmetic of one adapter, but no sorting, no host synchronisation and no
-# loop, and a rank of 16 alone would leave most of a GPU's matrix tile empty.
+# The mixtures lie side by side in one wide matrix, [mixtures * rank, features]: every product is
+# one dense GEMM over all rows, and a row then keeps (or is given) the columns of its own mixture.
+# That is `mixtures` times the arithmetic of one adapter, but no sorting, no host synchronisation
+# and no loop, and a rank of 16 alone would leave most of a GPU's matrix tile empty.
 
 
 def _own(wide: torch.Tensor, rows: torch.Tensor, mixtures: int) -> torch.Tensor:
@@ -81,20 +81,30 @@ def _spread(own: torch.Tensor, rows: torch.Tensor, mixtures: int) -> torch.Tenso
     return wide.scatter(2, place, own.unsqueeze(2)).flatten(2)
 
 
+def _mixtures(
+    lora_a: torch.Tensor, lora_b: torch.Tensor, weights: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    if weights is None:
+        return lora_a, lora_b
+    return mix_adapters(lora_a, weights, True), mix_adapters(lora_b, weights, False)
+
+
 def routed_lora(
     x: torch.Tensor,
-    mixed_a: torch.Tensor,
-    mixed_b: torch.Tensor,
+    lora_a: torch.Tensor,
+    lora_b: torch.Tensor,
+    weights: torch.Tensor | None,
     rows: torch.Tensor,
     base: torch.Tensor | None,
     scaling: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Base + scaling * (x A) B with the mixture of each row; see `oneshot.ops.routed_lora`.
+    """LoRA, base + scaling * (x A) B, with the mixture of each row; see `oneshot.ops.routed_lora`.
 
     Args:
         x: ``[S, T, d_in]``.
-        mixed_a: ``[U, rank, d_in]``.
-        mixed_b: ``[U, rank, d_out]``.
+        lora_a: ``[H, K, d_in / H, rank]``; without weights, mixtures ``[U, rank, d_in]``.
+        lora_b: ``[H, K, rank, d_out / H]``; without weights, mixtures ``[U, rank, d_out]``.
+        weights: ``[U, H, K]`` or None.
         rows: ``[S]``, the mixture of each group of T rows.
         base: ``[S, T, d_out]`` or None.
         scaling: Factor.
@@ -102,6 +112,7 @@ def routed_lora(
     Returns:
         ``[S, T, d_out]`` in the dtype of x, and scaling * x A ``[S, T, rank]``.
     """
+    mixed_a, mixed_b = _mixtures(lora_a, lora_b, weights)
     mixtures = mixed_a.shape[0]
     wide = x @ mixed_a.flatten(0, 1).to(x.dtype).T
     shrunk = scaling * _own(wide, rows, mixtures).to(mixed_a.dtype)
@@ -112,29 +123,40 @@ def routed_lora(
 def routed_lora_backward(
     grad: torch.Tensor,
     x: torch.Tensor,
-    mixed_a: torch.Tensor,
-    mixed_b: torch.Tensor,
+    lora_a: torch.Tensor,
+    lora_b: torch.Tensor,
+    weights: torch.Tensor | None,
     rows: torch.Tensor,
     shrunk: torch.Tensor,
     scaling: float,
     need_x: bool,
     need_a: bool,
     need_b: bool,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Gradients of `routed_lora`; one that is not needed is empty."""
+    need_weights: bool,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Gradients of `routed_lora`; one that is not needed is empty. Mixtures are made again."""
+    mixed_a, mixed_b = _mixtures(lora_a, lora_b, weights)
     mixtures, dtype = mixed_a.shape[0], x.dtype
     wide = grad @ mixed_b.flatten(0, 1).to(dtype).T
     grad_shrunk = _spread(scaling * _own(wide, rows, mixtures), rows, mixtures)
-    grad_x, grad_a, grad_b = x.new_empty(0), mixed_a.new_empty(0), mixed_b.new_empty(0)
+    grad_x, grad_a, grad_b = x.new_empty(0), lora_a.new_empty(0), lora_b.new_empty(0)
+    grad_weights = shrunk.new_empty(0)
     if need_x:
         grad_x = grad_shrunk @ mixed_a.flatten(0, 1).to(dtype)
-    if need_a:
+    if need_a or need_weights:
         grad_a = grad_shrunk.flatten(0, 1).T @ x.flatten(0, 1)
         grad_a = grad_a.to(mixed_a.dtype).view_as(mixed_a)
-    if need_b:
+    if need_b or need_weights:
         grad_b = _spread(shrunk.to(dtype), rows, mixtures).flatten(0, 1).T @ grad.flatten(0, 1)
         grad_b = grad_b.to(mixed_b.dtype).view_as(mixed_b)
-    return grad_x, grad_a, grad_b
+    if weights is not None:
+        need = (need_a, need_weights), (need_b, need_weights)
+        if any(need[0]):
+            grad_a, grad_weights = mix_adapters_backward(grad_a, lora_a, weights, True, *need[0])
+        if any(need[1]):
+            grad_b, more = mix_adapters_backward(grad_b, lora_b, weights, False, *need[1])
+            grad_weights = grad_weights + more
+    return grad_x, grad_a, grad_b, grad_weights
 
 
 def inventory_lora(
