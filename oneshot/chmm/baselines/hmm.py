@@ -50,13 +50,16 @@ class ClassicalHMM:
             makes BIO of the result.
         iterations: At most so many steps of EM.
         tolerance: Stop when a step gains less, in nats per token.
-        smoothing: Pseudo-count of every possible start, transition and emission. With 0 EM climbs
-            the likelihood itself, but what never occurred in `fit` is impossible in `predict`.
+        smoothing: Pseudo-count of every possible start, transition and emission. With 0, what never
+            occurred in `fit` is impossible in `predict`.
+        trust: Pseudo-count of every source being right, in each state. Under the rule "abstain" a
+            source that knows one type only says that type in every state it speaks in; nothing
+            but trust then says in which it is right. (BC5CDR, test F1: 61 with 100, 83 with 10000.)
 
     Attributes:
         parameters: Set by `fit`.
-        history: The objective of EM after each step, nats per token: log-likelihood, and with
-            `smoothing` the log of its Dirichlet prior. It never decreases.
+        history: The objective of EM before each step, nats per token: log-likelihood, and the log
+            of the Dirichlet prior that the pseudo-counts are. It never decreases.
     """
 
     def __init__(
@@ -69,6 +72,7 @@ class ClassicalHMM:
         iterations: int = 20,
         tolerance: float = 1e-4,
         smoothing: float = 0.1,
+        trust: float = 100.0,
     ) -> None:
         if scheme not in ("bio", "io"):
             raise ValueError(f"scheme must be 'bio' or 'io', got {scheme!r}")
@@ -79,6 +83,7 @@ class ClassicalHMM:
         self.iterations = iterations
         self.tolerance = tolerance
         self.smoothing = smoothing
+        self.trust = trust
         self.parameters: Parameters | None = None
         self.history: list[float] = []
 
@@ -148,21 +153,26 @@ class ClassicalHMM:
                 counts, torch.autograd.grad(log_likelihood.sum(), leaves), strict=True
             ):
                 count += gradient
-        for p in parameters if self.smoothing else ():
-            objective += self.smoothing * float(p[p > float("-inf")].sum())
+        for p, pseudo in zip(parameters, self._pseudo_counts(parameters), strict=True):
+            objective += float((pseudo * p)[pseudo > 0].sum())
         return counts, objective
 
     def _maximised(self, counts: Parameters) -> Parameters:
         """The M step: rows of counts, with the pseudo-counts, as log-probabilities."""
-        legal = self._legal(counts)
 
-        def normalised(count: Tensor, possible: Tensor) -> Tensor:
-            count = (count + self.smoothing) * possible
-            total = count.sum(-1, keepdim=True)
-            count = torch.where(total > 0, count, possible)  # a state that never occurred
+        def normalised(count: Tensor, pseudo: Tensor, possible: Tensor) -> Tensor:
+            count = count * possible + pseudo  # a majority vote can be an impossible path
+            count = torch.where(count.sum(-1, keepdim=True) > 0, count, possible)  # never occurred
             return (count / count.sum(-1, keepdim=True)).log()
 
-        return Parameters(*map(normalised, counts, legal))
+        return Parameters(
+            *map(normalised, counts, self._pseudo_counts(counts), self._legal(counts))
+        )
+
+    def _pseudo_counts(self, like: Parameters) -> Parameters:
+        pseudo = Parameters(*(self.smoothing * x for x in self._legal(like)))
+        right = torch.eye(self._n_states(), dtype=torch.float64)
+        return pseudo._replace(log_emissions=pseudo.log_emissions + self.trust * right)
 
     def _legal(self, like: Parameters) -> Parameters:
         """1 where a parameter may be positive."""
@@ -184,7 +194,7 @@ class ClassicalHMM:
         emissions = np.tile(np.eye(n), (sentences[0].votes.shape[1], 1, 1))
         emissions[:, :, 0] += 0.3  # an entity overlooked is likelier ...
         emissions[:, 0, :] += 0.1  # ... than one invented
-        emissions += 1e-6
+        emissions += 1e-6  # what is 0 at the start stays 0
         for path, rows in zip(states, self._observed(sentences), strict=True):
             init[path[0]] += 1
             np.add.at(trans, (path[:-1], path[1:]), 1)

@@ -1,0 +1,114 @@
+"""The made-up set: its votes follow the behaviours, and a token-wise model can profit."""
+
+import numpy as np
+import pytest
+import torch
+
+from oneshot import ops
+from oneshot.chmm import synthetic
+from oneshot.chmm.baselines.hmm import ClassicalHMM
+from oneshot.chmm.baselines.vote import MajorityVote
+from oneshot.chmm.data import ABSTAIN
+from oneshot.chmm.metrics import evaluate
+from oneshot.chmm.observations import observations
+from oneshot.chmm.synthetic import GUESSES, KNOWN, KNOWS, LABELS, generate
+
+
+@pytest.fixture(scope="module")
+def made():
+    return generate()
+
+
+def test_sizes_and_seeds(made):
+    assert {name: len(x) for name, x in made.dataset.splits.items()} == {
+        "train": 800,
+        "valid": 100,
+        "test": 300,
+    }
+    lengths = {len(s) for s in made.dataset.split("train")}
+    assert (min(lengths), max(lengths)) == (10, 25)
+    small = {"train": 3, "valid": 1, "test": 2, "n_features": 7}
+    first, again, other = generate(**small), generate(**small), generate(seed=1, **small)
+    assert first.dataset.digest() == again.dataset.digest() != other.dataset.digest()
+    for x, sentence in zip(first.features["train"], first.dataset.split("train"), strict=True):
+        assert x.shape == (len(sentence), 7)
+        assert x.dtype == np.float32
+
+
+def test_words_tell_domain_and_features(made):
+    words = synthetic.vocabulary()
+    assert len({w.lower() for w in words.words}) == len(words.words)
+    place = {word: i for i, word in enumerate(words.words)}
+    vectors = words.vectors(16)
+    for sentence, x, domain in zip(
+        made.dataset.split("test"), made.features["test"], made.domains["test"], strict=True
+    ):
+        ids = [place[token] for token in sentence.tokens]
+        assert np.array_equal(vectors[ids], x)
+        assert np.array_equal(words.domain[ids], domain)
+        kind = words.kind[ids]
+        assert np.array_equal(kind[kind < 3], (sentence.gold[kind < 3] + 1) // 2)
+    assert len({word[-3:] for word in words.words}) == synthetic.N_DOMAINS
+    # the domains can be told apart by a line: what a linear network needs
+    targets = np.eye(4)[words.domain]
+    design = np.column_stack([vectors, np.ones(len(vectors))])
+    fit = design @ np.linalg.lstsq(design, targets, rcond=None)[0]
+    assert np.array_equal(fit.argmax(1), words.domain)
+
+
+def test_votes_and_gold_are_legal_bio(made):
+    for sentence in made.dataset.split("train"):
+        for column in (sentence.gold, *sentence.votes.T):
+            names = LABELS.to_names(np.maximum(column, 0))
+            assert LABELS.from_names(names).tolist() == np.maximum(column, 0).tolist()
+
+
+def test_sources_behave_as_told(made):
+    train = made.dataset.split("train")
+    gold = np.concatenate([s.gold for s in train])
+    votes = np.concatenate([s.votes for s in train])
+    domain = np.concatenate(made.domains["train"])
+    begin = gold % 2 == 1
+    for s, known in enumerate(KNOWN):
+        for d in range(synthetic.N_DOMAINS):
+            does = KNOWS if d in known else GUESSES
+            here, said = domain == d, votes[:, s]
+            right = (said == gold)[here & begin].mean()
+            assert right == pytest.approx(does.found, abs=0.09)
+            outside = said[here & (gold == 0)]
+            # an I- that continues nothing becomes a B-, so only the O tokens are exactly as told
+            assert (outside > 0).mean() == pytest.approx(does.invented, abs=0.03)
+            quiet = outside[outside <= 0]
+            assert (quiet == ABSTAIN).mean() == pytest.approx(does.silent, abs=0.07)
+
+
+def test_each_model_has_room_above_the_last(made):
+    """Vote < HMM < a model that knows the domains (here from gold), by 5 points of F1 each."""
+    train, test = made.dataset.split("train"), made.dataset.split("test")
+    votes = [
+        evaluate(LABELS, test, MajorityVote(LABELS, c).predict(test))["f1"]
+        for c in ("plain", "bio", "io", "abstain")
+    ]
+    hmm = ClassicalHMM(LABELS, rule="vote_o").fit(train)
+    of_hmm = evaluate(LABELS, test, hmm.predict(test), hmm.posteriors(test))
+
+    emissions = np.full((4, 4, 5, 5), 0.1)  # domain, source, true, said
+    trans = np.full((5, 5), 0.1)
+    for sentence, domain in zip(train, made.domains["train"], strict=True):
+        np.add.at(trans, (sentence.gold[:-1], sentence.gold[1:]), 1)
+        for s in range(4):
+            said = np.maximum(sentence.votes[:, s], 0)
+            np.add.at(emissions, (domain, s, sentence.gold, said), 1)
+    log_trans = torch.from_numpy(trans / trans.sum(-1, keepdims=True)).log()
+    emissions = torch.from_numpy(emissions / emissions.sum(-1, keepdims=True)).log()
+    predicted, posteriors = [], []
+    for x, domain in zip(observations(test, 5, "vote_o"), made.domains["test"], strict=True):
+        log_emit = ops.combine_emissions(emissions[domain][None], x[None].double())
+        chain = log_trans[0], log_trans, log_emit
+        predicted.append(ops.hmm_viterbi(*chain).path[0].numpy())
+        posteriors.append(ops.hmm_posteriors(*chain).gamma[0].numpy())
+    of_domains = evaluate(LABELS, test, predicted, posteriors)
+
+    assert max(votes) + 0.05 < of_hmm["f1"]
+    assert of_hmm["f1"] + 0.05 < of_domains["f1"]
+    assert of_domains["nll"] < 0.8 * of_hmm["nll"]
