@@ -36,7 +36,7 @@ def _from_pairs(log_likelihood: Tensor, xi: Tensor) -> tuple[Tensor, ...]:
 
 def torch_struct(what: str) -> Foreign:
     """LinearChainCRF: "marginals", "argmax" or "sample"."""
-    from torch_struct import LinearChainCRF  # type: ignore[import-not-found, unused-ignore]
+    from torch_struct import LinearChainCRF
 
     def prepare(inputs: Inputs) -> Any:
         return _folded(inputs).mT.contiguous(), inputs.get("num_samples")
@@ -64,17 +64,26 @@ def torch_struct(what: str) -> Foreign:
 # Pyro: a tree of log-space matrix products
 
 
-def pyro_tree() -> Foreign:
-    """The routine under DiscreteHMM (which itself renormalises), differentiated."""
+def pyro_tree(what: str) -> Foreign:
+    """The routine under DiscreteHMM (which itself renormalises): "posteriors" or "gradient"."""
     from pyro.distributions.hmm import _sequential_logmatmulexp
 
-    def run(edges: Tensor) -> tuple[Tensor, ...]:
+    def prepare(inputs: Inputs) -> Any:
+        ones = torch.ones(len(inputs["log_emit"]))
+        return _folded(inputs), inputs.get("cotangents", ones)
+
+    def run(arguments: Any) -> Any:
+        edges, cotangents = arguments
         with torch.enable_grad():
             leaf = edges.detach().requires_grad_()
             total = _sequential_logmatmulexp(leaf).logsumexp((-1, -2))
-            return (total.detach(), *torch.autograd.grad(total.sum(), leaf))
+            return total.detach(), *torch.autograd.grad(total, leaf, cotangents)
 
-    return Foreign(_folded, run, lambda result: _from_pairs(*result))
+    def outputs(result: Any) -> tuple[Tensor, ...]:
+        log_likelihood, gamma, xi = _from_pairs(*result)
+        return (log_likelihood, xi, gamma) if what == "gradient" else (log_likelihood, gamma, xi)
+
+    return Foreign(prepare, run, outputs)
 
 
 # pytorch-crf: shared transitions, a loop with autograd

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import torch
 
-FAMILIES = ("advantage", "hmm", "logprob", "policy_loss")
+FAMILIES = ("advantage", "hmm", "logprob", "policy_loss", "routing")
 
 Inputs = dict[str, Any]
 Call = Callable[[Inputs], tuple[torch.Tensor, ...]]

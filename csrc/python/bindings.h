@@ -17,5 +17,6 @@ void bind_advantage(py::module_& m);
 void bind_hmm(py::module_& m);
 void bind_logprob(py::module_& m);
 void bind_policy_loss(py::module_& m);
+void bind_routing(py::module_& m);
 
 }  // namespace oneshot

@@ -14,4 +14,5 @@ PYBIND11_MODULE(_C, m) {
   oneshot::bind_hmm(m);
   oneshot::bind_logprob(m);
   oneshot::bind_policy_loss(m);
+  oneshot::bind_routing(m);
 }

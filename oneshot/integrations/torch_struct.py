@@ -1,11 +1,14 @@
 """Linear chains with the interface of torch-struct, on the hmm ops.
 
 ``from torch_struct import LinearChainCRF`` becomes
-``from oneshot.integrations.torch_struct import LinearChainCRF``. What differs: the caller's tensors
-stay as they were (torch-struct sets their ``requires_grad``), -inf is -inf (not -1e9), potentials
-past a sequence's length and parts there are never read, no sequence has to fill all N tokens, and N
-may be 1. `kmax`, `topk` and `gumbel_crf` are not offered. New code that thinks in initial,
-transition and emission potentials uses :class:`LinearChain`, without folding anything.
+``from oneshot.integrations.torch_struct import LinearChainCRF``.
+
+What differs: the caller's tensors stay as they were (torch-struct sets their ``requires_grad``),
+-inf is -inf (not -1e9), nothing past a sequence's length is read, no sequence has to fill all N
+tokens, and N may be 1. `kmax`, `topk` and `gumbel_crf` are not offered.
+
+New code that thinks in initial, transition and emission potentials uses :class:`LinearChain`,
+without folding anything.
 """
 
 from __future__ import annotations

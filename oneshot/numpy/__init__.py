@@ -3,12 +3,15 @@
 from oneshot.numpy.advantage import gae, group_advantages, whiten
 from oneshot.numpy.logprob import token_logprobs_and_entropy
 from oneshot.numpy.policy_loss import importance_weights, policy_loss, value_loss
+from oneshot.numpy.routing import mix_adapters, routed_lora
 
 __all__ = [
     "gae",
     "group_advantages",
     "importance_weights",
+    "mix_adapters",
     "policy_loss",
+    "routed_lora",
     "token_logprobs_and_entropy",
     "value_loss",
     "whiten",

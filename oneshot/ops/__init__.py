@@ -7,6 +7,7 @@ from oneshot.ops.hmm_emissions import combine_emissions
 from oneshot.ops.hmm_paths import hmm_sample, hmm_viterbi
 from oneshot.ops.logprob import token_entropy, token_logprobs, token_logprobs_and_entropy
 from oneshot.ops.policy_loss import importance_weights, policy_loss, value_loss
+from oneshot.ops.routing import mix_adapters, routed_ia3, routed_lora, routing_weights
 
 _load()
 
@@ -20,7 +21,11 @@ __all__ = [
     "hmm_sample",
     "hmm_viterbi",
     "importance_weights",
+    "mix_adapters",
     "policy_loss",
+    "routed_ia3",
+    "routed_lora",
+    "routing_weights",
     "token_entropy",
     "token_logprobs",
     "token_logprobs_and_entropy",

@@ -96,3 +96,15 @@ def test_peak_memory_counts_what_a_call_holds(monkeypatch):
         worker.ask("verify", provider=name)
         peak = worker.ask("calibrate", provider=name, min_time=0.0)["peak_memory"]
         assert low <= peak <= high
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="needs Linux")
+def test_a_worker_keeps_to_as_many_cores_as_it_has_threads(monkeypatch):
+    """So that a library that counts cores (XLA) gets no more of them than we do."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    worker = measure.Worker(None)
+    try:
+        assert worker.threads == 1
+        assert len(os.sched_getaffinity(worker._process.pid)) == 1
+    finally:
+        worker.stop()

@@ -1,10 +1,12 @@
 """Nobody is timed who computes the wrong thing, and nobody is accused who is only absent."""
 
+import numpy as np
 import pytest
 import torch
 from bench_planted import local_worker, operation, provider, softmax
 
 from oneshot.bench import measure, results, test_suite
+from oneshot.bench.registry import Foreign, Provider
 
 
 def verdict(monkeypatch, planted, **changes):
@@ -191,3 +193,60 @@ def test_a_provider_that_spoils_its_input_gets_it_back(monkeypatch):
     worker.ask("calibrate", provider="planted", min_time=1e-9)
     assert worker.ask("verify", provider="innocent")["status"] == "ok"
     assert all(torch.equal(x, seen[0]) for x in seen)
+
+
+def foreign_softmax(calls, factor=1.0):
+    """Softmax and its gradient on NumPy arrays, as another library would compute them."""
+
+    def prepare(inputs):
+        calls.append("prepare")
+        return inputs["x"].numpy(), inputs["cotangents"][0].numpy()
+
+    def run(arguments):
+        calls.append("run")
+        assert not torch.is_grad_enabled()  # it differentiates by itself
+        x, cotangent = arguments
+        p = np.exp(x) / np.exp(x).sum(-1, keepdims=True)
+        return p, p * (cotangent - (cotangent * p).sum(-1, keepdims=True)) * factor
+
+    def outputs(result):
+        calls.append("outputs")
+        return tuple(map(torch.from_numpy, result))
+
+    return Provider("foreign", "peer", lambda: Foreign(prepare, run, outputs))
+
+
+def test_a_foreign_library_is_judged_whole_and_only_its_run_is_timed(monkeypatch):
+    calls = []
+    chosen = operation(foreign_softmax(calls), backward=True)
+    worker = local_worker(monkeypatch, chosen)
+    worker.ask("open", operation=chosen.id)
+    assert worker.ask("verify", provider="foreign")["status"] == "ok"
+    assert calls == ["prepare", "run", "outputs"]
+    worker.ask("time", provider="foreign", iterations=3)
+    assert calls[3:] == ["run"] * 4  # one to warm up
+    worker.ask("close")
+    assert not worker.served.foreign
+
+    found = verdict(monkeypatch, foreign_softmax(calls, factor=1.001), backward=True)
+    assert found["status"] == "failed"
+    assert "gradient of x" in found["detail"]
+
+
+def test_where_several_outputs_are_right_a_judge_says_what_is_compared(monkeypatch):
+    """Positions of the largest of tied values: any will do, if the value there is the largest."""
+
+    def make():
+        return {"x": torch.tensor([[0.0, 2.0, 2.0, 1.0]]).repeat(3, 1)}
+
+    def first(inputs):
+        return (inputs["x"].argmax(-1, keepdim=True),)
+
+    def value(inputs, outputs):
+        return (inputs["x"].gather(-1, outputs[0]),)
+
+    same = {"make": make, "oracle": first, "judge": value}
+    other = provider(lambda x: (first(x)[0] + 1,))
+    wrong = provider(lambda x: (first(x)[0] + 2,))
+    assert verdict(monkeypatch, other, **same)["status"] == "ok"
+    assert verdict(monkeypatch, wrong, **same)["status"] == "failed"
