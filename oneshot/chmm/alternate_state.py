@@ -124,6 +124,7 @@ def load(checkpoint: Path, prepared: Prepared, config: ChmmConfig, digest: str) 
 
 def publish(folder: Path) -> None:
     """Puts the best tagger and the last CHMM where the user looks for them."""
+    checkpoints.prune(folder / "checkpoints", 1)  # a kill may have left the one before
     newest = checkpoints.latest(folder / "checkpoints")
     if newest is None:
         raise CheckpointError(f"{folder}: the run has no checkpoint")

@@ -25,6 +25,7 @@ from oneshot.chmm.model import CHMM
 from oneshot.chmm.plots import plot_curves, plot_matrices
 from oneshot.chmm.prepare import Prepared, prepare
 from oneshot.chmm.trainer import Progress, Row, make_model, make_optimizer, train_chmm
+from oneshot.runs import checkpoints
 from oneshot.runs.folder import open_run, write_config
 from oneshot.runs.jsonl import read_jsonl
 from oneshot.runs.log import MetricsLog
@@ -107,6 +108,8 @@ def fit(config: ChmmConfig, *, resume: bool = False, prepared: Prepared | None =
         )
     finally:
         log.close()
+    # A kill between the last checkpoint and the removal of the one before leaves nothing to train.
+    checkpoints.prune(folder / "checkpoints", 1)
     checkpoint.save_model(folder / "chmm", model, dataset.sources, config.encoder, config.data)
     history = read_jsonl(folder / "metrics.jsonl")
     plot_curves(history, folder / "curves.png")

@@ -57,8 +57,11 @@ class Tagger:
         model: A token classifier with len(labels) outputs.
         tokenizer: Its tokenizer.
         labels: The label space.
-        max_pieces: Word-pieces of one input, special tokens included; at most what the model holds.
+        max_pieces: Word-pieces of one input, special tokens included.
         bfloat16: Run the matrix products in bfloat16 (autocast).
+
+    Raises:
+        ValueError: `max_pieces` is more than the model can take.
     """
 
     def __init__(
@@ -71,8 +74,10 @@ class Tagger:
         bfloat16: bool = False,
     ) -> None:
         self.model, self.tokenizer, self.labels = model, tokenizer, labels
-        limit = getattr(model.config, "max_position_embeddings", max_pieces)
-        self._cutter = PieceCutter(tokenizer, min(max_pieces, limit))
+        longest = getattr(model.config, "max_position_embeddings", max_pieces)
+        if max_pieces > longest:
+            raise ValueError(f"tagger.max_pieces must be at most {longest}, got {max_pieces}")
+        self._cutter = PieceCutter(tokenizer, max_pieces)
         self._bfloat16 = bfloat16
         self._pad = tokenizer.pad_token_id or 0
 

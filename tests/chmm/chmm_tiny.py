@@ -103,6 +103,7 @@ def config(folder: Path, output: Path, *overrides: str) -> ChmmConfig:
         [
             f"--data.path={folder / 'data'}",
             f"--encoder.source={folder / 'bert'}",
+            "--encoder.max_pieces=64",
             f"--run.output={output}",
             "--run.threads=1",
             "--run.progress=false",

@@ -6,6 +6,14 @@ import chmm_tiny
 import pytest
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _cache(tmp_path_factory):
+    """Embeddings are cached for this session only."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ONESHOT_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory) -> Path:
     """Folder with bert/ and data/ (see `chmm_tiny`)."""

@@ -182,6 +182,11 @@ def test_frozen_layers_stay_as_they_are(tiny_folder, sentences):
         load(tiny_folder, frozen_layers=3)
 
 
+def test_chunks_that_the_model_cannot_take_are_refused(tiny_folder):
+    with pytest.raises(ValueError, match=r"tagger\.max_pieces must be at most 64, got 65"):
+        load(tiny_folder, max_pieces=65)
+
+
 def test_bfloat16_is_near_float32(tiny_folder, sentences):
     found = [load(tiny_folder, bfloat16=b).predict(words(sentences)) for b in (False, True)]
     gaps = [np.abs(x - y).max() for x, y in zip(*found, strict=True)]
@@ -239,6 +244,6 @@ def test_wrong_targets_and_nan(tiny_folder, sentences):
         train_tagger(tagger, words(sentences), [t[:, :2] for t in targets], CONFIG, 0, **options)
     before = {k: v.clone() for k, v in tagger.model.state_dict().items()}
     spoilt = [np.full_like(t, np.nan) for t in targets]
-    with pytest.raises(NonFiniteLossError, match="tagger, epoch 1, batch 1 of 5: the loss is nan"):
+    with pytest.raises(NonFiniteLossError, match="tagger, epoch 1, batch 1 of 6: the loss is nan"):
         train_tagger(tagger, words(sentences), spoilt, CONFIG, 0, **options)
     assert all(torch.equal(v, before[k]) for k, v in tagger.model.state_dict().items())
