@@ -98,6 +98,8 @@ bool certified(const HmmSweep& sweep) {
   return exposure * (4.0 * double(sweep.sequence.states) + 8.0) < std::ldexp(1.0, 126 - 24);
 }
 
+constexpr int64_t kRingFloats = 48 * 1024;
+
 void token_posteriors(const HmmSequence<float>& s, const HmmTokenKernels& kernels,
                       const HmmSequenceOutputs<float>& out) {
   const int64_t states = s.states, square = states * states, length = s.length;
@@ -105,31 +107,50 @@ void token_posteriors(const HmmSequence<float>& s, const HmmTokenKernels& kernel
   sweep.middle = (length - 1) / 2;
   sweep.pitch = (states + kernels.width - 1) / kernels.width * kernels.width;
   sweep.xi = out.xi;
-  sweep.keep = out.xi != nullptr && std::getenv("HMM_KEEP") != nullptr;
+  sweep.keep = out.xi != nullptr && states >= kHmmKeepStates;
+  // Room for all exponentials of a half, up to what stays in the second-level cache.
+  int64_t slots = 1;
+  while (slots < kernels.least_slots ||
+         (slots < length / 2 && 2 * slots * kernels.slot_floats <= kRingFloats)) {
+    slots *= 2;
+  }
+  const int64_t ring = sweep.keep ? 0 : slots * kernels.slot_floats;
+  const int pairs = out.xi != nullptr ? 1 : out.xi_sum != nullptr ? 2 : 0;
+  const int64_t sums = pairs == 2 ? states * sweep.pitch : 0;
   const int64_t own_gamma = out.gamma == nullptr ? length * states : 0;
-  const int64_t block = Scratch::whole_lines(kernels.block_floats);
   Scratch scratch(Scratch::whole_lines(length * sweep.pitch) + Scratch::whole_lines(length) +
                   Scratch::whole_lines(own_gamma) + 2 * Scratch::whole_lines(sweep.pitch) +
-                  2 * block);
+                  2 * ring + 2 * Scratch::whole_lines(sums));
   sweep.emit = scratch.take(length * sweep.pitch);
   sweep.scale = scratch.take(length);
   sweep.gamma = out.gamma != nullptr ? out.gamma : scratch.take(own_gamma);
-  std::vector<double> xi_sum(out.xi_sum == nullptr ? 0 : size_t(2 * square));
+  sweep.front = {scratch.take(ring), slots};
+  sweep.back = {scratch.take(ring), slots};
+  std::vector<double> xi_sum(pairs == 2 ? size_t(2 * square) : 0);
   double* sum = xi_sum.data();
   for (HmmChain* chain : {&sweep.forward, &sweep.backward}) {
     chain->message = scratch.take(sweep.pitch);
-    chain->matrices = scratch.take(block);
-    chain->xi_sum = nullptr;
-    if (out.xi_sum != nullptr) chain->xi_sum = sum, sum += square;
+    chain->pair_sums = scratch.take(sums);
+    std::fill_n(chain->pair_sums, sums, 0.0f);
+    chain->xi_sum = sum;
+    sum += pairs == 2 ? square : 0;
   }
   kernels.forward_first(sweep);
   kernels.backward_first(sweep);
   *out.log_likelihood = float(meet(sweep));
-  const int pairs = out.xi != nullptr || out.xi_sum != nullptr ? 1 : 0;
   kernels.forward_second[pairs](sweep);
   kernels.backward_second[pairs](sweep);
   if (!certified(sweep)) return hmm_exact_posteriors(s, out);
-  for (int64_t i = 0; out.xi_sum != nullptr && i < square; ++i) {
+  if (out.xi_sum == nullptr) return;
+  if (pairs == 1) {
+    xi_sum.assign(size_t(2 * square), 0.0);
+    for (int64_t t = 1; t < length; ++t) {
+      for (int64_t i = 0; i < square; ++i) {
+        xi_sum[size_t(i)] += double(out.xi[(t - 1) * square + i]);
+      }
+    }
+  }
+  for (int64_t i = 0; i < square; ++i) {
     out.xi_sum[i] = float(xi_sum[size_t(i)] + xi_sum[size_t(square + i)]);
   }
 }

@@ -208,7 +208,11 @@ inline F32 exp_scaled(F32 p, F32 n, F32 x) {
   return select(x >= set1(kExpLowest), y, max(set1(0.0f), x));  // a NaN stays one
 }
 
-inline F32 load_n(const float* p, int64_t n) { return {_mm256_maskload_ps(p, first_lanes(n))}; }
+inline __m256i part_mask(int64_t n) {
+  return _mm256_cmpgt_epi32(_mm256_set1_epi32(int(n)), lane_index());
+}
+inline F32 load_part(const float* p, int64_t n) { return {_mm256_maskload_ps(p, part_mask(n))}; }
+inline void store_part(float* p, int64_t n, F32 a) { _mm256_maskstore_ps(p, part_mask(n), a.v); }
 inline float lane0(F32 a) { return _mm256_cvtss_f32(a.v); }
 inline F32 splat_sum(F32 a) {
   __m256 x = _mm256_add_ps(a.v, _mm256_permute2f128_ps(a.v, a.v, 1));

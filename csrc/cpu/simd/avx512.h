@@ -182,7 +182,11 @@ inline F32 exp_exponent(F32 x) { return round_even(x * set1(1.44269504f)); }
 inline F32 exp_rounded(F32 n) { return n; }
 inline F32 exp_scaled(F32 p, F32 n, F32) { return {_mm512_scalef_ps(p.v, n.v)}; }
 
-inline F32 load_n(const float* p, int64_t n) { return {_mm512_maskz_loadu_ps(first_lanes(n), p)}; }
+inline __mmask16 part_mask(int64_t n) { return __mmask16((1u << n) - 1u); }
+inline F32 load_part(const float* p, int64_t n) { return {_mm512_maskz_loadu_ps(part_mask(n), p)}; }
+inline void store_part(float* p, int64_t n, F32 a) {
+  _mm512_mask_storeu_ps(p, part_mask(n), a.v);
+}
 inline float lane0(F32 a) { return _mm512_cvtss_f32(a.v); }
 inline F32 splat_sum(F32 a) {
   __m512 x = _mm512_add_ps(a.v, _mm512_shuffle_f32x4(a.v, a.v, 0x4e));

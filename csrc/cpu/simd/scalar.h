@@ -171,7 +171,11 @@ inline F32 exp_scaled(F32 p, F32 n, F32 x) {
 }
 
 // What the hmm kernels ask of a vector besides.
-inline F32 load_n(const float* p, int64_t n) { return {n > 0 ? *p : 0.0f}; }
+// The first n lanes, 0 <= n <= kWidth, and zeros.
+inline F32 load_part(const float* p, int64_t n) { return {n > 0 ? *p : 0.0f}; }
+inline void store_part(float* p, int64_t n, F32 a) {
+  if (n > 0) *p = a.v;
+}
 inline float lane0(F32 a) { return a.v; }
 // The sum, or the largest, of all lanes, in every lane.
 inline F32 splat_sum(F32 a) { return a; }
