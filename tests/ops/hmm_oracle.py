@@ -76,6 +76,19 @@ def leaves(inputs):
     return copy, [copy[k] for k in FLOATS if copy[k] is not None]
 
 
+def rows(inputs, index):
+    """The inputs of some sequences of a batch."""
+    trans = inputs["log_trans"]
+    per_sequence = {
+        "log_init": inputs["log_init"].dim() == 2,
+        "log_trans": inputs["trans_axis"] == "sequence" or (trans.dim() == 4 and len(trans) > 1),
+        "log_final": inputs["log_final"] is not None and inputs["log_final"].dim() == 2,
+        "log_emit": True,
+        "lengths": inputs["lengths"] is not None,
+    }
+    return {k: v[index] if per_sequence.get(k) else v for k, v in inputs.items()}
+
+
 def matrices(inputs):
     """log_trans as [B, T - 1, K, K]."""
     batch, steps, states = inputs["log_emit"].shape
@@ -177,9 +190,9 @@ class Batch(NamedTuple):
 
 def posteriors(inputs, oracle=in_log_space):
     """The oracle on every sequence, padded with zeros."""
-    batch, steps, states = inputs["log_emit"].shape
-    rows = [oracle(*sequence) for sequence in sequences(inputs)]
-    if not rows:
+    _, steps, states = inputs["log_emit"].shape
+    each = [oracle(*sequence) for sequence in sequences(inputs)]
+    if not each:
         empty = torch.zeros(0, dtype=torch.float64)
         return Batch(
             empty, empty.view(0, steps, states), empty.view(0, steps - 1, states, states),
@@ -190,10 +203,10 @@ def posteriors(inputs, oracle=in_log_space):
         return torch.cat((x, x.new_zeros(size - x.shape[0], *x.shape[1:])))
 
     return Batch(
-        torch.stack([row.log_likelihood for row in rows]),
-        torch.stack([padded(row.gamma, steps) for row in rows]),
-        torch.stack([padded(row.xi, steps - 1) for row in rows]),
-        torch.stack([row.xi.sum(0) for row in rows]),
+        torch.stack([row.log_likelihood for row in each]),
+        torch.stack([padded(row.gamma, steps) for row in each]),
+        torch.stack([padded(row.xi, steps - 1) for row in each]),
+        torch.stack([row.xi.sum(0) for row in each]),
     )
 
 
@@ -204,7 +217,7 @@ def path_score(init, trans, emit, final, path):
 
 
 def check_log_likelihood(ours, expected, steps):
-    """The promise for float32: 1e-6 max(1, sqrt T) + 1e-9 |log Z| and the rounding of the output."""
+    """For float32 1e-6 max(1, sqrt T) + 1e-9 |log Z|, and the rounding of the output."""
     possible = expected > -INF
     assert torch.equal(ours[~possible].double(), expected[~possible])
     error = (ours.double() - expected)[possible].abs()

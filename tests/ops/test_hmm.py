@@ -10,31 +10,17 @@ from hmm_oracle import (
     cast,
     check_log_likelihood,
     check_posteriors,
-    in_log_space,
     leaves,
     make,
     matrices,
     posteriors,
+    rows,
     same,
 )
 
 from oneshot import ops
 
 EVERYTHING = {"xi": True, "xi_sum": True}
-
-
-def rows(inputs, index):
-    """The inputs of some sequences of a batch."""
-    batch = inputs["log_emit"].shape[0]
-    per_sequence = {
-        "log_init": inputs["log_init"].dim() == 2,
-        "log_trans": inputs["trans_axis"] == "sequence"
-        or (inputs["log_trans"].dim() == 4 and inputs["log_trans"].shape[0] == batch),
-        "log_final": inputs["log_final"] is not None and inputs["log_final"].dim() == 2,
-        "log_emit": True,
-        "lengths": inputs["lengths"] is not None,
-    }
-    return {k: v[index] if per_sequence.get(k) else v for k, v in inputs.items()}
 
 
 # Values ------------------------------------------------------------------------------------------
@@ -312,11 +298,11 @@ def test_half_formats_are_computed_in_float32(dtype):
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        ({"log_emit": torch.zeros(3, 4, 2, dtype=torch.int64)}, TypeError, "log_emit must be float"),
-        ({"log_emit": torch.zeros(4, 2)}, ValueError, r"log_emit must have .*\[B, T, K\].*\[4, 2\]"),
+        ({"log_emit": torch.ones(3, 4, 2).long()}, TypeError, "log_emit must be float"),
+        ({"log_emit": torch.zeros(4, 2)}, ValueError, r"log_emit .*\[B, T, K\].*\[4, 2\]"),
         ({"log_emit": torch.zeros(3, 0, 2)}, ValueError, "T, K >= 1"),
         ({"log_emit": torch.zeros(3, 4, 0)}, ValueError, "T, K >= 1"),
-        ({"log_init": torch.zeros(2).double()}, TypeError, "log_init must have the dtype of log_emit"),
+        ({"log_init": torch.zeros(2).double()}, TypeError, "log_init must have the dtype of"),
         ({"log_init": torch.zeros(3)}, ValueError, r"log_init .*\[2\] or \[3, 2\].*got \[3\]"),
         ({"log_init": torch.zeros(1, 2)}, ValueError, r"log_init .*got \[1, 2\]"),
         ({"log_final": torch.zeros(4, 2)}, ValueError, r"log_final .*got \[4, 2\]"),
@@ -327,8 +313,8 @@ def test_half_formats_are_computed_in_float32(dtype):
         ({"log_trans": torch.zeros(2)}, ValueError, r"\[K, K\] or .*got \[2\]"),
         ({"log_trans": torch.zeros(2, 3, 2, 2)}, ValueError, r"got \[2, 3, 2, 2\]"),
         ({"log_trans": torch.zeros(3, 4, 2, 2)}, ValueError, r"1\|T-1.*got \[3, 4, 2, 2\]"),
-        ({"log_trans": torch.zeros(3, 2, 2), "trans_axis": "step", "log_emit": torch.zeros(3, 3, 2)},
-         ValueError, r"\[T-1, K, K\].*got \[3, 2, 2\]"),
+        ({"log_trans": torch.zeros(2, 2, 2), "trans_axis": "step"}, ValueError,
+         r"\[T-1, K, K\].*got \[2, 2, 2\]"),
         ({"log_trans": torch.zeros(4, 2, 2), "trans_axis": "sequence"}, ValueError,
          r"\[B, K, K\].*got \[4, 2, 2\]"),
         ({"trans_axis": "sequence"}, ValueError, r"\[B, K, K\].*got \[2, 2\]"),

@@ -33,28 +33,28 @@ def random_loss(result, seed=3):
 # First derivatives -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("ragged", [False, True])
+def of_tensors(function, inputs, **options):
+    """The op as a function of its float tensors, which is what gradcheck takes."""
+    names = [name for name in FLOATS if inputs[name] is not None]
+
+    def call(*values):
+        result = function(**inputs | dict(zip(names, values, strict=True)), **options)
+        return result if torch.is_tensor(result) else [x for x in result if x is not None]
+
+    return call
+
+
 @pytest.mark.parametrize("final", [False, True])
 @pytest.mark.parametrize("kind", TRANS)
-def test_gradcheck(kind, final, ragged):
-    inputs, tensors = leaves(make(4, 4, 3, kind, final=final, ragged=ragged, dtype=torch.float64))
-
-    def call(function, **options):
-        def of(*values):
-            changed = {**inputs, **dict(zip(names, values, strict=True))}
-            result = function(**changed, **options)
-            return [x for x in result if x is not None] if options else result
-
-        return of
-
-    names = [name for name in FLOATS if inputs[name] is not None]
-    for options in (EVERYTHING, {"xi": False}):
-        assert torch.autograd.gradcheck(
-            call(ops.hmm_posteriors, **options), tensors, fast_mode=True
-        )
-    assert torch.autograd.gradcheck(call(ops.hmm_log_likelihood), tensors)
-    assert torch.autograd.gradgradcheck(call(ops.hmm_log_likelihood), tensors)
-    assert torch.autograd.gradcheck(call(ops.hmm_entropy), tensors)
+def test_gradcheck(kind, final):
+    inputs, tensors = leaves(make(3, 3, 2, kind, final=final, ragged=final, dtype=torch.float64))
+    posterior = of_tensors(ops.hmm_posteriors, inputs, **EVERYTHING)
+    assert torch.autograd.gradcheck(posterior, tensors)
+    assert torch.autograd.gradcheck(of_tensors(ops.hmm_posteriors, inputs), tensors, fast_mode=True)
+    assert torch.autograd.gradcheck(of_tensors(ops.hmm_entropy, inputs), tensors)
+    log_z = of_tensors(ops.hmm_log_likelihood, inputs)
+    assert torch.autograd.gradcheck(log_z, tensors)
+    assert torch.autograd.gradgradcheck(log_z, tensors)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -206,7 +206,7 @@ def test_a_third_derivative_is_an_error():
 
 def poisoned(inputs):
     """NaN, inf, -inf and large numbers in every place that no sequence uses."""
-    batch, steps, states = inputs["log_emit"].shape
+    steps = inputs["log_emit"].shape[1]
     trash = torch.tensor([torch.nan, INF, -INF, 3e38])
 
     def spoil(x, used):
