@@ -14,6 +14,10 @@ usage: oneshot <command> [options]
 
   rlvr train   post-train a language model on one (or a few) verifiable problems
   rlvr eval    accuracy of a model on problems with known answers
+  chmm fit     one label sequence from many noisy sources (conditional HMM)
+  chmm alt     the same, in turn with a BERT tagger (CHMM-ALT)
+  chmm label   label sentences with a trained CHMM or tagger
+  chmm eval    methods side by side on weakly labelled data
   demo         one-example RLVR on the embedded model, beside two control rewards
   bench        benchmarks of the ops
   info         versions, native library, instruction set
@@ -35,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         print(__version__)
         return 0
-    commands = {"rlvr": _rlvr, "demo": _demo, "bench": _bench, "info": _info}
+    commands = {"rlvr": _rlvr, "chmm": _chmm, "demo": _demo, "bench": _bench, "info": _info}
     if command not in commands:
         print(f"oneshot: no command {command!r}\n\n{USAGE}", end="", file=sys.stderr)
         return 2
@@ -103,6 +107,18 @@ def _rlvr_eval(words: list[str]) -> int:
         Path(config.output).write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
     print(json.dumps(result.figures(), indent=1))
     return 0
+
+
+def _chmm(words: list[str]) -> int:
+    from oneshot.chmm.commands import main as chmm
+
+    try:
+        return chmm(words)
+    except (ValueError, OSError, RuntimeError, ImportError, FloatingPointError) as error:
+        return _failed(error)
+    except KeyboardInterrupt:
+        print("oneshot: interrupted; the same command with --resume continues", file=sys.stderr)
+        return 130
 
 
 def _demo(words: list[str]) -> int:

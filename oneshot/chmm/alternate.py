@@ -4,9 +4,10 @@ Phase I:  CHMM on the sources; tagger on the CHMM's posteriors.
 Phase II: again and again: the tagger's predictions become one more source (they replace those of
           the loop before); a new CHMM on all of them; the tagger goes on, from its best weights,
           on the new posteriors.
-The result is the tagger of the best loop by entity F1 on valid. Every stage (a CHMM or a tagger)
-is a function of the one before, the seed and its number, and ends in a checkpoint: a killed run
-continues with the stage it was in, bit for bit.
+The result is the tagger of the best loop by entity F1 on valid (the paper's system), and beside it
+the best CHMM, which reads the sources and the tagger of the loop before. Every stage (a CHMM or a
+tagger) is a function of the one before, the seed and its number, and ends in a checkpoint: a killed
+run continues with the stage it was in, bit for bit.
 """
 
 from __future__ import annotations
@@ -16,12 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 
 from oneshot.chmm import metrics
-from oneshot.chmm.alternate_state import TAGGER_SOURCE, Floats, State, load, publish, save
+from oneshot.chmm.alternate_state import Floats, State, load, publish, save
 from oneshot.chmm.batches import Examples
 from oneshot.chmm.config import ChmmConfig
 from oneshot.chmm.data import Sentence
@@ -29,8 +28,9 @@ from oneshot.chmm.fit import open_log
 from oneshot.chmm.labels import Ids, LabelSpace
 from oneshot.chmm.model import CHMM, log_likelihood_per_token
 from oneshot.chmm.plots import plot_curves
-from oneshot.chmm.prepare import Prepared, prepare, with_source
+from oneshot.chmm.prepare import Prepared, prepare
 from oneshot.chmm.tagger import Tagger, hard_labels, one_hot, train_tagger
+from oneshot.chmm.tagger_source import TAGGER_SOURCE, with_tagger
 from oneshot.chmm.trainer import make_model, make_optimizer, train_chmm
 from oneshot.runs.folder import open_run, write_config
 from oneshot.runs.jsonl import read_jsonl
@@ -48,14 +48,16 @@ class AlternateResult:
     """What a finished run leaves.
 
     Attributes:
-        output: Its folder, with `tagger`, a model folder.
+        output: Its folder, with `tagger`, a model folder, and `chmm`, a CHMM folder.
         history: The rows of metrics.jsonl, one for each stage.
-        best_loop: Loop of the final tagger.
+        tagger: The row of the final tagger.
+        chmm: The row of the best CHMM.
     """
 
     output: Path
     history: list[dict[str, Any]]
-    best_loop: int
+    tagger: dict[str, Any]
+    chmm: dict[str, Any]
 
 
 def alternate(
@@ -103,7 +105,9 @@ def alternate(
     publish(folder)
     history = read_jsonl(folder / "metrics.jsonl")
     plot_curves(history, folder / "curves.png")
-    return AlternateResult(folder, history, state.best_loop)
+    return AlternateResult(
+        folder, history, history[2 * state.best_loop + 1], history[2 * state.best_chmm_loop]
+    )
 
 
 def chmm_stage(
@@ -120,9 +124,6 @@ def chmm_stage(
     seed = derive_seed(config.run.seed, "alternate chmm", loop)
     model = make_model(config, labels, sources, examples, priors, seed)
 
-    def told(_: object, row: Figures) -> None:
-        log.say("  " + "  ".join(f"{name} {value:.4f}" for name, value in row.items()))
-
     train_chmm(
         model,
         make_optimizer(model, config.training),
@@ -130,7 +131,7 @@ def chmm_stage(
         examples["valid"],
         config.training,
         seed,
-        after_epoch=told,
+        after_epoch=lambda now, row: _tell(log, {"epoch": now.epoch, **row}),
     )
     predictions = {
         split: model.predict(x, constrained=config.training.constrained)
@@ -144,6 +145,9 @@ def chmm_stage(
     for split, found in predictions.items():
         figures |= scores(f"chmm/{split}", labels, examples[split].sentences, found.labels)
         figures[f"chmm/{split}_log_likelihood"] = log_likelihood_per_token(found)
+    score = figures.get("chmm/valid_f1", float(loop))
+    if score > state.best_chmm_score:
+        state.best_chmm_loop, state.best_chmm_score = loop, score
     return model, figures
 
 
@@ -176,9 +180,7 @@ def tagger_stage(
         lr=lr,
         one_update_per_epoch=loop > 0 and config.alternate.one_update_per_epoch,
         score=score,
-        progress=lambda row: log.say(
-            "  " + "  ".join(f"{name} {value:.4f}" for name, value in row.items())
-        ),
+        progress=lambda row: _tell(log, row),
     )
     if history.best_score > state.best_score:
         state.best_loop, state.best_score = loop, history.best_score
@@ -200,25 +202,11 @@ def add_tagger(
     prepared: Prepared, predictions: Mapping[str, Floats], config: ChmmConfig
 ) -> dict[str, Examples]:
     """All splits with the tagger's predictions as the last source."""
-    labels = prepared.dataset.labels
-    result = {}
-    for split, examples in prepared.examples.items():
-        soft = None
-        if config.alternate.variant == "paper":
-            soft = [soft_frequency(p) for p in predictions[split]]
-        hard = hard_labels(labels, predictions[split] if soft is None else soft)
-        result[split] = with_source(examples, hard, soft, len(labels), config.data)
-    return result
-
-
-def soft_frequency(probabilities: npt.NDArray[np.floating]) -> npt.NDArray[np.float32]:
-    """p^2 / (sum of p over the sentence), rows normalised again: surer, and fairer to rare labels.
-
-    Source: Xie, Girshick and Farhadi 2016 (DEC), equation 3, inside each sentence.
-    """
-    p = probabilities.astype(np.float64)
-    weighted = p**2 / p.sum(0)
-    return (weighted / weighted.sum(1, keepdims=True)).astype(np.float32)
+    soft = config.alternate.variant == "paper"
+    return {
+        split: with_tagger(x, predictions[split], prepared.dataset.labels, config.data, soft)
+        for split, x in prepared.examples.items()
+    }
 
 
 def make_targets(posteriors: Floats, paths: Sequence[Ids], kind: str) -> Floats:
@@ -244,3 +232,9 @@ def scores(
         f"{name}_precision": score.precision,
         f"{name}_recall": score.recall,
     }
+
+
+def _tell(log: MetricsLog, row: Mapping[str, float]) -> None:
+    """One line for an epoch inside a stage."""
+    figures = [f"{name} {value:.4f}" for name, value in row.items() if name != "epoch"]
+    log.say("  ".join([f"  epoch {row['epoch']:.0f}", *figures]))

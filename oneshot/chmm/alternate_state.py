@@ -20,12 +20,11 @@ from oneshot.chmm.labels import Ids
 from oneshot.chmm.model import CHMM
 from oneshot.chmm.prepare import Prepared
 from oneshot.chmm.tagger import Tagger
+from oneshot.chmm.tagger_source import TAGGER_SOURCE
 from oneshot.runs import checkpoints
 from oneshot.runs.checkpoints import CheckpointError
 
 Floats = Sequence[npt.NDArray[np.floating]]
-
-TAGGER_SOURCE = "tagger"
 
 
 @dataclass
@@ -38,8 +37,10 @@ class State:
         paths: The CHMM's label path of each sentence of valid (for selection by weak labels).
         tagger: The tagger, once there is one.
         predictions: Its probabilities by split.
-        best_loop: Loop whose tagger is the result so far, -1 for none.
+        best_loop: Loop of the best tagger so far, -1 for none.
         best_score: Its selection score.
+        best_chmm_loop: The same for the CHMM.
+        best_chmm_score: Its entity F1 on valid; without gold labels its loop.
     """
 
     stage: int = 0
@@ -49,6 +50,8 @@ class State:
     predictions: dict[str, Floats] = field(default_factory=dict)
     best_loop: int = -1
     best_score: float = float("-inf")
+    best_chmm_loop: int = -1
+    best_chmm_score: float = float("-inf")
 
 
 def save(
@@ -71,25 +74,33 @@ def save(
         "stage": state.stage,
         "best_loop": state.best_loop,
         "best_score": state.best_score if state.best_loop >= 0 else None,
+        "best_chmm_loop": state.best_chmm_loop,
+        "best_chmm_score": state.best_chmm_score,
     }
     with checkpoints.writing(root, state.stage) as checkpoint:
         if chmm is not None:
-            sources = prepared.dataset.sources
-            if chmm.n_sources > len(sources):
-                sources = (*sources, TAGGER_SOURCE)
-            save_model(checkpoint / "chmm", chmm, sources, config.encoder, config.data)
             save_file(_targets(state), checkpoint / "targets.safetensors")
-            _carry(before, checkpoint, "tagger", "best", "predictions.safetensors")
+            _carry(before, checkpoint, "tagger", "best_tagger", "predictions.safetensors")
+            if state.best_chmm_loop == loop:
+                sources = prepared.dataset.sources
+                if state.tagger is not None:
+                    sources = (*sources, TAGGER_SOURCE)
+                best = checkpoint / "best_chmm"
+                save_model(best, chmm, sources, config)
+                if state.tagger is not None:  # the source, without which this CHMM is of no use
+                    _link(checkpoint / "tagger", best / TAGGER_SOURCE)
+            else:
+                _carry(before, checkpoint, "best_chmm")
         else:
             assert state.tagger is not None
             state.tagger.save(checkpoint / "tagger")
             found = {s: torch.from_numpy(np.concatenate(p)) for s, p in state.predictions.items()}
             save_file(found, checkpoint / "predictions.safetensors")
-            _carry(before, checkpoint, "chmm", "targets.safetensors")
+            _carry(before, checkpoint, "best_chmm", "targets.safetensors")
             if state.best_loop == loop:
-                _link(checkpoint / "tagger", checkpoint / "best")
+                _link(checkpoint / "tagger", checkpoint / "best_tagger")
             else:
-                _carry(before, checkpoint, "best")
+                _carry(before, checkpoint, "best_tagger")
         write_state(checkpoint, told, digest)
     checkpoints.prune(root, 1)
 
@@ -123,15 +134,14 @@ def load(checkpoint: Path, prepared: Prepared, config: ChmmConfig, digest: str) 
 
 
 def publish(folder: Path) -> None:
-    """Puts the best tagger and the last CHMM where the user looks for them."""
+    """Puts the best tagger and the best CHMM where the user looks for them."""
     checkpoints.prune(folder / "checkpoints", 1)  # a kill may have left the one before
     newest = checkpoints.latest(folder / "checkpoints")
     if newest is None:
         raise CheckpointError(f"{folder}: the run has no checkpoint")
-    for source, name in (("best", "tagger"), ("chmm", "chmm")):
-        if (newest / source).exists():
-            shutil.rmtree(folder / name, ignore_errors=True)
-            _link(newest / source, folder / name)
+    for name in ("tagger", "chmm"):
+        shutil.rmtree(folder / name, ignore_errors=True)
+        _link(newest / f"best_{name}", folder / name)
 
 
 def _targets(state: State) -> dict[str, Tensor]:

@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from oneshot.chmm.config import DataConfig, EncoderConfig, ModelConfig
+from oneshot.chmm.config import ChmmConfig, DataConfig, EncoderConfig, ModelConfig
 from oneshot.chmm.labels import LabelSpace
 from oneshot.chmm.model import CHMM
 from oneshot.chmm.trainer import Progress
@@ -31,17 +31,24 @@ STATE, BEST, OPTIMIZER = "state.json", "best.safetensors", "optimizer.safetensor
 
 @dataclass(frozen=True)
 class SavedModel:
-    """A trained CHMM with what it takes to use it on new sentences."""
+    """A trained CHMM with what it takes to use it on new sentences.
+
+    Attributes:
+        model: The CHMM.
+        sources: Names of its sources; `TAGGER_SOURCE` is the tagger in the subfolder "tagger".
+        encoder: Encoder of the embeddings.
+        data: The abstention rule.
+        soft: Whether the tagger's votes are soft.
+    """
 
     model: CHMM
     sources: tuple[str, ...]
     encoder: EncoderConfig
     data: DataConfig
+    soft: bool
 
 
-def save_model(
-    folder: Path, model: CHMM, sources: Sequence[str], encoder: EncoderConfig, data: DataConfig
-) -> None:
+def save_model(folder: Path, model: CHMM, sources: Sequence[str], config: ChmmConfig) -> None:
     """Writes a CHMM folder (creates it)."""
     folder.mkdir(parents=True, exist_ok=True)
     save_file(_contiguous(model.state_dict()), folder / MODEL)
@@ -50,9 +57,10 @@ def save_model(
         "sources": list(sources),
         "dim": model.dim,
         "model": asdict(model.config),
-        "encoder": asdict(encoder),
-        "rule": data.rule,
-        "o_is_silence": data.o_is_silence,
+        "encoder": asdict(config.encoder),
+        "rule": config.data.rule,
+        "o_is_silence": config.data.o_is_silence,
+        "soft_tagger": config.alternate.variant == "paper",
     }
     (folder / INFO).write_text(json.dumps(info, indent=1) + "\n", encoding="utf-8")
 
@@ -70,10 +78,10 @@ def load_model(folder: Path) -> SavedModel:
         model = CHMM(info["dim"], len(info["sources"]), labels, config)
         model.load_state_dict(load_file(folder / MODEL))
         data = DataConfig(path="", rule=info["rule"], o_is_silence=info["o_is_silence"])
-        encoder = EncoderConfig(**info["encoder"])
+        encoder, soft = EncoderConfig(**info["encoder"]), bool(info["soft_tagger"])
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         raise CheckpointError(f"{folder}: no readable CHMM ({error})") from error
-    return SavedModel(model, tuple(info["sources"]), encoder, data)
+    return SavedModel(model, tuple(info["sources"]), encoder, data, soft)
 
 
 def save_training(

@@ -110,7 +110,7 @@ def fit(config: ChmmConfig, *, resume: bool = False, prepared: Prepared | None =
         log.close()
     # A kill between the last checkpoint and the removal of the one before leaves nothing to train.
     checkpoints.prune(folder / "checkpoints", 1)
-    checkpoint.save_model(folder / "chmm", model, dataset.sources, config.encoder, config.data)
+    checkpoint.save_model(folder / "chmm", model, dataset.sources, config)
     history = read_jsonl(folder / "metrics.jsonl")
     plot_curves(history, folder / "curves.png")
     plot_matrices(model, examples["train"], dataset.sources, folder)

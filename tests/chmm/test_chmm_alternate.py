@@ -1,5 +1,6 @@
 """CHMM-ALT: the tagger as one source, replaced and never added again; what goes where; resuming."""
 
+import dataclasses
 import json
 
 import chmm_tiny
@@ -9,11 +10,13 @@ import torch
 
 from oneshot.chmm import alternate as alt
 from oneshot.chmm import metrics
+from oneshot.chmm.batches import Examples
 from oneshot.chmm.checkpoint import load_model
 from oneshot.chmm.config import AlternateConfig, DataConfig, TaggerConfig
 from oneshot.chmm.data import LabelSpace, Sentence
-from oneshot.chmm.prepare import prepare, with_source
+from oneshot.chmm.prepare import observe, prepare
 from oneshot.chmm.tagger import Tagger, hard_labels
+from oneshot.chmm.tagger_source import soft_frequency, with_tagger
 
 LABELS = LabelSpace(("COLOUR",))
 
@@ -25,7 +28,7 @@ def test_soft_frequency_by_hand():
     for row in p:
         w = [row[0] ** 2 / f[0], row[1] ** 2 / f[1]]
         expected.append([w[0] / sum(w), w[1] / sum(w)])
-    found = alt.soft_frequency(p)
+    found = soft_frequency(p)
     np.testing.assert_allclose(found, expected, rtol=1e-6)
     assert found[0, 1] > 0.5  # the rarer label gains
 
@@ -42,31 +45,28 @@ def test_targets():
 def add(rule, soft=True):
     """Two sources and a tagger on three tokens: tagger alone, against a source, all O."""
     votes = np.array([[-1, 0], [1, -1], [-1, 0]])
-    hard = [np.array([1, 0, 0])]
-    probabilities = [np.array([[0.3, 0.6, 0.1], [0.8, 0.1, 0.1], [0.7, 0.2, 0.1]], np.float32)]
+    probabilities = [np.array([[0.1, 0.8, 0.1], [0.8, 0.1, 0.1], [0.7, 0.2, 0.1]], np.float32)]
     config = DataConfig(path="", rule=rule)
-    from oneshot.chmm.batches import Examples
-    from oneshot.chmm.prepare import observe
-
     sentence = Sentence(("a", "b", "c"), votes)
     before = Examples([sentence], [torch.zeros(4, 1)], observe([sentence], 3, config))
-    after = with_source(before, hard, probabilities if soft else None, 3, config)
+    after = with_tagger(before, probabilities, LABELS, config, soft)
     assert after.sentences[0].votes.tolist() == [[-1, 0, 1], [1, -1, 0], [-1, 0, 0]]
     assert before.observations[0].shape == (3, 2, 3)  # as it was
-    return after.observations[0].numpy()
+    return after.observations[0].numpy(), soft_frequency(probabilities[0])
 
 
 def test_the_tagger_takes_part_in_the_rule_of_silence():
     """Where it alone sees an entity, the others' silence counts for nothing."""
     flat = np.array([0.01, 0.33, 0.33], np.float32)
-    found = add("reference")
-    np.testing.assert_allclose(found[0], [flat, flat, [0.3, 0.6, 0.1]])
+    found, p = add("reference")
+    np.testing.assert_allclose(found[0], [flat, flat, p[0]])
     np.testing.assert_allclose(found[1], [[0, 1, 0], flat, flat])  # its O is silence there
-    np.testing.assert_allclose(found[2], [[1, 0, 0], [1, 0, 0], [0.7, 0.2, 0.1]])
-    found = add("abstain")
-    np.testing.assert_allclose(found[0], [[0, 0, 0], [1, 0, 0], [0.3, 0.6, 0.1]])
-    np.testing.assert_allclose(found[1], [[0, 1, 0], [0, 0, 0], [0.8, 0.1, 0.1]])
-    np.testing.assert_allclose(add("reference", soft=False)[0, 2], [0, 1, 0])
+    np.testing.assert_allclose(found[2], [[1, 0, 0], [1, 0, 0], p[2]])
+    found, p = add("abstain")
+    np.testing.assert_allclose(found[0], [[0, 0, 0], [1, 0, 0], p[0]])
+    np.testing.assert_allclose(found[1], [[0, 1, 0], [0, 0, 0], p[1]])
+    found, _ = add("reference", soft=False)
+    np.testing.assert_allclose(found[:, 2], [[0, 1, 0], flat, [1, 0, 0]])
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +77,7 @@ def finished(tiny_folder, tmp_path_factory):
 
 
 def test_stages_and_files(finished):
-    config, result, prepared = finished
+    _, result, _ = finished
     assert [row["step"] for row in result.history] == [1, 2, 3, 4, 5, 6]
     for row in result.history:
         kind = "tagger" if row["step"] % 2 == 0 else "chmm"
@@ -91,19 +91,41 @@ def test_stages_and_files(finished):
 
 def test_the_result_is_the_tagger_of_the_best_loop(finished):
     config, result, prepared = finished
-    scores = [row["tagger/valid_f1"] for row in result.history[1::2]]
-    assert result.best_loop == scores.index(max(scores))
+    taggers, chmms = result.history[1::2], result.history[::2]
+    assert result.tagger is max(taggers, key=lambda row: row["tagger/valid_f1"])
+    assert result.chmm is max(chmms, key=lambda row: row["chmm/valid_f1"])
     tagger = Tagger.load(str(result.output / "tagger"), LABELS, config.tagger)
     test = prepared.examples["test"].sentences
     found = hard_labels(LABELS, tagger.predict([s.tokens for s in test]))
     f1 = metrics.entity_scores(LABELS, metrics.gold_of(test), found)["micro"].f1
-    assert f1 == result.history[2 * result.best_loop + 1]["tagger/test_f1"]
+    assert f1 == result.tagger["tagger/test_f1"]
 
 
-def test_the_tagger_is_one_source_in_every_loop(finished):
-    _, result, prepared = finished
+@pytest.mark.parametrize("best", [0, 2])
+def test_the_tagger_is_one_source_and_comes_with_its_chmm(finished, tmp_path, monkeypatch, best):
+    """Never two, whatever the loop; the CHMM that is kept has the tagger it was trained with."""
+    config, _, _ = finished
+    monkeypatch.setattr(alt, "scores", lambda name, *_: {f"{name}_f1": 0.0})
+    config = dataclasses.replace(config, run=dataclasses.replace(config.run, output=str(tmp_path)))
+    stage, loops = alt.chmm_stage, []
+
+    def favoured(state, prepared, config, loop, log):
+        before = state.best_chmm_loop, state.best_chmm_score
+        model, figures = stage(state, prepared, config, loop, log)
+        loops.append((model.n_sources, None if state.tagger is None else loop - 1))
+        if loop == best:
+            state.best_chmm_loop, state.best_chmm_score = loop, 1.0
+        else:
+            state.best_chmm_loop, state.best_chmm_score = before
+        return model, figures
+
+    monkeypatch.setattr(alt, "chmm_stage", favoured)
+    result = alt.alternate(config)
+    assert loops == [(3, None), (4, 0), (4, 1)]
+    assert result.chmm["step"] == 2 * best + 1
     saved = load_model(result.output / "chmm")
-    assert saved.sources == (*prepared.dataset.sources, "tagger")
+    assert len(saved.sources) == (3 if best == 0 else 4)
+    assert (result.output / "chmm" / "tagger").exists() == (best > 0)
 
 
 @pytest.mark.parametrize("variant", ["paper", "master"])

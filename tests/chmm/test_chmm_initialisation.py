@@ -11,7 +11,7 @@ from oneshot.chmm.initialisation import initial_matrices, start
 from oneshot.chmm.model import CHMM
 
 ONE, TWO = LabelSpace(("x",)), LabelSpace(("x", "y"))
-O, B, I, BY, IY = range(5)
+OUT, B, IN, BY, IY = range(5)
 
 
 def matrices(labels, votes, config=None, priors=None):
@@ -21,12 +21,12 @@ def matrices(labels, votes, config=None, priors=None):
 
 
 def test_start():
-    assert matrices(TWO, [[[O]]]).start.tolist() == [0.96, 0.01, 0.01, 0.01, 0.01]
+    assert matrices(TWO, [[[OUT]]]).start.tolist() == [0.96, 0.01, 0.01, 0.01, 0.01]
 
 
 def test_transitions_are_counts_of_all_sources_and_one_for_each_legal_pair():
     # first: O B I I O, second: silent, O, B, B, silent; before the sentence: O
-    votes = [[[O, -1], [B, O], [I, B], [I, B], [O, -1]]]
+    votes = [[[OUT, -1], [B, OUT], [IN, B], [IN, B], [OUT, -1]]]
     found = matrices(ONE, votes).transitions
     counts = np.array(
         [
@@ -40,7 +40,7 @@ def test_transitions_are_counts_of_all_sources_and_one_for_each_legal_pair():
     counts[0] = [1 + 2 + 1, 1 + 2, 0]
     expected = np.maximum(counts / counts.sum(1, keepdims=True), 1e-6)
     np.testing.assert_allclose(found, expected / expected.sum(1, keepdims=True), rtol=1e-12)
-    assert 0 < found[O, I] < 2e-6
+    assert 0 < found[OUT, IN] < 2e-6
 
 
 def by_hand(labels, recall, precision, count):
@@ -67,7 +67,7 @@ def by_hand(labels, recall, precision, count):
 
 
 def test_emissions():
-    votes = [[[O, B], [B, -1], [I, BY], [O, IY], [B, O], [O, O], [O, O]]]
+    votes = [[[OUT, B], [B, -1], [IN, BY], [OUT, IY], [B, OUT], [OUT, OUT], [OUT, OUT]]]
     config = InitialConfig(recall=0.65, priors={"second": {"y": (0.5, 0.4)}})
     found = matrices(TWO, votes, config, {"first": {"x": (0.6, 0.8)}, "second": {"y": (0.1, 0.1)}})
     first = by_hand(TWO, [0.9, 0.8, 0.8, 0.65, 0.65], [0.8, 0.6, 0.6, 0.7, 0.7], [4, 2, 1, 0, 0])
@@ -80,7 +80,7 @@ def test_emissions():
 def test_a_source_that_never_says_anything_speaks_against_nothing():
     """It gets the same rows for every type."""
     found = matrices(TWO, [[[-1], [-1]]]).emissions[0]
-    np.testing.assert_allclose(found[B], found[BY][[O, BY, IY, B, I]])
+    np.testing.assert_allclose(found[B], found[BY][[OUT, BY, IY, B, IN]])
     assert found.diagonal() == pytest.approx([0.9, 0.7, 0.7, 0.7, 0.7], abs=1e-4)
 
 

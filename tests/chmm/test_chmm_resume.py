@@ -13,7 +13,6 @@ from oneshot.chmm.fit import fit
 from oneshot.runs import checkpoints
 from oneshot.runs.jsonl import read_jsonl
 
-
 SHORT = ["--training.epochs=3", "--alternate.loops=1"]
 
 

@@ -73,7 +73,7 @@ CONFIG = TrainingConfig(epochs=12, batch_size=8, nn_lr=0.03)
 
 
 def test_it_learns_where_each_source_is_right(splits):
-    model, progress, rows = run(splits, CONFIG)
+    _, progress, rows = run(splits, CONFIG)
     likelihood = [row["valid/log_likelihood"] for row in rows]
     assert likelihood[-1] > likelihood[0] + 0.2
     assert progress.best_score == max(row["valid/f1"] for row in rows)

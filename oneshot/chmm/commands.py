@@ -1,0 +1,156 @@
+"""`oneshot chmm fit | label | alt | eval`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+USAGE = """\
+usage: oneshot chmm <command> [options]
+
+  fit     train a CHMM on weak labels
+  alt     CHMM-ALT: CHMM and BERT tagger in turn
+  label   label sentences with a trained CHMM or tagger (JSON lines)
+  eval    methods side by side on one or more data sets (Markdown, JSON, PNG)
+"""
+
+
+def main(words: Sequence[str]) -> int:
+    """Runs one command; returns its exit status. Expected errors are raised."""
+    commands = {"fit": _fit, "alt": _alt, "label": _label, "eval": _eval}
+    if not words or words[0] not in commands:
+        asked = bool(words) and words[0] in ("-h", "--help")
+        print(USAGE, end="", file=sys.stdout if asked else sys.stderr)
+        return 0 if asked else 2
+    return commands[words[0]](list(words[1:]))
+
+
+def _fit(words: list[str]) -> int:
+    from oneshot.chmm.config import ChmmConfig
+    from oneshot.runs.config import argument_parser, instantiate
+
+    parser = argument_parser(ChmmConfig, "oneshot chmm fit")
+    _add_resume(parser)
+    parsed = parser.parse_args(words)
+    config = instantiate(ChmmConfig, parser, parsed)
+    from oneshot.chmm.fit import fit
+
+    _quiet()
+    result = fit(config, resume=parsed.resume)
+    for split, figures in result.figures.items():
+        print(
+            f"{split:5}  F1 {100 * figures['f1']:.2f}  P {100 * figures['precision']:.2f}  "
+            f"R {100 * figures['recall']:.2f}  log-likelihood/token "
+            f"{figures['log_likelihood_per_token']:.4f}"
+        )
+    print(f"epoch {result.best_epoch}; model {result.output / 'chmm'}")
+    return 0
+
+
+def _alt(words: list[str]) -> int:
+    from oneshot.chmm.config import ChmmConfig
+    from oneshot.runs.config import argument_parser, instantiate
+
+    parser = argument_parser(ChmmConfig, "oneshot chmm alt")
+    _add_resume(parser)
+    parsed = parser.parse_args(words)
+    config = instantiate(ChmmConfig, parser, parsed)
+    from oneshot.chmm.alternate import alternate
+
+    _quiet()
+    result = alternate(config, resume=parsed.resume)
+    rows = (("first CHMM", "chmm", result.history[0]), ("tagger", "tagger", result.tagger),
+            ("best CHMM", "chmm", result.chmm))  # fmt: skip
+    for title, kind, row in rows:
+        scores = [
+            f"{split} F1 {100 * row[f'{kind}/{split}_f1']:.2f}"
+            for split in ("valid", "test")
+            if f"{kind}/{split}_f1" in row
+        ]
+        print(f"{title:10}  loop {(row['step'] - 1) // 2}  " + "  ".join(scores))
+    print(f"tagger {result.output / 'tagger'}\nCHMM   {result.output / 'chmm'}")
+    return 0
+
+
+def _label(words: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="oneshot chmm label",
+        description="Labels and posteriors of every sentence of a split, one JSON object a line.",
+    )
+    parser.add_argument("model", type=Path, help="folder `chmm` or `tagger` of a run")
+    parser.add_argument("data", type=Path, help="folder of weak labels")
+    parser.add_argument("--split", default="test", choices=("train", "valid", "test"))
+    parser.add_argument("--form", default="auto", help="format of the data (default: auto)")
+    parser.add_argument("--output", type=Path, required=True, help="file to write")
+    parser.add_argument(
+        "--unconstrained", action="store_true", help="allow label pairs that BIO forbids"
+    )
+    parsed = parser.parse_args(words)
+    from oneshot.chmm.labelling import label
+
+    _quiet()
+    count = label(
+        parsed.model,
+        parsed.data,
+        parsed.split,
+        parsed.output,
+        form=parsed.form,
+        constrained=not parsed.unconstrained,
+    )
+    print(f"{count} sentences in {parsed.output}")
+    return 0
+
+
+def _eval(words: list[str]) -> int:
+    from oneshot.chmm.evaluation import METHODS, evaluate
+
+    parser = argparse.ArgumentParser(
+        prog="oneshot chmm eval",
+        description="Methods side by side. Options such as --tagger.epochs 3 apply to every file.",
+    )
+    parser.add_argument("configs", nargs="+", type=Path, help="YAML files, one for each data set")
+    parser.add_argument(
+        "--methods",
+        default=",".join(METHODS),
+        help=f"some of {', '.join(METHODS)} (default: all), separated by commas",
+    )
+    parser.add_argument("--seeds", default="1", help="separated by commas (default: 1)")
+    parser.add_argument("--output", type=Path, required=True, help="folder; continued if it exists")
+    parsed, overrides = parser.parse_known_args(words)
+    from rich.console import Console
+    from rich.markdown import Markdown
+
+    from oneshot.chmm.config import ChmmConfig
+    from oneshot.chmm.report import markdown
+    from oneshot.runs.config import load
+
+    configs = [load(ChmmConfig, path, overrides) for path in parsed.configs]
+    seeds = [int(seed) for seed in parsed.seeds.split(",")]
+    _quiet()
+    errors = Console(stderr=True)
+    rows = evaluate(
+        configs,
+        parsed.methods.split(","),
+        seeds,
+        parsed.output,
+        lambda text: errors.print(text, markup=False, highlight=False),
+    )
+    Console(width=max(120, errors.width)).print(Markdown(markdown(rows)))
+    print(parsed.output / "results.md")
+    return 0
+
+
+def _add_resume(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--resume", action="store_true", help="Continue the run in run.output (or start it)."
+    )
+
+
+def _quiet() -> None:
+    """Switches off transformers' own bars and its report of a new classification head."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()

@@ -1,0 +1,91 @@
+"""Results of an evaluation as a Markdown table, JSON and a bar chart."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+Row = dict[str, Any]
+
+# Column of the table -> (key of a row, factor, digits)
+COLUMNS = {
+    "P": ("test_precision", 100, 2),
+    "R": ("test_recall", 100, 2),
+    "F1": ("test_f1", 100, 2),
+    "valid F1": ("valid_f1", 100, 2),
+    "LL/token": ("test_log_likelihood_per_token", 1, 3),
+    "NLL of gold": ("test_nll", 1, 3),
+    "ECE": ("test_ece", 1, 3),
+}
+
+
+def write_report(rows: Sequence[Row], output: Path) -> None:
+    """Writes results.md, results.json and results.png."""
+    output.mkdir(parents=True, exist_ok=True)
+    (output / "results.json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+    (output / "results.md").write_text(markdown(rows), encoding="utf-8")
+    plot(rows, output / "results.png")
+
+
+def markdown(rows: Sequence[Row]) -> str:
+    """One table for each data set: scores on test, mean +- standard deviation over seeds."""
+    parts = []
+    for dataset in dict.fromkeys(row["dataset"] for row in rows):
+        parts.append(f"### {dataset}\n")
+        parts.append("| method | seeds | " + " | ".join(COLUMNS) + " | minutes |")
+        parts.append("|---" * (len(COLUMNS) + 3) + "|")
+        for title, cells in _grouped(rows, dataset):
+            minutes = statistics.fmean(cell["seconds"] for cell in cells) / 60
+            figures = [_mean(cells, *column) for column in COLUMNS.values()]
+            if "missing" in cells[0]:
+                figures = [cells[0]["missing"], *[""] * (len(COLUMNS) - 1)]
+            parts.append(
+                f"| {title} | {len(cells)} | " + " | ".join(figures) + f" | {minutes:.1f} |"
+            )
+        parts.append("")
+    return "\n".join(parts) + "\n"
+
+
+def plot(rows: Sequence[Row], path: Path) -> None:
+    """Test F1 of every method as bars, one panel for each data set; dots are seeds."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    datasets = list(dict.fromkeys(row["dataset"] for row in rows))
+    longest = max(len(_grouped(rows, dataset)) for dataset in datasets)
+    figure = Figure(figsize=(5.2 * len(datasets), 1 + 0.24 * longest), layout="constrained")
+    FigureCanvasAgg(figure)
+    for number, dataset in enumerate(datasets, start=1):
+        axes = figure.add_subplot(1, len(datasets), number)
+        groups = [g for g in _grouped(rows, dataset) if "missing" not in g[1][0]]
+        for place, (_, cells) in enumerate(groups):
+            scores = [100 * cell["test_f1"] for cell in cells]
+            axes.barh(place, statistics.fmean(scores), color="tab:blue", alpha=0.7)
+            axes.plot(scores, [place] * len(scores), ".", color="black", markersize=3)
+        axes.set_yticks(range(len(groups)), [title for title, _ in groups], fontsize=7)
+        axes.invert_yaxis()
+        axes.set_title(f"{dataset}: entity F1 (test)", fontsize=9)
+        axes.tick_params(axis="x", labelsize=7)
+        axes.grid(alpha=0.3, axis="x")
+    temporary = path.with_suffix(".drawing")
+    figure.savefig(temporary, dpi=110, format="png")
+    temporary.replace(path)
+
+
+def _grouped(rows: Sequence[Row], dataset: str) -> list[tuple[str, list[Row]]]:
+    titles = dict.fromkeys(row["row"] for row in rows if row["dataset"] == dataset)
+    return [
+        (title, [row for row in rows if row["dataset"] == dataset and row["row"] == title])
+        for title in titles
+    ]
+
+
+def _mean(cells: Sequence[Row], key: str, factor: float, digits: int) -> str:
+    values = [factor * cell[key] for cell in cells if cell.get(key) is not None]
+    if not values:
+        return ""
+    text = f"{statistics.fmean(values):.{digits}f}"
+    return f"{text} ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else text
