@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -17,7 +19,7 @@ def _multiply(constant: int, x: Tensor) -> tuple[Tensor, Tensor]:
     return middle >> 16, (middle & 0xFFFF) << 16 | (low & 0xFFFF)
 
 
-def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, int]) -> list[Tensor]:
+def philox(counter: Sequence[Tensor], key: tuple[int, int]) -> list[Tensor]:
     """Philox4x32-10 (Salmon et al. 2011): four random words; words are int64 in [0, 2^32)."""
     c0, c1, c2, c3 = counter
     k0, k1 = key
@@ -29,15 +31,18 @@ def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, int])
     return [c0, c1, c2, c3]
 
 
-def uniform(seed: int, ids: Tensor, sample: Tensor, step: int, dtype: torch.dtype) -> Tensor:
-    """One number in [0, 1) for each (id, sample), as float64.
+def uniform(seed: int, ids: Tensor, num_samples: int, steps: int, dtype: torch.dtype) -> Tensor:
+    """Numbers in [0, 1), float64 [num_samples, B, steps]; ids is int64 [B].
 
     Key: low and high word of the seed; counter: low and high word of the id, sample, step. The
     first 24 bits of the output for float32, the first 53 for float64.
     """
-    ids, sample = torch.broadcast_tensors(ids, sample)
-    counter = (ids & _LOW, (ids >> 32) & _LOW, sample, torch.full_like(ids, step))
-    first, second, _, _ = philox(counter, (seed & _LOW, (seed >> 32) & _LOW))
+    sample = torch.arange(num_samples, device=ids.device)[:, None, None]
+    step = torch.arange(steps, device=ids.device)
+    counter = torch.broadcast_tensors(
+        ids[:, None] & _LOW, (ids[:, None] >> 32) & _LOW, sample, step
+    )
+    first, second, _, _ = philox(counter, (seed & _LOW, seed >> 32))
     if dtype == torch.float32:
         return (first >> 8).double() * 2.0**-24
     return ((first << 21) | (second >> 11)).double() * 2.0**-53
@@ -71,19 +76,16 @@ def hmm_sample(
     alphas, log_likelihood = filtered(c)
     rows = torch.arange(batch, device=log_emit.device)
     ids = rows if sequence_ids is None else sequence_ids
-    samples = torch.arange(num_samples, device=log_emit.device)[:, None]
-    possible = (log_likelihood > NEVER)[:, None]
+    draws = uniform(seed, ids, num_samples, steps, log_emit.dtype).unbind(2)
+    possible = log_likelihood > NEVER
 
-    state = samples.new_zeros((num_samples, batch))
-    paths = samples.new_full((num_samples, batch, steps), -1)
+    state = rows.new_zeros((num_samples, batch))
+    paths = rows.new_empty((num_samples, batch, steps))
     for t in reversed(range(steps)):
-        weights = (alphas[t] + c.final).expand(num_samples, batch, states)
+        weights = alphas[t] + c.final
         if t < steps - 1:
-            matrices = c.trans[t].expand(batch, states, states)
-            inside = torch.where(c.active[t + 1], alphas[t] + matrices[rows, :, state], weights)
-            weights = inside
-        drawn = _draw(weights, uniform(seed, ids, samples, t, log_emit.dtype))
-        kept = (c.active[t] & possible).squeeze(1)
-        state = torch.where(kept, drawn, state)
-        paths[:, :, t] = torch.where(kept, drawn, -1)
+            onward = c.trans[t].expand(batch, states, states)[rows, :, state]
+            weights = torch.where(c.active[t + 1], alphas[t] + onward, weights)
+        state = _draw(weights, draws[t])
+        paths[:, :, t] = torch.where(c.active[t].squeeze(1) & possible, state, -1)
     return paths
