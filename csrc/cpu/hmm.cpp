@@ -107,14 +107,13 @@ void token_posteriors(const HmmSequence<float>& s, const HmmTokenKernels& kernel
   sweep.middle = (length - 1) / 2;
   sweep.pitch = (states + kernels.width - 1) / kernels.width * kernels.width;
   sweep.xi = out.xi;
-  sweep.keep = out.xi != nullptr && states >= kHmmKeepStates;
   // Room for all exponentials of a half, up to what stays in the second-level cache.
   int64_t slots = 1;
   while (slots < kernels.least_slots ||
          (slots < length / 2 && 2 * slots * kernels.slot_floats <= kRingFloats)) {
     slots *= 2;
   }
-  const int64_t ring = sweep.keep ? 0 : slots * kernels.slot_floats;
+  const int64_t ring = out.xi != nullptr ? 0 : slots * kernels.slot_floats;
   const int pairs = out.xi != nullptr ? 1 : out.xi_sum != nullptr ? 2 : 0;
   const int64_t sums = pairs == 2 ? states * sweep.pitch : 0;
   const int64_t own_gamma = out.gamma == nullptr ? length * states : 0;

@@ -11,9 +11,6 @@
 
 namespace oneshot::cpu {
 
-// From so many states on, the exponentials of the matrices wait in the xi output.
-inline constexpr int64_t kHmmKeepStates = 32;
-
 // One direction. Each has its own, so that chains can run side by side.
 struct HmmChain {
   float* message;         // [pitch] the current one, zeros behind the states
@@ -23,7 +20,7 @@ struct HmmChain {
   float exposure = 0.0f;  // sum of the normalised messages and of what they were computed from
 };
 
-// Exponentials of the matrices on one side of the middle: a ring, in which the first chain to pass
+// Exponentials of the matrices on one side of the middle, where there is no xi for them: a ring, in which the first chain to pass
 // leaves those nearest to the middle for the other one.
 struct HmmRing {
   float* matrices;
@@ -35,8 +32,7 @@ struct HmmSweep {
   int64_t middle;
   int64_t pitch;  // K rounded up to whole vectors
   float* gamma;   // [length, K]; first the messages: forward up to the middle, backward behind it
-  float* xi;      // [length - 1, K, K] or nullptr
-  bool keep;      // xi holds all exponentials until it gets the pairs; else the rings do
+  float* xi;      // [length - 1, K, K] or nullptr; first the exponentials of the matrices
   float* emit;    // [length, pitch] exp(emission - largest of the step)
   float* scale;   // [length]; scale[t], a power of two, times the message that crosses matrix t
   HmmRing front, back;

@@ -212,7 +212,22 @@ inline __m256i part_mask(int64_t n) {
   return _mm256_cmpgt_epi32(_mm256_set1_epi32(int(n)), lane_index());
 }
 inline F32 load_part(const float* p, int64_t n) { return {_mm256_maskload_ps(p, part_mask(n))}; }
-inline void store_part(float* p, int64_t n, F32 a) { _mm256_maskstore_ps(p, part_mask(n), a.v); }
+// In pieces: AMD's masked stores take twenty cycles, and loads behind them wait.
+inline void store_part(float* p, int64_t n, F32 a) {
+  if (n & 8) return store(p, a);
+  __m128 x = _mm256_castps256_ps128(a.v);
+  if (n & 4) {
+    _mm_storeu_ps(p, x);
+    x = _mm256_extractf128_ps(a.v, 1);
+    p += 4;
+  }
+  if (n & 2) {
+    _mm_storel_pi(reinterpret_cast<__m64*>(p), x);
+    x = _mm_movehl_ps(x, x);
+    p += 2;
+  }
+  if (n & 1) _mm_store_ss(p, x);
+}
 inline float lane0(F32 a) { return _mm256_cvtss_f32(a.v); }
 inline F32 splat_sum(F32 a) {
   __m256 x = _mm256_add_ps(a.v, _mm256_permute2f128_ps(a.v, a.v, 1));
