@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from oneshot.chmm.config import ChmmConfig
 
 USAGE = """\
 usage: oneshot chmm <command> [options]
@@ -117,6 +122,9 @@ def _eval(words: list[str]) -> int:
         help=f"some of {', '.join(METHODS)} (default: all), separated by commas",
     )
     parser.add_argument("--seeds", default="1", help="separated by commas (default: 1)")
+    parser.add_argument(
+        "--data-root", type=Path, help="folder that holds the data sets, instead of data.path's"
+    )
     parser.add_argument("--output", type=Path, required=True, help="folder; continued if it exists")
     parsed, overrides = parser.parse_known_args(words)
     from rich.console import Console
@@ -127,6 +135,8 @@ def _eval(words: list[str]) -> int:
     from oneshot.runs.config import load
 
     configs = [load(ChmmConfig, path, overrides) for path in parsed.configs]
+    if parsed.data_root is not None:
+        configs = [_moved(config, parsed.data_root) for config in configs]
     seeds = [int(seed) for seed in parsed.seeds.split(",")]
     _quiet()
     errors = Console(stderr=True)
@@ -140,6 +150,12 @@ def _eval(words: list[str]) -> int:
     Console(width=max(120, errors.width)).print(Markdown(markdown(rows)))
     print(parsed.output / "results.md")
     return 0
+
+
+def _moved(config: ChmmConfig, root: Path) -> ChmmConfig:
+    """The config with its data set in another folder."""
+    path = str(root / Path(config.data.path).name)
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, path=path))
 
 
 def _add_resume(parser: argparse.ArgumentParser) -> None:

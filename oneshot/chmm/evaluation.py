@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from oneshot.chmm import metrics
 from oneshot.chmm.alternate import alternate, new_tagger
 from oneshot.chmm.baselines import LabelModel
@@ -90,9 +92,7 @@ def evaluate(
         for method in methods:
             for seed in seeds[: None if method in SEEDED else 1]:
                 file = output / name / f"{method}-seed{seed}.json"
-                run = dataclasses.replace(
-                    config.run, seed=seed, output=str(file.with_suffix("")), progress=False
-                )
+                run = dataclasses.replace(config.run, seed=seed, output=str(file.with_suffix("")))
                 cell_config = dataclasses.replace(config, run=run)
                 if not file.exists():
                     prepared = prepared or prepare(config)
@@ -104,6 +104,8 @@ def evaluate(
 
 
 def _fill(file: Path, method: str, cell: Cell) -> None:
+    if cell.config.run.threads is not None:
+        torch.set_num_threads(cell.config.run.threads)
     start, cpu = time.perf_counter(), time.process_time()
     try:
         found = METHODS[method](cell)

@@ -9,7 +9,6 @@ and computes beta over padding.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -124,16 +123,20 @@ class CHMM(nn.Module):
         return result
 
     @torch.no_grad()
+    def emission_matrices(self, batch: Batch) -> Tensor:
+        """[N, S, L, L]: of every token of a batch; row: true label, column: what a source says."""
+        matrices = self._emission_logits(batch).softmax(-1)
+        return matrices.expand(1, len(batch.embeddings), *matrices.shape[-3:])[0]
+
+    @torch.no_grad()
     def source_reliability(self, examples: Examples) -> npt.NDArray[np.float64]:
         """[S, L, L]: mean emission matrices over all words: what each source says, by label."""
         total = np.zeros((self.n_sources, len(self.labels), len(self.labels)))
         for rows in in_order([len(e) for e in examples.embeddings], PREDICTION_STEPS):
             batch = collate(examples, rows)
-            matrices = self._emission_logits(batch).softmax(-1)
-            if matrices.dim() == 3:
-                return matrices.double().numpy()
+            matrices = self.emission_matrices(batch).double()
             begins = batch.lengths.cumsum(0) - batch.lengths
-            total += (matrices[0].double().sum(0) - matrices[0, begins].double().sum(0)).numpy()
+            total += (matrices.sum(0) - matrices[begins].sum(0)).numpy()
         return total / examples.tokens
 
     @torch.no_grad()
@@ -179,8 +182,3 @@ def _padded(packed: Tensor, within: Tensor) -> Tensor:
     places = within.flatten().nonzero().squeeze(1)
     padded = packed.new_zeros(within.numel(), *packed.shape[1:])
     return padded.index_copy(0, places, packed).unflatten(0, within.shape)
-
-
-def votes_of(examples: Sequence[Tensor]) -> list[Ids]:
-    """The most probable label of every observation: what matrices are counted from."""
-    return [x.argmax(-1).numpy() for x in examples]

@@ -1,0 +1,77 @@
+"""Configs: the files of configs/chmm, overrides, and values that make no sense."""
+
+from pathlib import Path
+
+import pytest
+
+from oneshot.chmm.config import ChmmConfig
+from oneshot.runs.config import load
+
+CONFIGS = sorted((Path(__file__).parents[2] / "configs" / "chmm").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
+def test_every_file_loads(path):
+    config = load(ChmmConfig, path, ["--training.epochs=3"])
+    assert config.training.epochs == 3
+    assert config.run.output
+
+
+def test_there_are_files_for_the_papers_data_and_for_the_small_encoder():
+    names = {path.stem for path in CONFIGS}
+    sets = {"laptopreview", "ncbi-disease", "bc5cdr"}
+    assert names == sets | {f"{name}-minilm" for name in sets} | {"conll03"}
+
+
+def test_the_papers_values():
+    """Table of section 2 of the facts: dataset -> BERT epochs, batch, CHMM batch, nn_lr, rule."""
+    expected = {
+        "laptopreview": (100, 48, 128, 1e-4, "reference"),
+        "ncbi-disease": (100, 8, 64, 5e-4, "reference"),
+        "bc5cdr": (100, 8, 64, 1e-3, "reference"),
+        "conll03": (15, 16, 32, 1e-5, "vote_o"),
+    }
+    for path in CONFIGS:
+        if path.stem in expected:
+            c = load(ChmmConfig, path)
+            found = (
+                c.tagger.epochs,
+                c.tagger.batch_size,
+                c.training.batch_size,
+                c.training.nn_lr,
+                c.data.rule,
+            )
+            assert found == expected[path.stem]
+            assert (c.training.hmm_lr, c.training.weight_decay) == (0.01, 1e-5)
+            assert (c.tagger.lr, c.alternate.lr_factor) == (5e-5, 0.5)
+
+
+def test_priors_come_from_yaml():
+    path = next(p for p in CONFIGS if p.stem == "bc5cdr")
+    priors = load(ChmmConfig, path).initial.priors
+    assert priors["tag-DictCore-Disease-Exact"] == {"Chemical": (0.1, 0.1), "Disease": (0.9, 0.5)}
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("--model.transition_network=1.5", r"model\.transition_network must be in \[0, 1\]"),
+        ("--initial.precision=1.0", r"initial\.precision must be in \(0, 1\), got 1\.0"),
+        ("--training.epochs=0", r"training\.epochs must be > 0, got 0"),
+        ("--training.tolerance=-1", r"training\.tolerance must be >= 0"),
+        ("--tagger.warmup=1.0", r"tagger\.warmup must be in \[0, 1\)"),
+        ("--tagger.frozen_layers=-1", r"tagger\.frozen_layers must be >= 0 or null"),
+        ("--alternate.loops=-1", r"alternate\.loops must be >= 0"),
+        ("--encoder.max_pieces=2", r"encoder\.max_pieces must be at least 3"),
+        ("--data.rule=silence", "silence"),
+        ("--training.epocks=3", "epocks"),
+    ],
+)
+def test_values_that_make_no_sense(option, message):
+    with pytest.raises(ValueError, match=message):
+        load(ChmmConfig, None, ["--data.path=x", "--run.output=y", option])
+
+
+def test_data_and_output_are_needed():
+    with pytest.raises(ValueError, match=r"data\.path|run\.output"):
+        load(ChmmConfig, None, [])
