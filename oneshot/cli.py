@@ -18,7 +18,7 @@ usage: oneshot <command> [options]
   chmm alt     the same, in turn with a BERT tagger (CHMM-ALT)
   chmm label   label sentences with a trained CHMM or tagger
   chmm eval    methods side by side on weakly labelled data
-  demo         one-example RLVR on the embedded model, beside two control rewards
+  demo         each layer in small: one-example RLVR, weak named entities
   bench        benchmarks of the ops
   info         versions, native library, instruction set
   --version    the version of oneshot
@@ -122,7 +122,7 @@ def _chmm(words: list[str]) -> int:
 
 
 def _demo(words: list[str]) -> int:
-    from oneshot.rlvr.demo import main as demo
+    from oneshot.demo import main as demo
 
     return demo(words)
 

@@ -32,7 +32,9 @@ from oneshot.chmm.trainer import make_model, make_optimizer, train_chmm
 FEATURES = 16
 
 
-def run(seed: int = 0, *, output: str | Path | None = None, epochs: int = 15) -> dict[str, Any]:
+def run_demo(
+    seed: int = 0, *, output: str | Path | None = None, epochs: int = 15
+) -> dict[str, Any]:
     """Compares a vote, an HMM and a CHMM on generated sentences (less than a minute).
 
     Args:

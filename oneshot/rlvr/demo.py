@@ -8,7 +8,6 @@ last two are the controls that say what the first one adds. Every arm is an ordi
 
 from __future__ import annotations
 
-import argparse
 import json
 import random
 import time
@@ -262,7 +261,7 @@ def print_table(result: dict[str, Any]) -> None:
             f"unseen accuracy was {outcome['accuracy_at_saturation']:.1%} at the next evaluation "
             f"and {outcome['accuracy_after']:.1%} at the end."
         )
-    console.print(f"{result['seconds']:.0f} s in all; everything is in {result['output']}")
+    console.print(f"{result['seconds']:.0f} s in all; runs are in {result['output']}")
 
 
 def plot_arms(result: dict[str, Any], path: Path) -> None:
@@ -296,28 +295,3 @@ def plot_arms(result: dict[str, Any], path: Path) -> None:
     axes.legend(fontsize=8)
     figure.suptitle(f"GRPO on one example: {result['training_example']['problem']}", fontsize=11)
     figure.savefig(path, dpi=120)
-
-
-def main(words: Sequence[str] | None = None) -> int:
-    """The command `oneshot demo`.
-
-    Args:
-        words: Command-line words; by default those of the process.
-
-    Returns:
-        The exit status.
-    """
-    parser = argparse.ArgumentParser(prog="oneshot demo", description=__doc__.splitlines()[0])
-    parser.add_argument("--seed", type=int, default=0, help="training example and runs (default 0)")
-    parser.add_argument("--steps", type=int, default=64, help="steps per arm (default 64)")
-    parser.add_argument("--output", help="new folder (default runs/demo-<date>-<time>)")
-    parser.add_argument("--json", metavar="FILE", help="write the figures there too")
-    parsed = parser.parse_args(words)
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()  # the trainer shows its own
-    result = run_demo(parsed.seed, output=parsed.output, steps=parsed.steps)
-    print_table(result)
-    if parsed.json:
-        Path(parsed.json).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    return 0

@@ -11,7 +11,7 @@ from oneshot.chmm import demo
 @pytest.fixture(scope="module")
 def result(tmp_path_factory):
     folder = tmp_path_factory.mktemp("demo")
-    return demo.run(0, output=folder), folder
+    return demo.run_demo(0, output=folder), folder
 
 
 def test_each_step_is_worth_more_than_five_points(result):

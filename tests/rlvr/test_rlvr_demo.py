@@ -111,14 +111,9 @@ def test_arms_differ_in_the_reward_alone(short):
     assert configs[0] == configs[1] == configs[2]
 
 
-def test_command_prints_the_table_and_writes_json(short, tmp_path, capsys, monkeypatch):
+def test_table_shows_every_arm(short, capsys):
     _, result = short
-    asked = {}
-    monkeypatch.setattr(demo, "run_demo", lambda seed, **options: asked.update(options) or result)
-    target = tmp_path / "figures.json"
-    assert demo.main(["--seed", "5", "--steps", "2", "--json", str(target)]) == 0
-    assert asked["steps"] == 2
-    assert json.loads(target.read_text()) == result
+    demo.print_table(result)
     printed = capsys.readouterr().out
     for arm, row in result["arms"].items():
         assert arm in printed
