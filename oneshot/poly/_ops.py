@@ -1,15 +1,15 @@
-"""Stand-in until the op family `routing` is merged."""
+"""Stand-in until the op family `routing` is merged: the same contract, slowly."""
 
 import torch
 
 
 def routing_weights(logits, task_ids, *, noise="none", temperature=1.0, eps=1e-12):
+    distinct, rows = torch.unique(task_ids, return_inverse=True)
+    distinct, rows = distinct.to(logits.device), rows.to(logits.device)
     if noise == "per_example":
-        rows = torch.arange(len(task_ids), device=task_ids.device)
-        distinct = task_ids
-    else:
-        distinct, rows = torch.unique(task_ids, return_inverse=True)
-    z = logits[distinct].float() if logits.dtype != torch.float64 else logits[distinct]
+        distinct = distinct[rows]
+        rows = torch.arange(len(rows), device=rows.device)
+    z = logits[..., distinct, :, :]
     if noise != "none":
         u = torch.rand_like(z)
         z = (z + u.log() - (-u).log1p()) / temperature
@@ -17,30 +17,28 @@ def routing_weights(logits, task_ids, *, noise="none", temperature=1.0, eps=1e-1
     return s / (s.sum(-1, keepdim=True) + eps), rows
 
 
-def mix_adapters(inventory, weights):
-    return torch.einsum("uhk,hk...->uh...", weights.to(inventory), inventory)
+def mix_adapters(inventory, weights, *, split_dim):
+    mixed = torch.einsum("uhk,hk...->uh...", weights.to(inventory), inventory)
+    if inventory.dim() == 3 or split_dim == -2:
+        return mixed.flatten(1, 2)
+    return mixed.transpose(1, 2).flatten(2)
 
 
-def routed_lora(x, a, b, weights, rows, *, scaling):
-    mixed_a = mix_adapters(a, weights).flatten(1, 2)
-    mixed_b = mix_adapters(b, weights).transpose(1, 2).flatten(2)
+def routed_lora(x, a, b, weights=None, rows=None, *, scaling=1.0, base=None):
+    if weights is not None:
+        a, b = mix_adapters(a, weights, split_dim=-2), mix_adapters(b, weights, split_dim=-1)
     lead = x.shape[:-1]
     flat = x.reshape(-1, x.shape[-1]).to(a.dtype)
-    per = (
-        rows.reshape(-1)
-        if rows.shape == lead
-        else rows.repeat_interleave(flat.shape[0] // len(rows))
-    )
-    out = flat.new_zeros(flat.shape[0], mixed_b.shape[-1])
-    for u in range(len(weights)):
-        mine = per == u
-        out = out.index_put((mine.nonzero()[:, 0],), flat[mine] @ mixed_a[u] @ mixed_b[u] * scaling)
-    return out.reshape(*lead, -1)
+    per = rows.reshape(*rows.shape, *(1,) * (len(lead) - rows.dim())).expand(lead).reshape(-1)
+    out = flat.new_zeros(flat.shape[0], b.shape[-1])
+    for u in range(len(a)):
+        mine = (per == u).nonzero()[:, 0]
+        out = out.index_put((mine,), flat[mine] @ a[u] @ b[u] * scaling)
+    out = out.reshape(*lead, -1).to(x.dtype)
+    return out if base is None else base + out
 
 
-def routed_ia3(y, l, weights, rows):
-    mixed = mix_adapters(l, weights).flatten(1)
-    per = mixed[rows]
-    while per.dim() < y.dim():
-        per = per.unsqueeze(1)
-    return y * per
+def routed_ia3(x, inventory, weights=None, rows=None):
+    mixed = inventory if weights is None else mix_adapters(inventory, weights, split_dim=-1)
+    own = mixed.to(x.dtype)[rows]
+    return x * own.reshape(*rows.shape, *(1,) * (x.dim() - 1 - rows.dim()), x.shape[-1])

@@ -15,17 +15,17 @@ class Routing:
     """The routing of one batch.
 
     Attributes:
-        weights: [U, groups, heads, skills].
+        weights: [groups, U, heads, skills].
         rows: int64 [B], the mixture of each example; or [B, T], of each token of packed sequences.
         repeats: Whether a layer may see each example several times in a row (beams, samples).
-        mixtures: Mixed adapters of each layer, kept while no gradient is needed, so that a
-            generation mixes once and not at every token.
+        mixed: Mixed adapters of each layer, kept by a generation so that it mixes once and not at
+            every token.
     """
 
     weights: torch.Tensor
     rows: torch.Tensor
     repeats: bool = False
-    mixtures: dict[int, Any] = field(default_factory=dict)
+    mixed: dict[str, Any] = field(default_factory=dict)
 
     def rows_of(self, x: torch.Tensor, layer: str) -> torch.Tensor:
         """The mixture of each row of `x`, shaped like `x` without its features, or [B].
@@ -105,8 +105,7 @@ class Context:
                 return checkpoint(function, *arguments, **options)
 
             def again(weights: torch.Tensor, *inner: Any, **named: Any) -> Any:
-                # Mixtures belong to one pass: those of the first run have no graph here.
-                with self.use(replace(routing, weights=weights, mixtures={})):
+                with self.use(replace(routing, weights=weights)):
                     return function(*inner, **named)
 
             weights = routing.weights

@@ -9,7 +9,7 @@ from torch import nn
 
 from oneshot.poly import _ops as ops
 from oneshot.poly.config import PolyConfig
-from oneshot.poly.context import Context
+from oneshot.poly.context import Context, Routing
 
 
 def features(layer: nn.Module) -> tuple[int, int]:
@@ -58,11 +58,19 @@ class RoutedLayer(nn.Module):
         """The adapters by name, each [heads, skills, ...]."""
         return dict(self.named_parameters(recurse=False))
 
-    @torch.no_grad()
-    def mixed(self, weights: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Adapters mixed with `weights` [U, groups, heads, skills]: each [U, heads, ...]."""
-        own = weights[:, self.group]
-        return {name: ops.mix_adapters(p, own) for name, p in self.inventory().items()}
+    def mix(self, weights: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """The adapters mixed with weights [U, heads, skills], heads side by side."""
+        raise NotImplementedError
+
+    def adapters(self, routing: Routing) -> tuple[tuple[torch.Tensor, ...], torch.Tensor | None]:
+        """What the op takes in this pass: the inventory with weights, or mixtures made before."""
+        weights = routing.weights[self.group]
+        if not routing.repeats:
+            return tuple(self.inventory().values()), weights
+        # A generation calls the layer at every token with the same weights.
+        if self.name not in routing.mixed:
+            routing.mixed[self.name] = self.mix(weights)
+        return routing.mixed[self.name], None
 
     @torch.no_grad()
     def average_of(self, skills: list[int]) -> None:
@@ -71,13 +79,14 @@ class RoutedLayer(nn.Module):
             setattr(self, name, nn.Parameter(parameter[:, skills].mean(1, keepdim=True)))
 
     @torch.no_grad()
-    def replace_by(self, mixed: dict[str, torch.Tensor]) -> None:
-        """Replaces the inventory by one mixture, as `mixed` gives it for one task."""
-        for name, tensor in mixed.items():
-            setattr(self, name, nn.Parameter(tensor[0].unsqueeze(1).to(self.inventory()[name])))
+    def collapse(self, weights: torch.Tensor) -> None:
+        """Replaces the inventory by one mixture, with weights [heads, skills]."""
+        for name, parameter in self.inventory().items():
+            wide = weights.to(parameter)[(..., *(None,) * (parameter.dim() - 2))]
+            setattr(self, name, nn.Parameter((wide * parameter).sum(1, keepdim=True)))
 
     def merge(self, weights: torch.Tensor) -> None:
-        """Folds the mixture with `weights` [1, groups, heads, skills] into the base layer."""
+        """Folds one mixture, with weights [heads, skills], into the base layer."""
         raise NotImplementedError
 
 
@@ -110,35 +119,32 @@ class RoutedLora(RoutedLayer):
         """Base output plus the routed update; x is [B, T, d_in] or [N, d_in]."""
         routing = self.context.require()
         rows = routing.rows_of(x, self.name)
+        (a, b), weights = self.adapters(routing)
         y: torch.Tensor = self.base(x)
-        return y + ops.routed_lora(
-            x,
-            self.lora_a,
-            self.lora_b,
-            routing.weights[:, self.group],
-            rows,
-            scaling=self.config.scale,
-        ).to(y.dtype)
+        if y.dtype == x.dtype:
+            return ops.routed_lora(x, a, b, weights, rows, scaling=self.config.scale, base=y)
+        # Autocast: the base layer computes in another type than it is given.
+        return y + ops.routed_lora(x.to(y.dtype), a, b, weights, rows, scaling=self.config.scale)
+
+    def mix(self, weights: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """A [U, d_in, r] and B [U, r, d_out], mixed with weights [U, heads, skills]."""
+        a = ops.mix_adapters(self.lora_a, weights, split_dim=-2)
+        return a, ops.mix_adapters(self.lora_b, weights, split_dim=-1)
 
     @torch.no_grad()
-    def delta(self, weights: torch.Tensor) -> torch.Tensor:
-        """The update of the mixture with `weights` [1, groups, heads, skills]: [d_in, d_out]."""
-        a, b = self.factors(weights)
-        return self.config.scale * (a.double() @ b.double())
-
     def factors(self, weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """That mixture as one plain LoRA: [d_in, r] and [r, d_out]."""
-        mixed = self.mixed(weights)
-        return mixed["lora_a"][0].flatten(0, 1), mixed["lora_b"][0].transpose(0, 1).flatten(1)
+        """One mixture, with weights [heads, skills], as a plain LoRA: [d_in, r] and [r, d_out]."""
+        a, b = self.mix(weights[None])
+        return a[0], b[0]
 
     @torch.no_grad()
     def merge(self, weights: torch.Tensor) -> None:
         """Adds the update of one mixture to the weight of the base layer."""
-        delta = self.delta(weights)
-        weight = self.weight
+        a, b = self.factors(weights)
+        delta = self.config.scale * (a.double() @ b.double())
         if isinstance(self.base, nn.Linear):
             delta = delta.t()
-        weight.copy_(weight.double() + delta)
+        self.weight.copy_(self.weight.double() + delta)
 
 
 class RoutedIa3(RoutedLayer):
@@ -155,13 +161,18 @@ class RoutedIa3(RoutedLayer):
         """Base output times the routed scale; x is [B, T, d_in] or [N, d_in]."""
         routing = self.context.require()
         rows = routing.rows_of(x, self.name)
+        (ia3,), weights = self.adapters(routing)
         y: torch.Tensor = self.base(x)
-        return ops.routed_ia3(y, self.ia3, routing.weights[:, self.group], rows).to(y.dtype)
+        return ops.routed_ia3(y, ia3, weights, rows)
+
+    def mix(self, weights: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Scaling vectors [U, d_out], mixed with weights [U, heads, skills]."""
+        return (ops.mix_adapters(self.ia3, weights, split_dim=-1),)
 
     @torch.no_grad()
     def merge(self, weights: torch.Tensor) -> None:
         """Multiplies weight and bias of the base layer with the mixed scale."""
-        scale = self.mixed(weights)["ia3"][0].flatten().double()
+        scale = self.mix(weights[None])[0][0].double()
         along = scale[:, None] if isinstance(self.base, nn.Linear) else scale
         self.weight.copy_(self.weight.double() * along)
         if self.bias is not None:

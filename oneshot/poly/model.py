@@ -114,8 +114,8 @@ class PolyModel(nn.Module):
         rows = self._task_rows(task_ids, batch)
         device = self._device()
         if rows is None:
-            weights = self.router.average(1, device)
-            where = torch.zeros(batch or 1, dtype=torch.int64, device=device)
+            weights = self.router.average()
+            where = torch.zeros(batch or 1, dtype=torch.int64)
         else:
             if rows.dim() == 2 and generating:
                 raise ValueError("task_ids for each token cannot be generated with: name examples")
@@ -123,8 +123,9 @@ class PolyModel(nn.Module):
                 raise ValueError(
                     'task_ids for each token name no examples, which noise "per_example" needs'
                 )
-            weights, where = self.router(rows.flatten().to(device))
+            weights, where = self.router(rows.flatten())
             where = where.view(rows.shape)
+        weights, where = weights.to(device), where.to(device)
         self._keep_routing_at_recomputation()
         with self.context.use(found := Routing(weights, where, repeats=generating)):
             yield found
@@ -140,7 +141,7 @@ class PolyModel(nn.Module):
         ids = torch.as_tensor(task_ids)
         if ids.is_floating_point() or ids.dtype == torch.bool:
             raise TypeError(f"task_ids must be integers, got {ids.dtype}")
-        ids = ids.long()
+        ids = ids.cpu().long()  # checked and counted there: one synchronisation a pass at most
         tasks = self.poly_config.tasks
         if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < tasks:
             wrong = sorted({int(i) for i in ids.flatten() if not 0 <= i < tasks})
@@ -239,7 +240,7 @@ class PolyModel(nn.Module):
         if self.router.logits is not None:
             old = self.router.logits
             new = self.router.fresh_logits(tasks).to(old)
-            new[: len(kept)] = old[kept]
+            new[:, : len(kept)] = old[:, kept]
             self.router.logits = nn.Parameter(new, requires_grad=old.requires_grad)
         self._reconfigure(tasks=tasks)
 
@@ -279,7 +280,7 @@ class PolyModel(nn.Module):
         """Replaces the inventory by the mixture of one task: a plain LoRA for every task."""
         weights = self.task_weights(task)
         for layer in self.layers.values():
-            layer.replace_by(layer.mixed(weights))
+            layer.collapse(weights[layer.group])
         self._single()
 
     def merge(self, task: int) -> nn.Module:
@@ -296,7 +297,7 @@ class PolyModel(nn.Module):
                     f"floating-point type"
                 )
         for layer in self.layers.values():
-            layer.merge(weights)
+            layer.merge(weights[layer.group])
         return self.unload()
 
     def unload(self) -> nn.Module:
@@ -311,14 +312,14 @@ class PolyModel(nn.Module):
 
     @torch.no_grad()
     def task_weights(self, task: int) -> torch.Tensor:
-        """Routing of one task, without noise: [1, groups, heads, skills].
+        """Routing of one task, without noise: [groups, heads, skills].
 
         Raises:
             ValueError: An unknown task.
         """
         rows = self._task_rows(task, 1)
         assert rows is not None
-        return self.router.weights()[int(rows[0])][None]
+        return self.router.weights()[:, int(rows[0])]
 
     def _single(self) -> None:
         """After the inventory has become one adapter in each head."""

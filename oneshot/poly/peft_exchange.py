@@ -64,7 +64,7 @@ def load_peft(model: nn.Module, folder: str | Path) -> PolyModel:
         raise ValueError(f"{path}: the layers there are not the only ones of their names here")
     shape = (config.tasks, config.heads, config.skills)
     logits = [found[layer]["router.module_logits"].view(shape) for layer in poly.layers]
-    tensors = {"router.logits": torch.stack(logits, dim=1).float()}
+    tensors = {"router.logits": torch.stack(logits).float()}
     for layer in poly.layers:
         tensors[f"{layer}.lora_a"] = found[layer]["lora_A"]
         tensors[f"{layer}.lora_b"] = found[layer]["lora_B"]
@@ -97,7 +97,7 @@ def save_peft(model: PolyModel, folder: str | Path) -> Path:
     logits = _logits(model)
     tensors: dict[str, torch.Tensor] = {}
     for name, layer in layers.items():
-        own = logits[:, layer.group].flatten(1)
+        own = logits[layer.group].flatten(1)
         tensors[f"{PREFIX}{name}.poly_lora_A"] = layer.lora_a
         tensors[f"{PREFIX}{name}.poly_lora_B"] = layer.lora_b * config.alpha
         tensors[f"{PREFIX}{name}.poly_router.module_logits"] = own
@@ -128,7 +128,7 @@ def save_peft_lora(model: PolyModel, folder: str | Path, task: int) -> Path:
     weights = model.task_weights(task)
     tensors = {}
     for name, layer in layers.items():
-        a, b = layer.factors(weights)
+        a, b = layer.factors(weights[layer.group])
         tensors[f"{PREFIX}{name}.lora_A.weight"] = a.t()
         tensors[f"{PREFIX}{name}.lora_B.weight"] = b.t()
     values = {
@@ -143,7 +143,7 @@ def save_peft_lora(model: PolyModel, folder: str | Path, task: int) -> Path:
 
 
 def _logits(model: PolyModel) -> torch.Tensor:
-    """Logits [tasks, groups, heads, skills] that give the model's routing."""
+    """Logits [groups, tasks, heads, skills] that give the model's routing."""
     if model.router.logits is not None:
         return model.router.logits.detach()
     if model.poly_config.routing == "private":

@@ -15,7 +15,7 @@ LOGIT_BOUND = 1e-3
 class Router(nn.Module):
     """Routing of all groups of layers: one parameter, one call a forward pass.
 
-    Learned routing holds `logits` [tasks, groups, heads, skills]; w = sigmoid(z) / (sum over skills
+    Learned routing holds `logits` [groups, tasks, heads, skills]; w = sigmoid(z) / (sum over skills
     + 1e-12). "private" and "uniform" have no parameter.
 
     Args:
@@ -33,47 +33,43 @@ class Router(nn.Module):
 
     def fresh_logits(self, tasks: int) -> torch.Tensor:
         """Logits of new tasks, U(-1e-3, 1e-3)."""
-        shape = (tasks, self.groups, self.config.heads, self.config.skills)
+        shape = (self.groups, tasks, self.config.heads, self.config.skills)
         return torch.empty(shape).uniform_(-LOGIT_BOUND, LOGIT_BOUND)
 
     def forward(self, task_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Weights of the mixtures that these examples need.
 
         Args:
-            task_ids: int64 [B], each in [0, tasks).
+            task_ids: int64 [B], each in [0, tasks); best on the CPU, where they come from.
 
         Returns:
-            weights: [U, groups, heads, skills], one for each distinct task (each example, with
+            weights: [groups, U, heads, skills], one for each distinct task (each example, with
                 noise "per_example" in training), each summing to 1 over the skills.
             rows: int64 [B], the mixture of each example.
         """
         config = self.config
         if self.logits is not None:
-            weights, rows = ops.routing_weights(
-                self.logits.flatten(1, 2),
-                task_ids,
-                noise=config.noise if self.training else "none",
-                temperature=config.temperature,
+            noise = config.noise if self.training else "none"
+            return ops.routing_weights(
+                self.logits, task_ids, noise=noise, temperature=config.temperature
             )
-            return weights.unflatten(1, (self.groups, config.heads)), rows
         distinct, rows = torch.unique(task_ids, return_inverse=True)
         if config.routing == "private":
             one_hot = nn.functional.one_hot(distinct, config.skills).float()
-            weights = one_hot[:, None, None].expand(-1, self.groups, config.heads, -1)
+            weights = one_hot[None, :, None].expand(self.groups, -1, config.heads, -1)
             return weights, rows
-        return self.average(len(distinct), task_ids.device), rows
+        return self.average(len(distinct)), rows
 
-    def average(self, mixtures: int, device: torch.device) -> torch.Tensor:
-        """Weights 1 / skills everywhere: [mixtures, groups, heads, skills]."""
-        shape = (mixtures, self.groups, self.config.heads, self.config.skills)
-        return torch.full(shape, 1 / self.config.skills, device=device)
+    def average(self, mixtures: int = 1) -> torch.Tensor:
+        """Weights 1 / skills everywhere: [groups, mixtures, heads, skills]."""
+        shape = (self.groups, mixtures, self.config.heads, self.config.skills)
+        return torch.full(shape, 1 / self.config.skills)
 
     @torch.no_grad()
     def weights(self) -> torch.Tensor:
-        """Routing of every task without noise: [tasks, groups, heads, skills]."""
-        device = None if self.logits is None else self.logits.device
+        """Routing of every task without noise: [groups, tasks, heads, skills]."""
         training = self.training
         try:
-            return self.eval()(torch.arange(self.config.tasks, device=device))[0]
+            return self.eval()(torch.arange(self.config.tasks))[0]
         finally:
             self.train(training)

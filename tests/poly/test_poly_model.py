@@ -16,9 +16,9 @@ ALL = pytest.mark.parametrize("name", sorted(poly_tiny.ARCHITECTURES))
 def by_hand(poly, task):
     """The model's logits with every adapted weight replaced by base + update, in float64 sums."""
     if poly.router.logits is None:
-        weights = poly.router.weights()[task]
+        weights = poly.router.weights()[:, task]
     else:
-        s = torch.sigmoid(poly.router.logits[task].double())
+        s = torch.sigmoid(poly.router.logits[:, task].double())
         weights = s / s.sum(-1, keepdim=True)
     for layer in poly.layers.values():
         own = weights[layer.group]

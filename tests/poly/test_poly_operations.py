@@ -91,8 +91,8 @@ def test_resize():
     old = poly.router.logits.clone()
     expected = poly(input_ids=ids, task_ids=[0, 4]).logits
     poly.resize(7)
-    assert torch.equal(poly.router.logits[:5], old)
-    assert 0 < poly.router.logits[5:].abs().max() <= 1e-3
+    assert torch.equal(poly.router.logits[:, :5], old)
+    assert 0 < poly.router.logits[:, 5:].abs().max() <= 1e-3
     close(poly(input_ids=ids, task_ids=[0, 4]).logits, expected)
     assert torch.isfinite(poly(input_ids=ids, task_ids=6).logits).all()
     poly.resize(3, keep=[4, 0])
@@ -100,7 +100,7 @@ def test_resize():
     with pytest.raises(ValueError, match=r"task_ids must be in \[0, 3\)"):
         poly(input_ids=ids, task_ids=3)
     poly.resize(1, keep=[])
-    assert poly.router.logits.shape == (1, 14, 2, 3)
+    assert poly.router.logits.shape == (14, 1, 2, 3)
     assert poly.router.logits.abs().max() <= 1e-3
     for tasks, keep in [(0, None), (1, [0, 1]), (2, [1])]:
         with pytest.raises(ValueError, match=r"resize: .* tasks must be positive and hold keep"):
