@@ -16,5 +16,6 @@ using Dense = py::array_t<T, py::array::c_style | py::array::forcecast>;
 void bind_advantage(py::module_& m);
 void bind_logprob(py::module_& m);
 void bind_policy_loss(py::module_& m);
+void bind_routing(py::module_& m);
 
 }  // namespace oneshot

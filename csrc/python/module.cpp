@@ -13,4 +13,5 @@ PYBIND11_MODULE(_C, m) {
   oneshot::bind_advantage(m);
   oneshot::bind_logprob(m);
   oneshot::bind_policy_loss(m);
+  oneshot::bind_routing(m);
 }

@@ -1,0 +1,170 @@
+"""Plain PyTorch definitions of the `routing` family."""
+
+from __future__ import annotations
+
+import torch
+
+
+def real_type(dtype: torch.dtype) -> torch.dtype:
+    """What weights, mixtures and their gradients are kept in: float32, or float64 for float64."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def distinct_tasks(task_ids: torch.Tensor, tasks: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Sorted distinct ids and the place of each id among them; see `oneshot.ops.routing`.
+
+    Done on the host: ids that lie on a GPU cost one synchronisation, ids that lie on the CPU none.
+    """
+    ids = task_ids.cpu()
+    if ids.numel():
+        low, high = ids.min().item(), ids.max().item()
+        if low < 0 or high >= tasks:
+            raise ValueError(
+                f"task_ids must lie in [0, {tasks}), got {int(low if low < 0 else high)}"
+            )
+    distinct, index = torch.unique(ids, return_inverse=True)
+    return distinct.to(task_ids.device), index.to(task_ids.device)
+
+
+def mix_adapters(inventory: torch.Tensor, weights: torch.Tensor, transposed: bool) -> torch.Tensor:
+    """Sum over skills of weights[u, h, k] * inventory[h, k]; see `oneshot.ops.mix_adapters`.
+
+    Args:
+        inventory: ``[H, K, p, q]``.
+        weights: ``[U, H, K]``.
+        transposed: False: heads lie along q, result ``[U, p, H * q]``. True: heads lie along p and
+            the result is ``[U, q, H * p]``: every mixture is a few long vectors, either way.
+    """
+    inventory = inventory.to(weights.dtype)
+    order = "uhk,hkpq->uqhp" if transposed else "uhk,hkpq->uphq"
+    return torch.einsum(order, weights, inventory).flatten(2).contiguous()
+
+
+def mix_adapters_backward(
+    grad: torch.Tensor,
+    inventory: torch.Tensor,
+    weights: torch.Tensor,
+    transposed: bool,
+    need_inventory: bool,
+    need_weights: bool,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Gradients of `mix_adapters`; one that is not needed is empty."""
+    heads = inventory.shape[0]
+    grad = grad.unflatten(2, (heads, -1))  # [U, q, H, p] or [U, p, H, q]
+    pieces = "uqhp" if transposed else "uphq"
+    grad_inventory, grad_weights = inventory.new_empty(0), weights.new_empty(0)
+    if need_inventory:
+        grad_inventory = torch.einsum(f"uhk,{pieces}->hkpq", weights, grad)
+        grad_inventory = grad_inventory.to(inventory.dtype).contiguous()
+    if need_weights:
+        wide = inventory.to(weights.dtype)
+        grad_weights = torch.einsum(f"hkpq,{pieces}->uhk", wide, grad).contiguous()
+    return grad_inventory, grad_weights
+
+
+# The mixtures lie side by side in one wide matrix, [mixtures * rank, features]: every product is one
+# dense GEMM over all rows, and a row then keeps (or is given) the columns of its own mixture. That
+# is `mixtures` times the arithmetic of one adapter, but no sorting, no host synchronisation and no
+# loop, and a rank of 16 alone would leave most of a GPU's matrix tile empty.
+
+
+def _own(wide: torch.Tensor, rows: torch.Tensor, mixtures: int) -> torch.Tensor:
+    """[S, T, mixtures * rank] -> [S, T, rank]: the columns of the mixture of each row."""
+    place = rows[:, None, None, None].expand(-1, wide.shape[1], 1, wide.shape[2] // mixtures)
+    return wide.unflatten(2, (mixtures, -1)).gather(2, place).squeeze(2)
+
+
+def _spread(own: torch.Tensor, rows: torch.Tensor, mixtures: int) -> torch.Tensor:
+    """The transpose of `_own`: zeros in the columns of all other mixtures."""
+    wide = own.new_zeros(*own.shape[:2], mixtures, own.shape[2])
+    place = rows[:, None, None, None].expand(-1, own.shape[1], 1, own.shape[2])
+    return wide.scatter(2, place, own.unsqueeze(2)).flatten(2)
+
+
+def routed_lora(
+    x: torch.Tensor,
+    mixed_a: torch.Tensor,
+    mixed_b: torch.Tensor,
+    rows: torch.Tensor,
+    base: torch.Tensor | None,
+    scaling: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Base + scaling * (x A) B with the mixture of each row; see `oneshot.ops.routed_lora`.
+
+    Args:
+        x: ``[S, T, d_in]``.
+        mixed_a: ``[U, rank, d_in]``.
+        mixed_b: ``[U, rank, d_out]``.
+        rows: ``[S]``, the mixture of each group of T rows.
+        base: ``[S, T, d_out]`` or None.
+        scaling: Factor.
+
+    Returns:
+        ``[S, T, d_out]`` in the dtype of x, and scaling * x A ``[S, T, rank]``.
+    """
+    mixtures = mixed_a.shape[0]
+    wide = x @ mixed_a.flatten(0, 1).to(x.dtype).T
+    shrunk = scaling * _own(wide, rows, mixtures).to(mixed_a.dtype)
+    y = _spread(shrunk.to(x.dtype), rows, mixtures) @ mixed_b.flatten(0, 1).to(x.dtype)
+    return (y if base is None else base + y), shrunk
+
+
+def routed_lora_backward(
+    grad: torch.Tensor,
+    x: torch.Tensor,
+    mixed_a: torch.Tensor,
+    mixed_b: torch.Tensor,
+    rows: torch.Tensor,
+    shrunk: torch.Tensor,
+    scaling: float,
+    need_x: bool,
+    need_a: bool,
+    need_b: bool,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Gradients of `routed_lora`; one that is not needed is empty."""
+    mixtures, dtype = mixed_a.shape[0], x.dtype
+    wide = grad @ mixed_b.flatten(0, 1).to(dtype).T
+    grad_shrunk = _spread(scaling * _own(wide, rows, mixtures), rows, mixtures)
+    grad_x, grad_a, grad_b = x.new_empty(0), mixed_a.new_empty(0), mixed_b.new_empty(0)
+    if need_x:
+        grad_x = grad_shrunk @ mixed_a.flatten(0, 1).to(dtype)
+    if need_a:
+        grad_a = grad_shrunk.flatten(0, 1).T @ x.flatten(0, 1)
+        grad_a = grad_a.to(mixed_a.dtype).view_as(mixed_a)
+    if need_b:
+        grad_b = _spread(shrunk.to(dtype), rows, mixtures).flatten(0, 1).T @ grad.flatten(0, 1)
+        grad_b = grad_b.to(mixed_b.dtype).view_as(mixed_b)
+    return grad_x, grad_a, grad_b
+
+
+def inventory_lora(
+    x: torch.Tensor,
+    lora_a: torch.Tensor,
+    lora_b: torch.Tensor,
+    weights: torch.Tensor,
+    rows: torch.Tensor,
+) -> torch.Tensor:
+    """(x A) B without any mixture: all skills on every row, mixed at rank r between A and B.
+
+    Weights applied after B would compute another model: a mixture of A times a mixture of B has
+    cross terms between skills. Differentiable.
+
+    Args:
+        x: ``[N, d_in]``.
+        lora_a: ``[H, K, d_in / H, rank]``.
+        lora_b: ``[H, K, rank, d_out / H]``.
+        weights: ``[U, H, K]``.
+        rows: ``[N]``, the mixture of each row.
+
+    Returns:
+        ``[N, d_out]`` in the dtype of x.
+    """
+    heads, skills, _, rank = lora_a.shape
+    dtype = x.dtype
+    own = weights[rows].to(dtype)  # [N, H, K]
+    by_head = x.unflatten(1, (heads, -1)).transpose(0, 1)  # [H, N, d_in / H]
+    side_by_side = lora_a.to(dtype).transpose(1, 2).flatten(2)  # [H, d_in / H, K * rank]
+    shrunk = (by_head @ side_by_side).unflatten(2, (skills, rank))  # [H, N, K, rank]
+    mixed = torch.einsum("nhk,hnkr->nr", own, shrunk)
+    spread = torch.einsum("nhk,nr->hnkr", own, mixed).flatten(2)  # [H, N, K * rank]
+    return (spread @ lora_b.to(dtype).flatten(1, 2)).transpose(0, 1).flatten(1)
