@@ -7,7 +7,7 @@ import math
 import torch
 from torch import nn
 
-from oneshot.poly import _ops as ops
+from oneshot import ops
 from oneshot.poly.config import PolyConfig
 from oneshot.poly.context import Context, Routing
 

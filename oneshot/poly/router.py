@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from oneshot.poly import _ops as ops
+from oneshot import ops
 from oneshot.poly.config import PolyConfig
 
 LOGIT_BOUND = 1e-3
