@@ -14,6 +14,10 @@ usage: oneshot <command> [options]
 
   rlvr train   post-train a language model on one (or a few) verifiable problems
   rlvr eval    accuracy of a model on problems with known answers
+  poly train   train an inventory of adapters and its router on many tasks
+  poly adapt   few-shot adaptation of a trained inventory to held-out tasks
+  poly eval    figures of trained adapters on their tasks
+  poly export  trained adapters as PEFT Poly, PEFT LoRA or a merged model
   demo         one-example RLVR on the embedded model, beside two control rewards
   bench        benchmarks of the ops
   info         versions, native library, instruction set
@@ -35,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         print(__version__)
         return 0
-    commands = {"rlvr": _rlvr, "demo": _demo, "bench": _bench, "info": _info}
+    commands = {"rlvr": _rlvr, "poly": _poly, "demo": _demo, "bench": _bench, "info": _info}
     if command not in commands:
         print(f"oneshot: no command {command!r}\n\n{USAGE}", end="", file=sys.stderr)
         return 2
@@ -103,6 +107,23 @@ def _rlvr_eval(words: list[str]) -> int:
         Path(config.output).write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
     print(json.dumps(result.figures(), indent=1))
     return 0
+
+
+def _poly(words: list[str]) -> int:
+    from oneshot.poly.commands import COMMANDS, run
+
+    if not words or words[0] not in COMMANDS:
+        asked = bool(words) and words[0] in ("-h", "--help")
+        print(USAGE, end="", file=sys.stdout if asked else sys.stderr)
+        return 0 if asked else 2
+    try:
+        _hide_loading_bars()
+        return run(words[0], words[1:])
+    except (ValueError, OSError, RuntimeError, FloatingPointError, ModuleNotFoundError) as error:
+        return _failed(error)
+    except KeyboardInterrupt:
+        print("oneshot: interrupted; the same command with --resume continues", file=sys.stderr)
+        return 130
 
 
 def _demo(words: list[str]) -> int:

@@ -81,7 +81,7 @@ class Codec:
             **options: More arguments of the model, such as task_ids.
 
         Returns:
-            Log-probabilities [B, T], 0 behind the end of an answer, and which of them count, [B, T].
+            Log-probabilities [B, T], 0 where there is no token, and where there is one, [B, T].
         """
         answers = [self.answer(answer) for _, answer in pairs]
         prompts = [self.prompt(prompt) for prompt, _ in pairs]
