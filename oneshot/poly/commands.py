@@ -88,11 +88,12 @@ def _evaluate(words: list[str]) -> int:
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     check_metrics(config.evaluation)
-    model, codec = backbone.load(config.model)
+    base, codec = backbone.load(config.model)
+    model: torch.nn.Module = base
     known: list[str] = []
     if config.adapters is not None:
         known = storage.read_description(config.adapters).get("task_names", [])
-        model = storage.load(model, config.adapters)
+        model = storage.load(base, config.adapters)
     tasks, _ = backbone.drop_long(read_tasks(config.data), codec, config.data.max_tokens)
     figures = {}
     for task in tasks:

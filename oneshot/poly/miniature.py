@@ -44,7 +44,7 @@ ARMS = (
 
 @dataclass(frozen=True)
 class MiniatureConfig:
-    """`oneshot poly miniature`: shared LoRA, LoRA-big, Poly, Poly-S, Poly-mu and Poly-z, compared."""
+    """`oneshot poly miniature`: LoRA, LoRA-big, Poly, Poly-S, Poly-mu and Poly-z, compared."""
 
     train: TrainConfig
     """Training; `poly` is that of Poly-S, and `run.output` the folder of everything."""
