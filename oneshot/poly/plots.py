@@ -56,7 +56,9 @@ def plot_routing(model: PolyModel, task_names: Sequence[str], folder: Path) -> N
     figure, axes = _figure(len(groups), 3.4, height)
     skills = weights.shape[3]
     for panel, group in zip(axes, groups, strict=True):
-        panel.imshow(weights[group].flatten(1).numpy(), vmin=0, vmax=1, aspect="auto", cmap="viridis")
+        panel.imshow(
+            weights[group].flatten(1).numpy(), vmin=0, vmax=1, aspect="auto", cmap="viridis"
+        )
         for head in range(1, weights.shape[2]):
             panel.axvline(head * skills - 0.5, color="white", linewidth=0.8)
         panel.set_title(model.groups[group] or "all layers", fontsize=6)

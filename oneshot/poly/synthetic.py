@@ -81,7 +81,7 @@ def learn(
     config: PolyConfig,
     seed: int,
     *,
-    steps: int = 1500,
+    steps: int = 1000,
     batch: int = 64,
     lr: float = 1e-2,
     router_lr: float = 0.1,

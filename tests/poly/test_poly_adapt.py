@@ -26,16 +26,17 @@ def test_modes(mode, pretrained, digits_folder, tmp_path):
     source = [] if mode == "full" else [f"--pretrained={pretrained}"]
     options = [f"--mode={mode}", *source, "--zero_shot=true"]
     rows = adapt(poly_runs.adapt_config(digits_folder, tmp_path / "run", *options))
-    assert [(r["task"], r["shots"], r["seed"]) for r in rows] == [("larger", 8, 1), ("larger", 8, 2)]
+    assert [(r["task"], r["shots"], r["seed"]) for r in rows] == [
+        ("larger", 8, 1),
+        ("larger", 8, 2),
+    ]
     for row in rows:
         assert {"exact_match", "zero_shot_exact_match", "dev_loss", "step"} <= row.keys()
     assert json.loads((tmp_path / "run" / "summary.json").read_text()) == summarize(rows)
 
 
 def trained_parameters(mode, pretrained, digits_folder, tmp_path):
-    model, _ = adaptation.backbone.load(
-        poly_runs.adapt_config(digits_folder, tmp_path / "x").model
-    )
+    model, _ = adaptation.backbone.load(poly_runs.adapt_config(digits_folder, tmp_path / "x").model)
     options = [f"--mode={mode}", f"--pretrained={pretrained}"]
     config = poly_runs.adapt_config(digits_folder, tmp_path / "x", *options)
     poly = adaptation._start(config, model)
@@ -114,9 +115,7 @@ def test_resume_skips_what_is_done(pretrained, digits_folder, tmp_path, monkeypa
     results.write_text(first + '\n{"task": "lar')  # killed in the second line
     ran = []
     real = adaptation.adapt_one
-    monkeypatch.setattr(
-        adaptation, "adapt_one", lambda *a: ran.append(a[-1]) or real(*a)
-    )
+    monkeypatch.setattr(adaptation, "adapt_one", lambda *a: ran.append(a[-1]) or real(*a))
     assert adapt(config, resume=True) == whole
     assert ran == [2]
     assert read_jsonl(results) == whole
@@ -129,7 +128,7 @@ def test_resume_skips_what_is_done(pretrained, digits_folder, tmp_path, monkeypa
 
 def test_too_few_examples_are_seen_before_any_work(pretrained, digits_folder, tmp_path):
     config = poly_runs.adapt_config(digits_folder, tmp_path / "run", "--shots=[8,41]")
-    with pytest.raises(ValueError, match="task larger: 82 training and dev examples .* 80 are"):
+    with pytest.raises(ValueError, match=r"task larger: 82 training and dev examples .* 80 are"):
         adapt(config)
     assert not (tmp_path / "run").exists()
 
@@ -178,5 +177,5 @@ def test_miniature_runs_and_continues(digits_folder, tmp_path):
 def test_miniature_refuses_overlapping_tasks(digits_folder, tmp_path):
     train_one = poly_runs.train_config(digits_folder, tmp_path / "run")
     adapt_one = poly_runs.adapt_config(digits_folder, tmp_path / "x", '--data.tasks=["parity"]')
-    with pytest.raises(ValueError, match="tasks that are not in train.data.tasks"):
+    with pytest.raises(ValueError, match=r"tasks that are not in train\.data\.tasks"):
         MiniatureConfig(train=train_one, adapt=adapt_one)

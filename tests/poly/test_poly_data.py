@@ -22,7 +22,8 @@ def test_super_natural_instructions_files(tmp_path):
     write_superni(tmp_path / "task001_whole.json", rows, ["Say so.", "unused"])
     early = [{"input": f"i{n}", "output": f"o{n}"} for n in range(9)]
     write_superni(tmp_path / "task002_parts.train.json", early)
-    write_superni(tmp_path / "task002_parts.test.json", early[:2] + [{"input": "t", "output": "u"}])
+    of_test = [*early[:2], {"input": "t", "output": "u"}]
+    write_superni(tmp_path / "task002_parts.test.json", of_test)
     config = DataConfig(path=str(tmp_path), test_examples=5, prompt="{definition}|{input}=")
     whole, parts = read_tasks(config)
     assert (whole.name, parts.name) == ("task001_whole", "task002_parts")

@@ -73,7 +73,8 @@ trainer.plot_routing = lambda *_: None
 count = 0
 def hook(event, args):
     global count
-    if event in ("open", "os.rename", "os.mkdir") and args and str(args[0]).startswith({str(output)!r}):
+    touches = event in ("open", "os.rename", "os.mkdir") and args
+    if touches and str(args[0]).startswith({str(output)!r}):
         count += 1
         if count == {kill_at}:
             os.kill(os.getpid(), signal.SIGKILL)
