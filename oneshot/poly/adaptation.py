@@ -7,6 +7,7 @@ adaptations are lines of results.jsonl; a killed run goes on after the last of t
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import statistics
 from collections.abc import Mapping, Sequence
@@ -17,7 +18,6 @@ import torch
 
 from oneshot.poly import backbone, storage
 from oneshot.poly.backbone import Codec
-from oneshot.poly.config import PolyConfig
 from oneshot.poly.data import RawTask, Task, draw_batch, read_tasks
 from oneshot.poly.evaluation import check_metrics, evaluate
 from oneshot.poly.learning import Learner, make_optimizer
@@ -52,7 +52,7 @@ def adapt(config: AdaptConfig, *, resume: bool = False) -> list[dict[str, Any]]:
     folder, _ = open_run(Path(config.run.output), config, resume, {"run.progress"})
     source = config.model
     if config.mode == "full" and config.pretrained is not None:
-        source = type(source)(**{**vars(source), "source": config.pretrained})
+        source = dataclasses.replace(source, source=config.pretrained)
     model, codec = backbone.load(source)
     tasks, _ = backbone.drop_long(read_tasks(config.data), codec, config.data.max_tokens)
     for task in tasks:
@@ -110,16 +110,13 @@ def _start(config: AdaptConfig, model: torch.nn.Module) -> torch.nn.Module:
     if config.mode == "full":
         return model.requires_grad_(True)
     if config.pretrained is None:
-        fresh = {**vars(config.poly), "tasks": 1}
-        if config.poly.routing == "private":
-            fresh["skills"] = 1
-        poly = inject(model, PolyConfig(**fresh))
+        poly = inject(model, dataclasses.replace(config.poly, tasks=1))
     else:
         poly = storage.load(model, config.pretrained)
     if config.mode == "mu":
         poly.average()
     elif config.mode == "soup":
-        poly.soup(config.soup_skills or range(poly.poly_config.skills))
+        poly.soup(config.soup_skills or range(poly.poly_config.inventory_size))
     poly.resize(1, keep=[])
     if config.mode == "z":
         poly.freeze_inventory()

@@ -42,7 +42,8 @@ class PolyConfig:
     """"learned": a router of tasks x heads x skills logits for each group of layers; "private":
     task t has skill t; "uniform": every skill weighs 1 / skills."""
     skills: int = 8
-    """Adapters in the inventory of each layer (K). With routing "private": one for each task."""
+    """Adapters in the inventory of each layer (K). Plays no part with routing "private", which has
+    one for each task."""
     heads: int = 1
     """Blocks of features that are routed separately (H); divides every adapted dimension. It has
     nothing to do with attention heads."""
@@ -73,12 +74,11 @@ class PolyConfig:
             '"none" unless routing is "learned"',
             self.noise,
         )
-        require(
-            self.routing != "private" or self.skills == self.tasks,
-            "skills",
-            f'the number of tasks ({self.tasks}) when routing is "private"',
-            self.skills,
-        )
+
+    @property
+    def inventory_size(self) -> int:
+        """Adapters in the inventory of each layer."""
+        return self.tasks if self.routing == "private" else self.skills
 
     @property
     def scale(self) -> float:

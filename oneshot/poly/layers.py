@@ -100,7 +100,7 @@ class RoutedLora(RoutedLayer):
         self, base: nn.Module, config: PolyConfig, context: Context, name: str, group: int
     ) -> None:
         super().__init__(base, config, context, name, group)
-        h, k, r = config.heads, config.skills, config.rank
+        h, k, r = config.heads, config.inventory_size, config.rank
         device = self.weight.device
         self.lora_a = nn.Parameter(torch.empty(h, k, self.in_features // h, r, device=device))
         self.lora_b = nn.Parameter(torch.empty(h, k, r, self.out_features // h, device=device))
@@ -154,7 +154,7 @@ class RoutedIa3(RoutedLayer):
         self, base: nn.Module, config: PolyConfig, context: Context, name: str, group: int
     ) -> None:
         super().__init__(base, config, context, name, group)
-        shape = (config.heads, config.skills, self.out_features // config.heads)
+        shape = (config.heads, config.inventory_size, self.out_features // config.heads)
         self.ia3 = nn.Parameter(torch.ones(shape, device=self.weight.device))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

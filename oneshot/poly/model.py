@@ -133,7 +133,7 @@ class PolyModel(nn.Module):
     def _task_rows(self, task_ids: TaskIds | None, batch: int | None) -> torch.Tensor | None:
         """Checked task ids as [B] or [B, T]; None when there are none."""
         if task_ids is None:
-            if self.poly_config.skills > 1:
+            if self.poly_config.inventory_size > 1:
                 warnings.warn(
                     "task_ids is missing: every skill weighs the same", RuntimeWarning, stacklevel=5
                 )
@@ -261,7 +261,7 @@ class PolyModel(nn.Module):
         A and B are averaged separately. Training the one adapter is what training all copies under
         constant weights 1 / K does, at 1 / K of the memory (their gradients are all equal).
         """
-        self.soup(range(self.poly_config.skills))
+        self.soup(range(self.poly_config.inventory_size))
 
     def soup(self, skills: Sequence[int] | range) -> None:
         """Replaces the inventory by the mean of some skills (AdapterSoup, with private adapters).
@@ -270,8 +270,10 @@ class PolyModel(nn.Module):
             ValueError: No skill, or an unknown one.
         """
         chosen = list(skills)
-        if not chosen or any(not 0 <= k < self.poly_config.skills for k in chosen):
-            raise ValueError(f"skills must be some of [0, {self.poly_config.skills}), got {chosen}")
+        if not chosen or any(not 0 <= k < self.poly_config.inventory_size for k in chosen):
+            raise ValueError(
+                f"skills must be some of [0, {self.poly_config.inventory_size}), got {chosen}"
+            )
         for layer in self.layers.values():
             layer.average_of(chosen)
         self._single()

@@ -62,7 +62,7 @@ def load_peft(model: nn.Module, folder: str | Path) -> PolyModel:
     if poly.layers.keys() != found.keys():
         poly.unload()
         raise ValueError(f"{path}: the layers there are not the only ones of their names here")
-    shape = (config.tasks, config.heads, config.skills)
+    shape = (config.tasks, config.heads, config.inventory_size)
     logits = [found[layer]["router.module_logits"].view(shape) for layer in poly.layers]
     tensors = {"router.logits": torch.stack(logits).float()}
     for layer in poly.layers:
@@ -106,7 +106,7 @@ def save_peft(model: PolyModel, folder: str | Path) -> Path:
         "poly_type": "poly",
         "r": config.rank,
         "n_tasks": config.tasks,
-        "n_skills": config.skills,
+        "n_skills": config.inventory_size,
         "n_splits": config.heads,
         "init_weights": True,
     }

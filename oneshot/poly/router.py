@@ -33,7 +33,7 @@ class Router(nn.Module):
 
     def fresh_logits(self, tasks: int) -> torch.Tensor:
         """Logits of new tasks, U(-1e-3, 1e-3)."""
-        shape = (self.groups, tasks, self.config.heads, self.config.skills)
+        shape = (self.groups, tasks, self.config.heads, self.config.inventory_size)
         return torch.empty(shape).uniform_(-LOGIT_BOUND, LOGIT_BOUND)
 
     def forward(self, task_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -55,15 +55,15 @@ class Router(nn.Module):
             )
         distinct, rows = torch.unique(task_ids, return_inverse=True)
         if config.routing == "private":
-            one_hot = nn.functional.one_hot(distinct, config.skills).float()
+            one_hot = nn.functional.one_hot(distinct, config.inventory_size).float()
             weights = one_hot[None, :, None].expand(self.groups, -1, config.heads, -1)
             return weights, rows
         return self.average(len(distinct)), rows
 
     def average(self, mixtures: int = 1) -> torch.Tensor:
         """Weights 1 / skills everywhere: [groups, mixtures, heads, skills]."""
-        shape = (self.groups, mixtures, self.config.heads, self.config.skills)
-        return torch.full(shape, 1 / self.config.skills)
+        shape = (self.groups, mixtures, self.config.heads, self.config.inventory_size)
+        return torch.full(shape, 1 / self.config.inventory_size)
 
     @torch.no_grad()
     def weights(self) -> torch.Tensor:

@@ -149,7 +149,7 @@ class TrainConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     """The model inside."""
     poly: PolyConfig = field(default_factory=PolyConfig)
-    """Adapters and routing; `tasks` (and `skills` of private adapters) come from the data."""
+    """Adapters and routing; `tasks` comes from the data."""
     method: Literal["adapters", "full"] = "adapters"
     """"full": full fine-tuning, the baseline without adapters."""
     sampling: Literal["uniform", "proportional"] = "uniform"

@@ -105,8 +105,7 @@ def learn(
     layer = nn.Linear(size, size, bias=False)
     layer.load_state_dict(base.state_dict())
     torch.manual_seed(derive_seed(seed, "init"))
-    skills = tasks if config.routing == "private" else config.skills
-    config = dataclasses.replace(config, tasks=tasks, skills=skills, target_modules=(LAYER,))
+    config = dataclasses.replace(config, tasks=tasks, target_modules=(LAYER,))
     poly = inject(nn.Sequential(layer), config)
     optimizer = torch.optim.AdamW(poly.param_groups(lr=lr, router_lr=router_lr))
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / steps)

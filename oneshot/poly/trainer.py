@@ -135,8 +135,8 @@ def train(config: TrainConfig, *, resume: bool = False) -> TrainResult:
     finally:
         if log is not None:
             log.close()
-        if accelerator is not None:
-            accelerator.wait_for_everyone()
+    if accelerator is not None:
+        accelerator.wait_for_everyone()  # the last checkpoint is there
     last = checkpoints.latest(folder / "checkpoints")
     if last is None:
         raise checkpoints.CheckpointError(f"{folder}: the run has no checkpoint")
@@ -175,8 +175,7 @@ def prepare(
     torch.manual_seed(derive_seed(config.run.seed, "init"))
     learned: torch.nn.Module = model
     if config.method == "adapters":
-        skills = tasks if config.poly.routing == "private" else config.poly.skills
-        poly = dataclasses.replace(config.poly, tasks=tasks, skills=skills)
+        poly = dataclasses.replace(config.poly, tasks=tasks)
         learned = inject(model, poly) if start is None else storage.load(model, start)
     elif start is not None:
         from safetensors.torch import load_model

@@ -66,10 +66,10 @@ def test_training_the_average_is_training_all_copies_alike():
 def test_private_adapters_and_soup():
     """With one-hot routing task t uses adapter t alone; a soup is the mean of some."""
     ids = poly_tiny.tokens()
-    poly = poly_tiny.adapted(routing="private", tasks=4, skills=4, heads=1)
+    poly = poly_tiny.adapted(routing="private", tasks=4, heads=1)
     mixed = poly(input_ids=ids, task_ids=[2, 0, 1, 2]).logits
     for i, task in enumerate([2, 0, 1, 2]):
-        alone = poly_tiny.adapted(routing="private", tasks=4, skills=4, heads=1)
+        alone = poly_tiny.adapted(routing="private", tasks=4, heads=1)
         alone.soup([task])
         close(alone(input_ids=ids[i : i + 1], task_ids=0).logits[0], mixed[i])
     with pytest.raises(ValueError, match="private adapters know no new task: average some"):
