@@ -3,7 +3,9 @@
 import hashlib
 import json
 import os
+import shutil
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -111,8 +113,6 @@ def test_full_fine_tuning_resumes_bit_for_bit(digits_folder, tmp_path):
     options = ["--method=full", "--run.keep_checkpoints=null"]
     one = train(poly_runs.train_config(digits_folder, tmp_path / "one", *options))
     (tmp_path / "two").mkdir()
-    import shutil
-
     shutil.copytree(tmp_path / "one", tmp_path / "two", dirs_exist_ok=True)
     for step in (4, 6):
         shutil.rmtree(checkpoints.path(tmp_path / "two" / "checkpoints", step))
@@ -135,12 +135,13 @@ def test_baselines_and_microbatches(routing, digits_folder, tmp_path):
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 
-@pytest.mark.parametrize("routing", ["learned", "uniform"])
-def test_two_processes_give_the_curve_of_one(routing, whole, digits_folder, tmp_path):
-    options = [] if routing == "learned" else ["--poly.routing=uniform", "--poly.skills=1"]
-    single = whole
-    if routing == "uniform":
-        single = train(poly_runs.train_config(digits_folder, tmp_path / "one", *options))
+ROUTINGS = {"learned": [], "uniform": ["--poly.routing=uniform", "--poly.skills=1"]}
+
+
+@pytest.fixture(scope="module")
+def on_two_processes(digits_folder, tmp_path_factory):
+    """A folder with a run on two processes (gloo) for each kind of routing."""
+    folder = tmp_path_factory.mktemp("two")
     code = f"""
 import sys
 from pathlib import Path
@@ -148,18 +149,40 @@ sys.path.insert(0, {str(Path(__file__).parent)!r})
 import poly_runs
 from oneshot.poly import trainer
 trainer.plot_routing = lambda *_: None
-folder, output = Path({str(digits_folder)!r}), Path({str(tmp_path / "two")!r})
-trainer.train(poly_runs.train_config(folder, output, *{options!r}))
+for routing, options in {ROUTINGS!r}.items():
+    output = Path({str(folder)!r}) / routing
+    trainer.train(poly_runs.train_config(Path({str(digits_folder)!r}), output, *options))
 """
-    script = tmp_path / "run.py"
-    script.write_text(code)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [*command, str(script)], env=environment, capture_output=True, text=True, timeout=900
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    one, two = rows(single.output), rows(tmp_path / "two")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    processes = []
+    for rank in "01":
+        own = {**os.environ, **common, "RANK": rank, "LOCAL_RANK": rank, "OMP_NUM_THREADS": "1"}
+        log = (folder / f"log{rank}").open("w")
+        processes.append(
+            subprocess.Popen([sys.executable, "-c", code], env=own, stdout=log, stderr=log)
+        )
+    try:
+        for rank, process in enumerate(processes):
+            status = process.wait(timeout=900)
+            assert status == 0, (folder / f"log{rank}").read_text()[-3000:]
+    finally:
+        for process in processes:
+            process.kill()
+    return folder
+
+
+@pytest.mark.parametrize("routing", sorted(ROUTINGS))
+def test_two_processes_give_the_curve_of_one(
+    routing, on_two_processes, whole, digits_folder, tmp_path
+):
+    single = whole
+    if routing == "uniform":
+        config = poly_runs.train_config(digits_folder, tmp_path / "one", *ROUTINGS[routing])
+        single = train(config)
+    one, two = rows(single.output), rows(on_two_processes / routing)
     assert [row["step"] for row in two] == [row["step"] for row in one]
     for name in ("loss/train", "optimizer/grad_norm"):
         values = [[row[name] for row in history] for history in (one, two)]
@@ -175,8 +198,6 @@ def test_a_batch_that_cannot_be_shared_is_refused(monkeypatch, digits_folder, tm
 
 
 def test_a_loss_that_explodes_stops_the_run(digits_folder, tmp_path):
-    import shutil
-
     from safetensors.torch import load_file, save_file
 
     broken = tmp_path / "llama"
