@@ -18,6 +18,10 @@ usage: oneshot <command> [options]
   chmm alt     the same, in turn with a BERT tagger (CHMM-ALT)
   chmm label   label sentences with a trained CHMM or tagger
   chmm eval    methods side by side on weakly labelled data
+  poly train   train an inventory of adapters and its router on many tasks
+  poly adapt   few-shot adaptation of a trained inventory to held-out tasks
+  poly eval    figures of trained adapters on their tasks
+  poly export  trained adapters as PEFT Poly, PEFT LoRA or a merged model
   demo         each layer in small: one-example RLVR, weak named entities
   bench        benchmarks of the ops
   info         versions, native library, instruction set
@@ -39,7 +43,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         print(__version__)
         return 0
-    commands = {"rlvr": _rlvr, "chmm": _chmm, "demo": _demo, "bench": _bench, "info": _info}
+    commands = {
+        "rlvr": _rlvr,
+        "poly": _poly,
+        "chmm": _chmm,
+        "demo": _demo,
+        "bench": _bench,
+        "info": _info,
+    }
     if command not in commands:
         print(f"oneshot: no command {command!r}\n\n{USAGE}", end="", file=sys.stderr)
         return 2
@@ -115,6 +126,23 @@ def _chmm(words: list[str]) -> int:
     try:
         return chmm(words)
     except (ValueError, OSError, RuntimeError, ImportError, FloatingPointError) as error:
+        return _failed(error)
+    except KeyboardInterrupt:
+        print("oneshot: interrupted; the same command with --resume continues", file=sys.stderr)
+        return 130
+
+
+def _poly(words: list[str]) -> int:
+    from oneshot.poly.commands import COMMANDS, run
+
+    if not words or words[0] not in COMMANDS:
+        asked = bool(words) and words[0] in ("-h", "--help")
+        print(USAGE, end="", file=sys.stdout if asked else sys.stderr)
+        return 0 if asked else 2
+    try:
+        _hide_loading_bars()
+        return run(words[0], words[1:])
+    except (ValueError, OSError, RuntimeError, FloatingPointError, ModuleNotFoundError) as error:
         return _failed(error)
     except KeyboardInterrupt:
         print("oneshot: interrupted; the same command with --resume continues", file=sys.stderr)

@@ -1,0 +1,201 @@
+"""Few-shot adaptation: a trained inventory meets one held-out task at a time.
+
+For each task, number of shots and seed: draw so many training and as many dev examples, adapt,
+keep the step that is best on the dev examples, and measure the test examples once. Finished
+adaptations are lines of results.jsonl; a killed run goes on after the last of them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from oneshot.poly import backbone, storage
+from oneshot.poly.backbone import Codec
+from oneshot.poly.data import RawTask, Task, draw_batch, read_tasks
+from oneshot.poly.evaluation import check_metrics, evaluate
+from oneshot.poly.learning import Learner, make_optimizer
+from oneshot.poly.model import PolyModel, inject
+from oneshot.poly.settings import AdaptConfig, EvaluationConfig
+from oneshot.runs.folder import open_run, write_config
+from oneshot.runs.jsonl import read_jsonl
+from oneshot.runs.seeding import derive_seed
+
+RESULTS = "results.jsonl"
+
+
+def adapt(config: AdaptConfig, *, resume: bool = False) -> list[dict[str, Any]]:
+    """Runs every adaptation that the config names.
+
+    Args:
+        config: The run.
+        resume: Continue the run in `config.run.output`.
+
+    Returns:
+        The rows of results.jsonl.
+
+    Raises:
+        FileExistsError: The output folder has files in it and `resume` is False.
+        ValueError: Bad data, adapters that do not fit, or a resumed run with another config.
+    """
+    from rich.progress import track
+
+    if config.run.threads is not None:
+        torch.set_num_threads(config.run.threads)
+    check_metrics(config.evaluation)
+    folder, _ = open_run(Path(config.run.output), config, resume, {"run.progress"})
+    source = config.model
+    if config.mode == "full" and config.pretrained is not None:
+        source = dataclasses.replace(source, source=config.pretrained)
+    model, codec = backbone.load(source)
+    tasks, _ = backbone.drop_long(read_tasks(config.data), codec, config.data.max_tokens)
+    for task in tasks:
+        task.split(max(config.shots), max(config.shots), 0)  # too small: before any work
+    start = {n: t.clone() for n, t in model.state_dict().items()} if config.mode == "full" else {}
+    write_config(folder, config)
+    grid = [(task, n, seed) for task in tasks for n in config.shots for seed in config.seeds]
+    before = read_jsonl(folder / RESULTS)
+    _rewrite(folder / RESULTS, before)  # without a line that a kill has torn
+    done = {(row["task"], row["shots"], row["seed"]) for row in before}
+    left = [run for run in grid if (run[0].name, *run[1:]) not in done]
+    for run in track(left, "adapting", disable=not config.run.progress):
+        row = adapt_one(config, model, codec, *run)
+        if start:
+            model.load_state_dict(start)
+        with (folder / RESULTS).open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps(row) + "\n")
+            stream.flush()
+    rows = read_jsonl(folder / RESULTS)
+    (folder / "summary.json").write_text(json.dumps(summarize(rows), indent=1) + "\n")
+    return rows
+
+
+def adapt_one(
+    config: AdaptConfig,
+    model: torch.nn.Module,
+    codec: Codec,
+    raw: RawTask,
+    shots: int,
+    seed: int,
+) -> dict[str, Any]:
+    """One adaptation; the model inside is as it was before, but after full fine-tuning.
+
+    Returns:
+        Task, shots, seed, the chosen step, its dev figure, and the figures of the test examples.
+    """
+    task = raw.split(shots, shots, seed)
+    torch.manual_seed(derive_seed(config.run.seed, "adapt", raw.name, shots, seed))
+    learned = _start(config, model)
+    try:
+        row: dict[str, Any] = {"task": task.name, "shots": shots, "seed": seed}
+        if config.zero_shot:
+            figures = evaluate(learned, codec, task.test, 0, config.evaluation)
+            row.update({f"zero_shot_{name}": value for name, value in figures.items()})
+        step, dev = _fit(config, learned, codec, task, seed)
+        row.update({"step": step, f"dev_{config.select_by}": dev})
+        return {**row, **evaluate(learned, codec, task.test, 0, config.evaluation)}
+    finally:
+        if isinstance(learned, PolyModel):
+            learned.unload()
+
+
+def _start(config: AdaptConfig, model: torch.nn.Module) -> torch.nn.Module:
+    """The model with what is to be adapted."""
+    if config.mode == "full":
+        return model.requires_grad_(True)
+    if config.pretrained is None:
+        poly = inject(model, dataclasses.replace(config.poly, tasks=1))
+    else:
+        poly = storage.load(model, config.pretrained)
+    if config.mode == "mu":
+        poly.average()
+    elif config.mode == "soup":
+        poly.soup(config.soup_skills or range(poly.poly_config.inventory_size))
+    poly.resize(1, keep=[])
+    if config.mode == "z":
+        poly.freeze_inventory()
+    if config.model.gradient_checkpointing:
+        poly.activation_checkpointing_enable()
+    return poly
+
+
+def _fit(
+    config: AdaptConfig, model: torch.nn.Module, codec: Codec, task: Task, seed: int
+) -> tuple[int, float]:
+    """Trains and goes back to the step that is best on the dev examples; that step and figure."""
+    optimizer = make_optimizer(model, config.optimizer)
+    learner = Learner(model, codec, optimizer, config.optimizer, config.run.steps, config.run.seed)
+    trained = [p for group in optimizer.param_groups for p in group["params"]]
+    by = EvaluationConfig(
+        metrics=(config.select_by,),
+        max_new_tokens=config.evaluation.max_new_tokens,
+        batch_size=config.evaluation.batch_size,
+    )
+
+    def dev() -> float:
+        figures = evaluate(model, codec, task.dev, 0, by)
+        if config.select_by not in figures:
+            raise ValueError(
+                f"select_by: task {task.name} has no options, so no {config.select_by}"
+            )
+        return figures[config.select_by]
+
+    sign = -1.0 if config.select_by == "loss" else 1.0
+    best, figure = 0, dev()
+    kept = [p.detach().clone() for p in trained]
+    draws = derive_seed(config.run.seed, "adapt", task.name, len(task.train), seed)
+    for step in range(1, config.run.steps + 1):
+        learner.step(draw_batch([task], config.optimizer.batch_size, step, draws, "uniform"), step)
+        if step % config.run.evaluate_every == 0 or step == config.run.steps:
+            found = dev()
+            if sign * found > sign * figure:
+                best, figure = step, found
+                kept = [p.detach().clone() for p in trained]
+    with torch.no_grad():
+        for parameter, value in zip(trained, kept, strict=True):
+            parameter.copy_(value)
+    return best, figure
+
+
+def summarize(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Mean over tasks for each number of shots and figure, with its spread over seeds.
+
+    Returns:
+        {shots: {figure: {"mean", "std" over seeds of the mean over tasks (None for one seed),
+        "tasks", "seeds", and "by_task" means}}}. Figures that some tasks do not have are means over
+        those that do.
+    """
+    skip = {"task", "shots", "seed", "step"}
+    result: dict[str, Any] = {}
+    for shots in sorted({row["shots"] for row in rows}):
+        mine = [row for row in rows if row["shots"] == shots]
+        figures = sorted({key for row in mine for key in row if key not in skip})
+        result[str(shots)] = {}
+        for key in figures:
+            by_seed: dict[int, list[float]] = {}
+            by_task: dict[str, list[float]] = {}
+            for row in mine:
+                if key in row:
+                    by_seed.setdefault(row["seed"], []).append(row[key])
+                    by_task.setdefault(row["task"], []).append(row[key])
+            means = [statistics.fmean(values) for values in by_seed.values()]
+            result[str(shots)][key] = {
+                "mean": statistics.fmean(means),
+                "std": statistics.stdev(means) if len(means) > 1 else None,
+                "tasks": len(by_task),
+                "seeds": len(means),
+                "by_task": {task: statistics.fmean(v) for task, v in sorted(by_task.items())},
+            }
+    return result
+
+
+def _rewrite(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    temporary = path.with_suffix(".writing")
+    temporary.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    temporary.replace(path)

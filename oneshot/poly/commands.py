@@ -1,0 +1,154 @@
+"""The commands `oneshot poly train | adapt | eval | export | miniature`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from oneshot.runs.config import argument_parser, instantiate
+
+COMMANDS = ("train", "adapt", "eval", "export", "miniature")
+
+
+def run(command: str, words: list[str]) -> int:
+    """Runs one of `COMMANDS`; expected failures are raised."""
+    return {
+        "train": _train,
+        "adapt": _adapt,
+        "eval": _evaluate,
+        "export": _export,
+        "miniature": _miniature,
+    }[command](words)
+
+
+def _parse(config_class: type, name: str, words: list[str], resumable: bool) -> tuple[Any, bool]:
+    parser = argument_parser(config_class, f"oneshot poly {name}")
+    if resumable:
+        parser.add_argument(
+            "--resume", action="store_true", help="Continue the run in run.output (or start it)."
+        )
+    parsed = parser.parse_args(words)
+    return instantiate(config_class, parser, parsed), bool(resumable and parsed.resume)
+
+
+def _train(words: list[str]) -> int:
+    from oneshot.poly.settings import TrainConfig
+
+    config, resume = _parse(TrainConfig, "train", words, True)
+    from oneshot.poly.trainer import train
+
+    result = train(config, resume=resume)
+    dev = {
+        key: value
+        for row in result.history
+        for key, value in row.items()
+        if key.startswith("dev/") or key == "step"
+    }
+    print(json.dumps(dev))
+    print(f"adapters {result.checkpoint}\ncurves   {result.output / 'curves.png'}")
+    return 0
+
+
+def _adapt(words: list[str]) -> int:
+    from oneshot.poly.settings import AdaptConfig
+
+    config, resume = _parse(AdaptConfig, "adapt", words, True)
+    from oneshot.poly.adaptation import adapt, summarize
+
+    print(format_summary(summarize(adapt(config, resume=resume))))
+    return 0
+
+
+def format_summary(summary: dict[str, Any]) -> str:
+    """A summary of adaptations as lines: shots, figure, mean over tasks, spread over seeds."""
+    lines = []
+    for shots, figures in summary.items():
+        for name, found in figures.items():
+            if name.startswith("dev_"):
+                continue
+            spread = "" if found["std"] is None else f" ± {found['std']:.3f}"
+            lines.append(
+                f"{shots:>4} shots  {name:24} {found['mean']:.3f}{spread}  "
+                f"({found['tasks']} tasks, {found['seeds']} seeds)"
+            )
+    return "\n".join(lines)
+
+
+def _evaluate(words: list[str]) -> int:
+    from oneshot.poly.settings import EvaluateConfig
+
+    config, _ = _parse(EvaluateConfig, "eval", words, False)
+    import torch
+
+    from oneshot.poly import backbone, storage
+    from oneshot.poly.data import read_tasks
+    from oneshot.poly.evaluation import check_metrics, evaluate
+
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    check_metrics(config.evaluation)
+    base, codec = backbone.load(config.model)
+    model: torch.nn.Module = base
+    known: list[str] = []
+    if config.adapters is not None:
+        known = storage.read_description(config.adapters).get("task_names", [])
+        model = storage.load(base, config.adapters)
+    tasks, _ = backbone.drop_long(read_tasks(config.data), codec, config.data.max_tokens)
+    figures = {}
+    for task in tasks:
+        if config.adapters is not None and task.name not in known:
+            raise ValueError(f"data.tasks: the adapters know {', '.join(known)}, not {task.name}")
+        number = known.index(task.name) if known else 0
+        examples = task.test
+        if config.split == "dev":
+            examples = task.split(config.data.train_examples, config.data.dev_examples, 1).dev
+        figures[task.name] = evaluate(model, codec, examples, number, config.evaluation)
+    if config.output is not None:
+        Path(config.output).write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+    print(json.dumps(figures, indent=1))
+    return 0
+
+
+def _export(words: list[str]) -> int:
+    from oneshot.poly.settings import ExportConfig
+
+    config, _ = _parse(ExportConfig, "export", words, False)
+    from oneshot.poly import backbone, peft_exchange, storage
+
+    folder = Path(config.output)
+    if folder.exists() and any(folder.iterdir()):
+        raise FileExistsError(f"output: {folder} is not empty")
+    names = storage.read_description(config.adapters).get("task_names", [])
+    model, codec = backbone.load(config.model)
+    poly = storage.load(model, config.adapters)
+    if config.form == "peft-poly":
+        peft_exchange.save_peft(poly, folder)
+    else:
+        task = _task_number(str(config.task), names, poly.poly_config.tasks)
+        if config.form == "peft-lora":
+            peft_exchange.save_peft_lora(poly, folder, task)
+        else:
+            poly.merge(task)
+            model.save_pretrained(folder)
+            codec.tokenizer.save_pretrained(folder)
+    print(folder)
+    return 0
+
+
+def _task_number(task: str, names: list[str], tasks: int) -> int:
+    matching = [i for i, n in enumerate(names) if n == task]
+    matching = matching or [i for i, n in enumerate(names) if n.startswith(task)]
+    if len(matching) == 1:
+        return matching[0]
+    if task.isdigit() and int(task) < tasks:
+        return int(task)
+    raise ValueError(f"task: {task!r} is none of {', '.join(names) or f'0 .. {tasks - 1}'}")
+
+
+def _miniature(words: list[str]) -> int:
+    from oneshot.poly.miniature import MiniatureConfig, miniature
+
+    config, resume = _parse(MiniatureConfig, "miniature", words, True)
+    print(miniature(config, resume=resume))
+    return 0

@@ -1,0 +1,157 @@
+"""Curves of a run, and what its router has learned."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from oneshot.poly.model import PolyModel
+
+PANELS = (
+    ("Loss, nats per answer token", ("loss/train", "dev/loss")),
+    ("Dev accuracy", ("dev/exact_match", "dev/rank_accuracy", "dev/rouge_l")),
+    ("Entropy of the routing, nats", ("routing/entropy",)),
+    ("Gradient norm", ("optimizer/grad_norm",)),
+)
+MAX_PANELS = 24
+
+
+def plot_curves(history: Sequence[dict[str, Any]], path: Path) -> None:
+    """Draws the curves of metrics.jsonl's rows; panels without numbers are left out."""
+    panels = [
+        (name, keys) for name, keys in PANELS if any(key in row for row in history for key in keys)
+    ]
+    if not panels:
+        return
+    figure, axes = _figure(len(panels), 3.4, 2.6)
+    for panel, (name, keys) in zip(axes, panels, strict=True):
+        for key in keys:
+            points = [(row["step"], row[key]) for row in history if key in row]
+            if points:
+                marker = "o" if key.startswith("dev/") else None
+                panel.plot(*zip(*points, strict=True), marker=marker, markersize=3, label=key)
+        panel.set_title(name, fontsize=9)
+        panel.tick_params(labelsize=7)
+        panel.grid(alpha=0.3)
+        panel.legend(fontsize=6)
+    _write(figure, path)
+
+
+def plot_routing(model: PolyModel, task_names: Sequence[str], folder: Path) -> None:
+    """Draws `routing.png`, weights of tasks x skills for each group of layers, and `tasks.png`.
+
+    The second is a dendrogram of tasks by the distance of their routing; both are left out when
+    there is one task or skill.
+    """
+    weights = model.router.weights().cpu()  # [groups, tasks, heads, skills]
+    if weights.shape[1] < 2 or weights.shape[3] < 2:
+        return
+    groups = range(len(model.groups))
+    if len(groups) > MAX_PANELS:  # evenly spaced ones
+        groups = [round(i * (len(groups) - 1) / (MAX_PANELS - 1)) for i in range(MAX_PANELS)]  # type: ignore[assignment]
+    height = max(1.8, 0.16 * len(task_names) + 0.8)
+    figure, axes = _figure(len(groups), 3.4, height)
+    skills = weights.shape[3]
+    for panel, group in zip(axes, groups, strict=True):
+        panel.imshow(
+            weights[group].flatten(1).numpy(), vmin=0, vmax=1, aspect="auto", cmap="viridis"
+        )
+        for head in range(1, weights.shape[2]):
+            panel.axvline(head * skills - 0.5, color="white", linewidth=0.8)
+        panel.set_title(model.groups[group] or "all layers", fontsize=6)
+        panel.set_yticks(range(len(task_names)), [n[:22] for n in task_names], fontsize=5)
+        panel.set_xticks([])
+    figure.suptitle(
+        f"Tasks x skills, heads side by side ({len(groups)} of {len(model.groups)} groups)",
+        fontsize=8,
+    )
+    _write(figure, folder / "routing.png")
+    _plot_dendrogram(task_distances(weights), task_names, folder / "tasks.png")
+
+
+def task_distances(weights: torch.Tensor) -> torch.Tensor:
+    """Distance of every two tasks: mean total variation of their routing.
+
+    Args:
+        weights: [groups, tasks, heads, skills], summing to 1 over skills.
+
+    Returns:
+        [tasks, tasks], in [0, 1].
+    """
+    by_task = weights.double().transpose(0, 1).flatten(1, 2)  # [tasks, groups * heads, skills]
+    differences = (by_task[:, None] - by_task[None]).abs().sum(-1) / 2
+    return differences.mean(-1)
+
+
+def average_linkage(distances: torch.Tensor) -> list[tuple[int, int, float, int]]:
+    """Agglomerative clustering (UPGMA).
+
+    Args:
+        distances: [n, n], symmetric.
+
+    Returns:
+        n - 1 merges (cluster, cluster, distance, size); leaves are 0 .. n - 1 and the i-th merge
+        makes cluster n + i.
+    """
+    n = distances.shape[0]
+    members = {i: [i] for i in range(n)}
+    merges: list[tuple[int, int, float, int]] = []
+    while len(members) > 1:
+        names = sorted(members)
+        height, a, b = min(
+            (float(distances[members[a]][:, members[b]].mean()), a, b)
+            for i, a in enumerate(names)
+            for b in names[i + 1 :]
+        )
+        joined = members.pop(a) + members.pop(b)
+        members[n + len(merges)] = joined
+        merges.append((a, b, height, len(joined)))
+    return merges
+
+
+def _plot_dendrogram(distances: torch.Tensor, names: Sequence[str], path: Path) -> None:
+    n = len(names)
+    merges = average_linkage(distances)
+    children = {n + i: (a, b) for i, (a, b, _, _) in enumerate(merges)}
+
+    def leaves(cluster: int) -> list[int]:
+        if cluster < n:
+            return [cluster]
+        a, b = children[cluster]
+        return leaves(a) + leaves(b)
+
+    order = leaves(n + len(merges) - 1)
+    place = {leaf: (0.0, float(i)) for i, leaf in enumerate(order)}
+    figure, (axes,) = _figure(1, 6.0, max(2.0, 0.25 * n + 0.8))
+    for i, (a, b, height, _) in enumerate(merges):
+        (xa, ya), (xb, yb) = place[a], place[b]
+        axes.plot([xa, height, height, xb], [ya, ya, yb, yb], color="tab:blue", linewidth=1)
+        place[n + i] = (height, (ya + yb) / 2)
+    axes.set_yticks(range(n), [names[leaf] for leaf in order], fontsize=7)
+    axes.set_xlabel("mean total variation of the routing", fontsize=8)
+    axes.tick_params(axis="x", labelsize=7)
+    figure.tight_layout()
+    _write(figure, path)
+
+
+def _figure(panels: int, width: float, height: float) -> tuple[Any, list[Any]]:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    columns = min(4, panels)
+    lines = -(-panels // columns)
+    figure = Figure(figsize=(width * columns, height * lines))
+    figure.subplots_adjust(
+        0.25 / columns, 0.3 / (height * lines), 0.98, 1 - 0.5 / (height * lines), 0.45, 0.4
+    )
+    FigureCanvasAgg(figure)
+    return figure, [figure.add_subplot(lines, columns, i + 1) for i in range(panels)]
+
+
+def _write(figure: Any, path: Path) -> None:
+    temporary = path.with_suffix(".drawing")
+    figure.savefig(temporary, dpi=110, format="png")
+    temporary.replace(path)

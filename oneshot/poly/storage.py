@@ -1,0 +1,126 @@
+"""Adapters and router on disk: `poly_config.json` and `poly.safetensors`.
+
+The tensors are named `router.logits` and `<layer>.lora_a`, `<layer>.lora_b` or `<layer>.ia3`; the
+weights of the model itself are not in there.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from oneshot.poly.config import PolyConfig
+from oneshot.poly.model import PolyModel, inject
+
+CONFIG = "poly_config.json"
+TENSORS = "poly.safetensors"
+
+
+def save(model: PolyModel, folder: str | Path, **extra: Any) -> Path:
+    """Writes the adapters; a kill in the middle leaves what was there before.
+
+    Args:
+        model: The model.
+        folder: Is created; an earlier save in it is replaced, any other folder is not.
+        **extra: Values for the config file, such as the names of the tasks.
+
+    Returns:
+        The folder.
+
+    Raises:
+        FileExistsError: The folder has something else in it.
+    """
+    target = Path(folder)
+    if target.exists() and not (target / CONFIG).is_file() and any(target.iterdir()):
+        raise FileExistsError(f"{target} is not empty and holds no adapters to replace")
+    temporary = target.with_name(f".{target.name}.writing")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    write(model, temporary, **extra)
+    shutil.rmtree(target, ignore_errors=True)
+    temporary.rename(target)
+    return target
+
+
+def write(model: PolyModel, folder: Path, **extra: Any) -> None:
+    """Writes both files into an existing folder."""
+    described = {
+        "poly_config": dataclasses.asdict(model.poly_config),
+        "layers": list(model.layers),
+        **extra,
+    }
+    tensors = {n: p.detach().cpu().contiguous() for n, p in model.adapter_parameters().items()}
+    save_file(tensors, folder / TENSORS)
+    (folder / CONFIG).write_text(json.dumps(described, indent=1) + "\n", encoding="utf-8")
+
+
+def load(model: nn.Module, folder: str | Path) -> PolyModel:
+    """Puts saved adapters into a model, exactly as they were.
+
+    Args:
+        model: The model they were trained in.
+        folder: What `save` wrote.
+
+    Raises:
+        FileNotFoundError: No adapters there.
+        ValueError: They belong to another model. The model is then as it was.
+    """
+    config = read_config(folder)
+    tensors = load_file(Path(folder) / TENSORS)
+    poly = inject(model, config)
+    try:
+        assign(poly, tensors, str(folder))
+    except ValueError:
+        poly.unload()
+        raise
+    return poly
+
+
+def read_description(folder: str | Path) -> dict[str, Any]:
+    """The config file of saved adapters.
+
+    Raises:
+        FileNotFoundError: No adapters there.
+    """
+    path = Path(folder) / CONFIG
+    if not path.is_file():
+        raise FileNotFoundError(f"{folder}: no adapters there (it has no {CONFIG})")
+    description: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return description
+
+
+def read_config(folder: str | Path) -> PolyConfig:
+    """The adapter config of saved adapters."""
+    values = read_description(folder)["poly_config"]
+    return PolyConfig(**{**values, "target_modules": tuple(values["target_modules"])})
+
+
+@torch.no_grad()
+def assign(model: PolyModel, tensors: dict[str, torch.Tensor], source: str) -> None:
+    """Gives every adapter parameter the tensor of its name.
+
+    Raises:
+        ValueError: A name or a shape differs.
+    """
+    parameters = model.adapter_parameters()
+    if parameters.keys() != tensors.keys():
+        missing = sorted(parameters.keys() - tensors.keys())[:3]
+        left_over = sorted(tensors.keys() - parameters.keys())[:3]
+        raise ValueError(
+            f"{source} does not fit the model: missing there {missing}, unknown here {left_over}"
+        )
+    for name, parameter in parameters.items():
+        if parameter.shape != tensors[name].shape:
+            raise ValueError(
+                f"{source} does not fit the model: {name} has the shape "
+                f"{list(tensors[name].shape)} there, {list(parameter.shape)} here"
+            )
+    for name, parameter in parameters.items():
+        parameter.data = tensors[name].to(parameter.device)

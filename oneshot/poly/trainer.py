@@ -1,0 +1,250 @@
+"""Multi-task training: every batch mixes tasks, every task has its row of the router.
+
+One step: draw the examples of the batch and their tasks, run the model with the adapters of each
+example's task, take one AdamW step at two speeds. Every random number derives from the seed and the
+step, so a killed run continues bit for bit. Several processes (`accelerate launch`, `torchrun`)
+share each batch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from oneshot.poly import backbone, checkpoint, storage
+from oneshot.poly.backbone import Codec
+from oneshot.poly.data import Task, draw_batch, read_tasks
+from oneshot.poly.evaluation import check_metrics, evaluate
+from oneshot.poly.learning import Learner, make_optimizer
+from oneshot.poly.model import PolyModel, inject
+from oneshot.poly.plots import plot_curves, plot_routing
+from oneshot.poly.settings import EvaluationConfig, TrainConfig
+from oneshot.runs import checkpoints
+from oneshot.runs.folder import open_run, write_config
+from oneshot.runs.jsonl import read_jsonl
+from oneshot.runs.log import MetricsLog
+from oneshot.runs.seeding import derive_seed
+
+# A resumed run may keep fewer checkpoints or speak less: that changes no number of it. Not so the
+# number of steps, on which the learning rate depends.
+MAY_CHANGE = {"run.keep_checkpoints", "run.progress"}
+
+SHOWN = {
+    "loss/train": ("loss", ".3f"),
+    "dev/loss": ("dev", ".3f"),
+    "dev/rank_accuracy": ("rank", ".3f"),
+    "dev/exact_match": ("EM", ".3f"),
+    "routing/entropy": ("H", ".2f"),
+}
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a finished run leaves.
+
+    Attributes:
+        output: Its folder.
+        checkpoint: The last checkpoint.
+        history: The rows of metrics.jsonl.
+        dropped: Examples left out because they are too long.
+    """
+
+    output: Path
+    checkpoint: Path
+    history: list[dict[str, Any]]
+    dropped: int
+
+
+def train(config: TrainConfig, *, resume: bool = False) -> TrainResult:
+    """Trains as the config says.
+
+    Args:
+        config: The run.
+        resume: Continue the run in `config.run.output` from its newest checkpoint.
+
+    Returns:
+        Where everything is, and the history.
+
+    Raises:
+        FileExistsError: The output folder has files in it and `resume` is False.
+        ValueError: Bad data, adapters that do not fit the model, or a resumed run with another
+            config or other data.
+        NonFiniteLossError: The loss or its gradient became NaN or infinite.
+    """
+    if config.run.threads is not None:
+        torch.set_num_threads(config.run.threads)
+    check_metrics(config.evaluation)
+    accelerator = make_accelerator(config)
+    main = accelerator is None or accelerator.is_main_process
+    folder, start = open_run(Path(config.run.output), config, resume, MAY_CHANGE)
+    if accelerator is not None:
+        accelerator.wait_for_everyone()  # all have looked before one writes
+    model, codec = backbone.load(config.model)
+    raw, dropped = backbone.drop_long(read_tasks(config.data), codec, config.data.max_tokens)
+    data = config.data
+    tasks = [t.split(data.train_examples, data.dev_examples, config.run.seed) for t in raw]
+    learned = prepare(config, model, len(tasks), start)
+    learner = Learner(
+        learned,
+        codec,
+        make_optimizer(learned, config.optimizer),
+        config.optimizer,
+        config.run.steps,
+        config.run.seed,
+        accelerator,
+    )
+    digest = data_digest(tasks)
+    step = 0 if start is None else _resume(start, learner, digest)
+    log = None
+    if main:
+        write_config(folder, config)  # not before everything that can be wrong has been seen
+        log = MetricsLog(
+            folder,
+            config.run.steps,
+            step if start else None,
+            config.run.progress,
+            shown=SHOWN,
+            milestones=("dev/loss",),
+            plot=plot_curves,
+        )
+        if dropped:
+            log.say(f"{dropped} examples left out: over data.max_tokens = {data.max_tokens}")
+    try:
+        while step < config.run.steps:
+            step += 1
+            size, seed = config.optimizer.batch_size, config.run.seed
+            figures = learner.step(draw_batch(tasks, size, step, seed, config.sampling), step)
+            if log is None:
+                continue  # the others wait for the first process at the next step
+            if step % config.run.evaluate_every == 0 or step == config.run.steps:
+                figures.update(validate(learned, codec, tasks, config.evaluation))
+            log.step(step, figures)
+            if step % config.run.save_every == 0 or step == config.run.steps:
+                log.sync()
+                _save(folder, config, learner, tasks, step, digest)
+                log.plot()
+    finally:
+        if log is not None:
+            log.close()
+    if accelerator is not None:
+        accelerator.wait_for_everyone()  # the last checkpoint is there
+    last = checkpoints.latest(folder / "checkpoints")
+    if last is None:
+        raise checkpoints.CheckpointError(f"{folder}: the run has no checkpoint")
+    history = read_jsonl(folder / "metrics.jsonl")
+    if main:
+        checkpoints.prune(folder / "checkpoints", config.run.keep_checkpoints)
+        plot_curves(history, folder / "curves.png")
+        if isinstance(learned, PolyModel):
+            plot_routing(learned, [t.name for t in tasks], folder)
+    return TrainResult(folder, last, history, dropped)
+
+
+def make_accelerator(config: TrainConfig) -> Any:
+    """The helper of accelerate when several processes were started, else None.
+
+    Raises:
+        ValueError: The batch cannot be shared evenly.
+    """
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    if processes == 1:
+        return None
+    size = config.optimizer.batch_size
+    if size % processes:
+        raise ValueError(
+            f"optimizer.batch_size must be a multiple of the {processes} processes, got {size}"
+        )
+    from accelerate import Accelerator
+
+    return Accelerator(cpu=config.model.device == "cpu")
+
+
+def prepare(
+    config: TrainConfig, model: torch.nn.Module, tasks: int, start: Path | None
+) -> torch.nn.Module:
+    """The model to train: with new adapters or those of a checkpoint, or all of it."""
+    torch.manual_seed(derive_seed(config.run.seed, "init"))
+    learned: torch.nn.Module = model
+    if config.method == "adapters":
+        poly = dataclasses.replace(config.poly, tasks=tasks)
+        learned = inject(model, poly) if start is None else storage.load(model, start)
+    elif start is not None:
+        from safetensors.torch import load_model
+
+        load_model(model, start / "model.safetensors", strict=False)  # tied weights are there once
+    if config.model.gradient_checkpointing:
+        learned.activation_checkpointing_enable()  # type: ignore[operator]
+    return learned
+
+
+def validate(
+    model: torch.nn.Module, codec: Codec, tasks: Sequence[Task], config: EvaluationConfig
+) -> dict[str, float]:
+    """Dev figures of every task, their means over tasks, and how decided the routing is."""
+    figures: dict[str, float] = {}
+    found: dict[str, list[float]] = {}
+    for number, task in enumerate(tasks):
+        for name, value in evaluate(model, codec, task.dev, number, config).items():
+            figures[f"dev_{name}/{task.name}"] = value
+            found.setdefault(name, []).append(value)
+    figures.update({f"dev/{name}": sum(v) / len(v) for name, v in found.items()})
+    if isinstance(model, PolyModel):
+        weights = model.router.weights()
+        figures["routing/entropy"] = float(-torch.xlogy(weights, weights).sum(-1).mean())
+    return figures
+
+
+def data_digest(tasks: Sequence[Task]) -> str:
+    """Digest of the tasks and their examples, by which a resumed run knows its data."""
+    rows = [(t.name, [(e.prompt, e.references) for e in (*t.train, *t.dev)]) for t in tasks]
+    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
+
+
+def _resume(start: Path, learner: Learner, digest: str) -> int:
+    """Gives the optimizer its state back; returns the step to continue after."""
+    state = checkpoint.read_state(start)
+    if state.data_digest != digest:
+        raise ValueError(f"the training data is not that of the run to resume ({start})")
+    here = (torch.get_num_threads(), torch.__version__)
+    if (state.threads, state.torch_version) != here:
+        warnings.warn(
+            f"{start} was written with {state.threads} threads and torch {state.torch_version}, "
+            f"this is {here[0]} threads and torch {here[1]}: the last bits may differ",
+            stacklevel=2,
+        )
+    checkpoint.load_optimizer(start, learner.model, learner.optimizer)
+    return state.step
+
+
+def _save(
+    folder: Path,
+    config: TrainConfig,
+    learner: Learner,
+    tasks: Sequence[Task],
+    step: int,
+    digest: str,
+) -> None:
+    state = checkpoint.TrainerState(
+        step=step,
+        data_digest=digest,
+        threads=torch.get_num_threads(),
+        torch_version=torch.__version__,
+    )
+    checkpoint.save(
+        folder / "checkpoints",
+        learner.model,
+        learner.codec,
+        learner.optimizer,
+        state,
+        [task.name for task in tasks],
+        config.run.keep_checkpoints,
+    )

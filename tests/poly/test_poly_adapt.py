@@ -1,0 +1,181 @@
+"""Few-shot adaptation: every mode, selection by dev examples, resuming, the table."""
+
+import dataclasses
+import json
+
+import poly_runs
+import pytest
+import torch
+
+from oneshot.poly import adaptation, storage
+from oneshot.poly.adaptation import adapt, summarize
+from oneshot.poly.miniature import MiniatureConfig, inventories, miniature
+from oneshot.poly.trainer import train
+from oneshot.runs.jsonl import read_jsonl
+
+
+@pytest.fixture(scope="module")
+def pretrained(digits_folder, tmp_path_factory):
+    """Adapters after a short multi-task run."""
+    output = tmp_path_factory.mktemp("pretrained") / "run"
+    return train(poly_runs.train_config(digits_folder, output)).checkpoint
+
+
+@pytest.mark.parametrize("mode", ["poly", "z", "mu", "soup", "full"])
+def test_modes(mode, pretrained, digits_folder, tmp_path):
+    source = [] if mode == "full" else [f"--pretrained={pretrained}"]
+    options = [f"--mode={mode}", *source, "--zero_shot=true"]
+    rows = adapt(poly_runs.adapt_config(digits_folder, tmp_path / "run", *options))
+    assert [(r["task"], r["shots"], r["seed"]) for r in rows] == [
+        ("larger", 8, 1),
+        ("larger", 8, 2),
+    ]
+    for row in rows:
+        assert {"exact_match", "zero_shot_exact_match", "dev_loss", "step"} <= row.keys()
+    assert json.loads((tmp_path / "run" / "summary.json").read_text()) == summarize(rows)
+
+
+def trained_parameters(mode, pretrained, digits_folder, tmp_path):
+    model, _ = adaptation.backbone.load(poly_runs.adapt_config(digits_folder, tmp_path / "x").model)
+    options = [f"--mode={mode}", f"--pretrained={pretrained}"]
+    config = poly_runs.adapt_config(digits_folder, tmp_path / "x", *options)
+    poly = adaptation._start(config, model)
+    return sum(p.numel() for p in poly.parameters() if p.requires_grad), poly
+
+
+def test_what_trains_in_each_mode(pretrained, digits_folder, tmp_path):
+    """Poly: inventory and one row; z: the row; mu: one adapter, 1 / K of the inventory."""
+    found = {
+        mode: trained_parameters(mode, pretrained, digits_folder, tmp_path)
+        for mode in ("poly", "z", "mu", "soup")
+    }
+    poly = found["poly"][1]
+    row = len(poly.groups) * 2 * 3
+    inventory = sum(p.numel() for la in poly.layers.values() for p in la.inventory().values())
+    assert {mode: count for mode, (count, _) in found.items()} == {
+        "poly": inventory + row,
+        "z": row,
+        "mu": inventory // 3,
+        "soup": inventory // 3,
+    }
+
+
+def test_an_adaptation_leaves_the_model_as_it_was(pretrained, digits_folder, tmp_path):
+    config = poly_runs.adapt_config(
+        digits_folder, tmp_path / "run", f"--pretrained={pretrained}", "--optimizer.lr=0.1"
+    )
+    model, codec = adaptation.backbone.load(config.model)
+    before = {name: p.clone() for name, p in model.named_parameters()}
+    task = adaptation.read_tasks(config.data)[0]
+    first = adaptation.adapt_one(config, model, codec, task, 8, 1)
+    assert dict(model.named_parameters()).keys() == before.keys()
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter, before[name]), name
+    assert adaptation.adapt_one(config, model, codec, task, 8, 1) == first
+
+
+def test_the_step_is_chosen_on_dev_examples_and_test_examples_are_seen_once(
+    pretrained, digits_folder, tmp_path, monkeypatch
+):
+    """A learning rate that only hurts: step 0 wins, its weights are measured, its dev is kept."""
+    seen = []
+    real = adaptation.evaluate
+
+    def spy(model, codec, examples, number, config):
+        figures = real(model, codec, examples, number, config)
+        seen.append((tuple(e.prompt for e in examples), figures))
+        return figures
+
+    monkeypatch.setattr(adaptation, "evaluate", spy)
+    options = [f"--pretrained={pretrained}", "--optimizer.lr=300", "--optimizer.router_lr=0"]
+    options += ["--seeds=[1]", '--evaluation.metrics=["loss"]']
+    config = poly_runs.adapt_config(digits_folder, tmp_path / "run", *options)
+    (row,) = adapt(config)
+    task = adaptation.read_tasks(config.data)[0]
+    split = task.split(8, 8, 1)
+    dev, test = (tuple(e.prompt for e in part) for part in (split.dev, split.test))
+    assert [prompts for prompts, _ in seen] == [dev, dev, dev, test]
+    assert not {e.prompt for e in split.train} & {*dev, *test}
+    losses = [figures["loss"] for _, figures in seen]
+    assert row["step"] == 0
+    assert row["dev_loss"] == losses[0] < min(losses[1:3])
+    model, codec = adaptation.backbone.load(config.model)
+    torch.manual_seed(adaptation.derive_seed(config.run.seed, "adapt", task.name, 8, 1))
+    unadapted = adaptation._start(config, model)
+    assert row["loss"] == real(unadapted, codec, split.test, 0, config.evaluation)["loss"]
+
+
+def test_resume_skips_what_is_done(pretrained, digits_folder, tmp_path, monkeypatch):
+    options = [f"--pretrained={pretrained}"]
+    whole = adapt(poly_runs.adapt_config(digits_folder, tmp_path / "whole", *options))
+    config = poly_runs.adapt_config(digits_folder, tmp_path / "run", *options)
+    adapt(config)
+    results = tmp_path / "run" / "results.jsonl"
+    first = results.read_text().splitlines()[0]
+    results.write_text(first + '\n{"task": "lar')  # killed in the second line
+    ran = []
+    real = adaptation.adapt_one
+    monkeypatch.setattr(adaptation, "adapt_one", lambda *a: ran.append(a[-1]) or real(*a))
+    assert adapt(config, resume=True) == whole
+    assert ran == [2]
+    assert read_jsonl(results) == whole
+    with pytest.raises(FileExistsError, match="continue its run with --resume"):
+        adapt(config)
+    other = dataclasses.replace(config, shots=(4,))
+    with pytest.raises(ValueError, match="shots"):
+        adapt(other, resume=True)
+
+
+def test_too_few_examples_are_seen_before_any_work(pretrained, digits_folder, tmp_path):
+    config = poly_runs.adapt_config(digits_folder, tmp_path / "run", "--shots=[8,41]")
+    with pytest.raises(ValueError, match=r"task larger: 82 training and dev examples .* 80 are"):
+        adapt(config)
+    assert not (tmp_path / "run").exists()
+
+
+def test_selecting_by_ranks_needs_options(pretrained, digits_folder, tmp_path):
+    config = poly_runs.adapt_config(digits_folder, tmp_path / "run", "--select_by=rank_accuracy")
+    with pytest.raises(ValueError, match="task larger has no options, so no rank_accuracy"):
+        adapt(config)
+
+
+def test_summary():
+    """Means over tasks, then mean and standard deviation over seeds."""
+    rows = [
+        {"task": t, "shots": 8, "seed": s, "step": 1, "exact_match": v}
+        for t, s, v in [("a", 1, 0.2), ("b", 1, 0.4), ("a", 2, 0.6), ("b", 2, 1.0)]
+    ]
+    found = summarize(rows)["8"]["exact_match"]
+    assert found["mean"] == pytest.approx(0.55)
+    assert found["std"] == pytest.approx(0.5 / 2**0.5)
+    assert found["by_task"] == {"a": pytest.approx(0.4), "b": pytest.approx(0.7)}
+
+
+def test_miniature_runs_and_continues(digits_folder, tmp_path):
+    train_one = poly_runs.train_config(digits_folder, tmp_path / "run", "--run.steps=2")
+    adapt_one = poly_runs.adapt_config(digits_folder, tmp_path / "unused", "--run.steps=2")
+    config = MiniatureConfig(train=train_one, adapt=adapt_one)
+    table = miniature(config)
+    lines = table.splitlines()
+    assert lines[0] == "| arm | exact_match, 8 shots |"
+    assert [line.split(" | ")[0] for line in lines[2:]] == [
+        "| lora", "| lora-big", "| poly", "| poly-s", "| poly-mu", "| poly-z"
+    ]  # fmt: skip
+    assert (tmp_path / "run" / "table.md").read_text() == table + "\n"
+    (tmp_path / "run" / "table.md").unlink()
+    assert miniature(config, resume=True) == table
+    sizes = {}
+    for name in ("lora", "lora-big", "poly"):
+        (checkpoint,) = (tmp_path / "run" / "train" / name / "checkpoints").iterdir()
+        tensors = storage.load_file(checkpoint / storage.TENSORS)
+        sizes[name] = sum(t.numel() for key, t in tensors.items() if "lora" in key)
+    assert sizes["lora-big"] == sizes["poly"] == 3 * sizes["lora"]
+    scales = {poly.scale for poly in inventories(train_one.poly).values()}
+    assert len(scales) == 1
+
+
+def test_miniature_refuses_overlapping_tasks(digits_folder, tmp_path):
+    train_one = poly_runs.train_config(digits_folder, tmp_path / "run")
+    adapt_one = poly_runs.adapt_config(digits_folder, tmp_path / "x", '--data.tasks=["parity"]')
+    with pytest.raises(ValueError, match=r"tasks that are not in train\.data\.tasks"):
+        MiniatureConfig(train=train_one, adapt=adapt_one)

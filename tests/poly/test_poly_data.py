@@ -1,0 +1,191 @@
+"""Reading tasks, splitting them, drawing batches; figures of answers."""
+
+import json
+
+import poly_runs
+import pytest
+import torch
+
+from oneshot.poly import backbone
+from oneshot.poly.data import Example, Task, draw_batch, read_tasks
+from oneshot.poly.evaluation import evaluate, exact_match, rouge_l
+from oneshot.poly.settings import DataConfig, EvaluationConfig, ModelConfig
+
+
+def write_superni(path, instances, definition="Do it."):
+    path.write_text(json.dumps({"Definition": definition, "Instances": instances}))
+
+
+def test_super_natural_instructions_files(tmp_path):
+    """Early and late forms of the schema, and a test file of its own."""
+    rows = [{"id": "x", "input": f"i{n}", "output": [f"o{n % 3}", "other"]} for n in range(12)]
+    write_superni(tmp_path / "task001_whole.json", rows, ["Say so.", "unused"])
+    early = [{"input": f"i{n}", "output": f"o{n}"} for n in range(9)]
+    write_superni(tmp_path / "task002_parts.train.json", early)
+    of_test = [*early[:2], {"input": "t", "output": "u"}]
+    write_superni(tmp_path / "task002_parts.test.json", of_test)
+    config = DataConfig(path=str(tmp_path), test_examples=5, prompt="{definition}|{input}=")
+    whole, parts = read_tasks(config)
+    assert (whole.name, parts.name) == ("task001_whole", "task002_parts")
+    assert [e.prompt for e in whole.test] == [f"Say so.|i{n}=" for n in range(5)]
+    assert whole.pool[0].references == ("o2", "other")
+    assert whole.pool[0].options == ("o0", "o1", "o2")
+    # Two inputs of the test file are in the training file too: there they are dropped.
+    assert [e.prompt for e in parts.test] == ["Do it.|i0=", "Do it.|i1=", "Do it.|t="]
+    assert [e.prompt for e in parts.pool] == [f"Do it.|i{n}=" for n in range(2, 9)]
+    (only,) = read_tasks(DataConfig(path=str(tmp_path), tasks=("task002",), test_examples=2))
+    assert only.name == "task002_parts"
+    assert len(only.test) == 2
+
+
+def test_split(tmp_path):
+    poly_runs.write_tasks(tmp_path / "tasks.jsonl")
+    tasks = read_tasks(DataConfig(path=str(tmp_path / "tasks.jsonl"), test_examples=30))
+    assert [t.name for t in tasks] == sorted(poly_runs.TASKS)
+    one = tasks[0].split(16, 16, seed=1)
+    assert (len(one.train), len(one.dev), len(one.test)) == (16, 16, 30)
+    assert len({e.prompt for part in (one.train, one.dev, one.test) for e in part}) == 62
+    assert tasks[0].split(16, 16, seed=1) == one
+    assert tasks[0].split(16, 16, seed=2).train != one.train
+    assert tasks[0].split(16, 16, seed=2).test == one.test
+    rest = tasks[0].split(None, 16, seed=1)
+    assert len(rest.train) == 54
+    with pytest.raises(ValueError, match="71 training and dev examples are asked for, 70 are"):
+        tasks[0].split(55, 16, seed=1)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"input": "a", "output": "b"}\n', "line 1: no task"),
+        ('{"task": "t", "input": 3, "output": "b"}\n', "line 1: input must be a text, got 3"),
+        ('{"task": "t", "input": "a", "output": []}\n', "output must be a text or several"),
+        ('{"task": \n{"task": "t"}\n', "line 1: damaged"),
+        ('{"task": "t", "input": "a", "output": "b"}\n', "nothing is left for training"),
+    ],
+)
+def test_damaged_rows(text, message, tmp_path):
+    (tmp_path / "tasks.jsonl").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        read_tasks(DataConfig(path=str(tmp_path / "tasks.jsonl")))
+
+
+def test_unknown_tasks_and_paths(tmp_path):
+    poly_runs.write_tasks(tmp_path / "tasks.jsonl")
+    with pytest.raises(ValueError, match=r"'l' must name one task of .*, it names last, larger"):
+        read_tasks(DataConfig(path=str(tmp_path / "tasks.jsonl"), tasks=("l",)))
+    with pytest.raises(FileNotFoundError, match="is neither a folder nor a file"):
+        read_tasks(DataConfig(path=str(tmp_path / "none")))
+    write_superni(tmp_path / "task1.json", [])
+    (tmp_path / "task2.json").write_text('{"Instances": []}')
+    with pytest.raises(ValueError, match=r"task2\.json: no 'Definition'"):
+        read_tasks(DataConfig(path=str(tmp_path), tasks=("task2",)))
+
+
+def test_the_21_real_tasks(shared_data):
+    """Counts and licences are in manifest.json; here: all are read and split."""
+    folder = shared_data / "poly"
+    if not folder.is_dir():
+        pytest.skip(f"no tasks of Super-NaturalInstructions at {folder}")
+    tasks = read_tasks(DataConfig(path=str(folder), test_examples=20))
+    assert len(tasks) == 21
+    names = {t.name.split("_")[0]: t for t in tasks}
+    assert len(names) == 21
+    assert set(names["task1687"].pool[0].options) == {"positive", "negative"}
+    assert len(names["task1289"].pool[0].options) == 6
+    assert names["task128"].pool[0].options == ()
+    for task in tasks:
+        split = task.split(32, 32, seed=13)
+        prompts = [{e.prompt for e in part} for part in (split.train, split.dev, split.test)]
+        assert len(set.union(*prompts)) == sum(map(len, prompts)) == 64 + len(split.test)
+
+
+def test_batches():
+    """Uniform over tasks or by size, and a function of seed and step."""
+    tasks = [
+        Task(str(t), tuple(Example(f"{t}.{i}", ("a",)) for i in range(size)), (), ())
+        for t, size in enumerate([10, 30])
+    ]
+    for sampling, share in (("uniform", 0.5), ("proportional", 0.75)):
+        drawn = draw_batch(tasks, 4000, 1, 0, sampling)
+        assert sum(t for t, _ in drawn) / 4000 == pytest.approx(share, abs=0.03)
+        assert all(e.prompt.startswith(f"{t}.") for t, e in drawn)
+        assert drawn == draw_batch(tasks, 4000, 1, 0, sampling)
+        assert drawn != draw_batch(tasks, 4000, 2, 0, sampling)
+
+
+def test_exact_match():
+    assert exact_match(" Paris. ", ["London", "paris"]) == 1.0
+    assert exact_match("The  U.S.A", ["the usa"]) == 1.0
+    assert exact_match("Paris, France", ["Paris"]) == 0.0
+
+
+def test_rouge_l():
+    """By hand: 2 of 3 and 2 of 4 words in common, F1 = 4 / 7; the best reference counts."""
+    pytest.importorskip("rouge_score", reason="rouge-score is not installed")
+    assert rouge_l("jump the x", ["jump left the right"]) == pytest.approx(4 / 7)
+    assert rouge_l("jump the x", ["nothing", "jump left the right"]) == pytest.approx(4 / 7)
+    assert rouge_l("jumping", ["jumps"]) == 1.0  # stemmed
+    assert rouge_l("", ["a"]) == 0.0
+
+
+@pytest.mark.parametrize("kind", ["llama", "t5"])
+def test_log_probabilities_do_not_depend_on_the_batch(kind, digits_folder):
+    """Against transformers' own loss of each pair alone, whatever padding a batch needs."""
+    model, codec = backbone.load(ModelConfig(source=str(digits_folder / kind), device="cpu"))
+    pairs = [("1 2:", "odd"), ("3 4 5 6:", "7"), ("9:", "even")]
+    with torch.no_grad():
+        found, counts = codec.log_probabilities(model, pairs)
+        for i, (prompt, answer) in enumerate(pairs):
+            p, a = codec.prompt(prompt), codec.answer(answer)
+            if kind == "t5":
+                batch = {"input_ids": torch.tensor([p]), "labels": torch.tensor([a])}
+            else:
+                batch = {
+                    "input_ids": torch.tensor([p + a]),
+                    "labels": torch.tensor([[-100] * len(p) + a]),
+                }
+            assert counts[i].sum() == len(a)
+            assert found[i][~counts[i]].eq(0).all()
+            mean = -found[i].sum() / len(a)
+            torch.testing.assert_close(mean, model(**batch).loss, atol=1e-5, rtol=1e-5)
+
+
+def test_figures_of_a_model_that_is_known(digits_folder):
+    """Rank accuracy and loss by hand, from one answer at a time."""
+    model, codec = backbone.load(ModelConfig(source=str(digits_folder / "llama"), device="cpu"))
+    examples = [
+        Example(f"{a} {b}:", ("odd" if (a + b) % 2 else "even",), ("even", "odd"))
+        for a in range(3)
+        for b in range(4)
+    ]
+    right, total, tokens = 0, 0.0, 0
+    with torch.no_grad():
+        for example in examples:
+            means = {}
+            for option in example.options:
+                found, counts = codec.log_probabilities(model, [(example.prompt, option)])
+                means[option] = float(found.sum() / counts.sum())
+                if option == example.references[0]:
+                    total, tokens = total - float(found.sum()), tokens + int(counts.sum())
+            right += max(means, key=means.get) == example.references[0]
+    config = EvaluationConfig(metrics=("loss", "rank_accuracy"), batch_size=5)
+    model.train()
+    figures = evaluate(model, codec, examples, 0, config)
+    assert model.training
+    assert figures["rank_accuracy"] == right / len(examples)
+    assert figures["loss"] == pytest.approx(total / tokens, rel=1e-5)
+
+
+def test_long_examples_are_left_out_and_counted(digits_folder):
+    _, codec = backbone.load(ModelConfig(source=str(digits_folder / "llama"), device="cpu"))
+    config = DataConfig(
+        path=str(digits_folder / "tasks.jsonl"), tasks=("parity",), prompt="{input}:"
+    )
+    tasks = read_tasks(DataConfig(**{**vars(config), "test_examples": 50}))
+    odd = sum(e.references == ("odd",) for e in (*tasks[0].pool, *tasks[0].test))
+    kept, dropped = backbone.drop_long(tasks, codec, limit=4 + 4)  # "even" has a token more
+    assert dropped == 100 - odd - 0
+    assert {e.references for e in kept[0].pool} == {("odd",)}
+    with pytest.raises(ValueError, match=r"no example of at most data\.max_tokens = 5 tokens"):
+        backbone.drop_long(tasks, codec, limit=5)
