@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from oneshot.chmm.baselines import dawid_skene
 from oneshot.chmm.baselines.dawid_skene import DawidSkene
 from oneshot.chmm.baselines.hmm import ClassicalHMM
 from oneshot.chmm.baselines.source import BestSource
@@ -102,7 +103,7 @@ def tokens(votes):
     return [Sentence(("w",) * len(votes), np.array(votes))]
 
 
-def test_dawid_skene_climbs_and_finds_the_confusions():
+def test_dawid_skene_climbs_and_finds_the_confusions(monkeypatch):
     rng = np.random.default_rng(0)
     gold = rng.choice(3, size=4000, p=[0.5, 0.3, 0.2])
     confusion = np.array(
@@ -117,16 +118,10 @@ def test_dawid_skene_climbs_and_finds_the_confusions():
     votes = np.where(said > 0, 2 * said - 1, 0)
     model = DawidSkene(TWO, smoothing=0.1)
     # the table as it is: WRENCH's rule would take most O votes out
-    import oneshot.chmm.baselines.dawid_skene as module
-
-    table, module.io_table = (
-        module.io_table,
-        lambda s: (np.concatenate([x.votes for x in s]) + 1) // 2,
+    monkeypatch.setattr(
+        dawid_skene, "io_table", lambda s: (np.concatenate([x.votes for x in s]) + 1) // 2
     )
-    try:
-        model.fit(tokens(votes))
-    finally:
-        module.io_table = table
+    model.fit(tokens(votes))
     assert (np.diff(model.history) > -1e-12).all()
     assert len(model.history) > 3
     np.testing.assert_allclose(model.confusion, confusion, atol=0.06)
