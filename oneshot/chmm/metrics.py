@@ -33,8 +33,8 @@ class Calibration:
         nll: Mean negative log probability of the gold label, nats; inf if one has probability 0.
         ece: Expected calibration error of the most probable label: mean over tokens of
             |accuracy - confidence| of the token's bin.
-        bins: The reliability diagram, for each of the equal bins of confidence over [0, 1]:
-            confidence and accuracy (means, NaN in an empty bin) and the number of tokens.
+        bins: The reliability diagram, for each of the equal bins of confidence over [0, 1] that is
+            not empty: confidence and accuracy (means) and the number of tokens.
     """
 
     nll: float
@@ -109,16 +109,17 @@ def calibration(gold: Sequence[Ids], posteriors: Posteriors, n_bins: int = 10) -
     confidence, right = p.max(1), p.argmax(1) == truth
     bin_of = np.minimum((confidence * n_bins).astype(int), n_bins - 1)
     count = np.bincount(bin_of, minlength=n_bins)
-    with np.errstate(invalid="ignore"):
-        mean_confidence = np.bincount(bin_of, confidence, n_bins) / count
-        accuracy = np.bincount(bin_of, right, n_bins) / count
-    gaps = np.abs(accuracy - mean_confidence)[count > 0]
+    full = count > 0
+    count = count[full]
+    mean_confidence = np.bincount(bin_of, confidence, n_bins)[full] / count
+    accuracy = np.bincount(bin_of, right, n_bins)[full] / count
+    ece = float((np.abs(accuracy - mean_confidence) * count).sum() / count.sum())
     bins = {
         "confidence": mean_confidence.tolist(),
         "accuracy": accuracy.tolist(),
         "tokens": count.tolist(),
     }
-    return Calibration(nll, float((gaps * count[count > 0]).sum() / count.sum()), bins)
+    return Calibration(nll, ece, bins)
 
 
 def evaluate(

@@ -39,7 +39,7 @@ class Behaviour(NamedTuple):
 
     found: float  # in an entity: says the right label
     confused: float  # ... that of the other type
-    shifted: float  # ... B- for I- or I- for B-; else it finds nothing
+    shifted: float  # ... B- for I- (and the right label for B-); else it finds nothing
     invented: float  # outside: says B- of some type
     silent: float  # where it finds nothing, says nothing instead of O
 
@@ -171,9 +171,9 @@ def _votes(rng: np.random.Generator, known: tuple[int, ...], domain: Ids, gold: 
     found, confused, shifted, invented, silent = does
     u, v = rng.random((2, len(gold)))
     swapped = (gold - 1 + 2) % 4 + 1  # B-x <-> B-y, I-x <-> I-y
-    moved = (gold - 1 ^ 1) + 1  # B-x <-> I-x
+    cut = gold - (gold % 2 == 0)  # I-x -> B-x
     inside = np.select(
-        [u < found, u < found + confused, u < found + confused + shifted], [gold, swapped, moved], 0
+        [u < found, u < found + confused, u < found + confused + shifted], [gold, swapped, cut], 0
     )
     outside = np.where(u < invented, np.where(v < 0.5, 1, 3), 0)
     said = np.where(gold > 0, inside, outside)
