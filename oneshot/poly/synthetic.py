@@ -147,7 +147,8 @@ def _correlation(poly: PolyModel, truth: Truth) -> float:
     heads = truth.routing.shape[1]
     if learned.shape[1] != heads:  # Polytropon: one routing for all heads
         learned = learned.repeat_interleave(heads // learned.shape[1], dim=1)
-    pairs = torch.triu_indices(*truth.routing.shape[:1] * 2, offset=1)
+    tasks = truth.routing.shape[0]
+    pairs = torch.triu_indices(tasks, tasks, offset=1)
     similarities = []
     for weights in (learned, truth.routing):
         centred = (weights - weights.mean(0)).transpose(0, 1)  # [heads, tasks, skills]
