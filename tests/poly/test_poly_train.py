@@ -238,6 +238,6 @@ def test_json_of_the_command(digits_folder, tmp_path, capsys):
         assert (output / "model.safetensors").exists() == (form == "merged")
     assert main(["poly", *command]) == 1
     command[-1] = "--task=parties"
-    command[4:6] = [f"--output={tmp_path / 'x'}", "--form=peft-lora"]
+    command[5:7] = [f"--output={tmp_path / 'x'}", "--form=peft-lora"]
     assert main(["poly", *command]) == 1
     assert main(["poly"]) == 2
