@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
@@ -88,4 +89,7 @@ def _mean(cells: Sequence[Row], key: str, factor: float, digits: int) -> str:
     if not values:
         return ""
     text = f"{statistics.fmean(values):.{digits}f}"
-    return f"{text} ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else text
+    # An NLL is inf where a gold label has probability 0; that has no spread.
+    if len(values) == 1 or not all(map(math.isfinite, values)):
+        return text
+    return f"{text} ± {statistics.stdev(values):.{digits}f}"
