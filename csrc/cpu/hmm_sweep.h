@@ -20,8 +20,8 @@ struct HmmChain {
   float exposure = 0.0f;  // sum of the normalised messages and of what they were computed from
 };
 
-// Exponentials of the matrices on one side of the middle, where there is no xi for them: a ring, in which the first chain to pass
-// leaves those nearest to the middle for the other one.
+// Exponentials of the matrices on one side of the middle, where there is no xi for them: a ring, in
+// which the first chain to pass leaves those nearest to the middle for the other one.
 struct HmmRing {
   float* matrices;
   int64_t slots;  // a power of two
