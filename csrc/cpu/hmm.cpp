@@ -1,15 +1,9 @@
 #include "cpu/hmm.h"
 
 #include <algorithm>
-#include <cmath>
-#include <cstdlib>
-#include <cstring>
-#include <memory>
-#include <new>
 #include <vector>
 
-#include "cpu/hmm_exact.h"
-#include "cpu/hmm_sweep.h"
+#include "cpu/hmm_units.h"
 
 namespace oneshot::cpu {
 
@@ -44,114 +38,56 @@ HmmSequenceOutputs<T> outputs_of(const HmmInput<T>& in, const HmmPosteriors<T>& 
   return o;
 }
 
-// Fresh memory in whole cache lines, handed out piece by piece.
-class Scratch {
- public:
-  explicit Scratch(int64_t floats)
-      : memory_(static_cast<float*>(std::aligned_alloc(64, size_t(floats) * sizeof(float)))),
-        next_(memory_.get()) {
-    if (memory_ == nullptr) throw std::bad_alloc();
-  }
-  static int64_t whole_lines(int64_t floats) { return (floats + 15) / 16 * 16; }
-  float* take(int64_t floats) {
-    float* piece = next_;
-    next_ += whole_lines(floats);
-    return piece;
-  }
+using MakeUnit = std::function<std::unique_ptr<HmmUnit>()>;
 
- private:
-  struct Free {
-    void operator()(float* p) const { std::free(p); }
-  };
-  std::unique_ptr<float, Free> memory_;
-  float* next_;
-};
-
-// Where the chains have met: log Z, and messages scaled so that sum forward backward = 1.
-double meet(HmmSweep& sweep) {
-  const int64_t states = sweep.sequence.states;
-  float* gamma = sweep.gamma + sweep.middle * states;
-  float* forward = sweep.forward.message;
-  float* backward = sweep.backward.message;
-  double total = 0.0;
-  for (int64_t i = 0; i < states; ++i) total += double(forward[i]) * double(backward[i]);
-  const double inverse = 1.0 / total;
-  for (int64_t i = 0; i < states; ++i) {
-    gamma[i] = float(double(forward[i]) * double(backward[i]) * inverse);
-    forward[i] = float(double(forward[i]) * inverse);
-    backward[i] = float(double(backward[i]) * inverse);
-  }
-  int64_t exponents = 0;
-  for (int64_t t = 1; t < sweep.sequence.length; ++t) {
-    uint32_t bits;
-    std::memcpy(&bits, sweep.scale + t, sizeof(bits));
-    exponents += int64_t(bits >> 23) - 127;
-  }
-  return std::log(total) + sweep.forward.shift + sweep.backward.shift - kLn2 * double(exponents);
-}
-
-// Every number that float32 flushed (below 2^-126 of a message that sums to about 1) changes Z by
-// that times the message of the other chain at its place. So either all that was lost is below
-// 2^-24 of Z, or a weight may be missing, and the sequence is done again with wider numbers.
-bool certified(const HmmSweep& sweep) {
-  const double exposure = double(sweep.forward.exposure) + double(sweep.backward.exposure);
-  return exposure * (4.0 * double(sweep.sequence.states) + 8.0) < std::ldexp(1.0, 126 - 24);
-}
-
-constexpr int64_t kRingFloats = 48 * 1024;
-
-void token_posteriors(const HmmSequence<float>& s, const HmmTokenKernels& kernels,
-                      const HmmSequenceOutputs<float>& out) {
-  const int64_t states = s.states, square = states * states, length = s.length;
-  HmmSweep sweep(s);
-  sweep.middle = (length - 1) / 2;
-  sweep.pitch = (states + kernels.width - 1) / kernels.width * kernels.width;
-  sweep.xi = out.xi;
-  // Room for all exponentials of a half, up to what stays in the second-level cache.
-  int64_t slots = 1;
-  while (slots < kernels.least_slots ||
-         (slots < length / 2 && 2 * slots * kernels.slot_floats <= kRingFloats)) {
-    slots *= 2;
-  }
-  const int64_t ring = out.xi != nullptr ? 0 : slots * kernels.slot_floats;
-  const int pairs = out.xi != nullptr ? 1 : out.xi_sum != nullptr ? 2 : 0;
-  const int64_t sums = pairs == 2 ? states * sweep.pitch : 0;
-  const int64_t own_gamma = out.gamma == nullptr ? length * states : 0;
-  Scratch scratch(Scratch::whole_lines(length * sweep.pitch) + Scratch::whole_lines(length) +
-                  Scratch::whole_lines(own_gamma) + 2 * Scratch::whole_lines(sweep.pitch) +
-                  2 * ring + 2 * Scratch::whole_lines(sums));
-  sweep.emit = scratch.take(length * sweep.pitch);
-  sweep.scale = scratch.take(length);
-  sweep.gamma = out.gamma != nullptr ? out.gamma : scratch.take(own_gamma);
-  sweep.front = {scratch.take(ring), slots};
-  sweep.back = {scratch.take(ring), slots};
-  std::vector<double> xi_sum(pairs == 2 ? size_t(2 * square) : 0);
-  double* sum = xi_sum.data();
-  for (HmmChain* chain : {&sweep.forward, &sweep.backward}) {
-    chain->message = scratch.take(sweep.pitch);
-    chain->pair_sums = scratch.take(sums);
-    std::fill_n(chain->pair_sums, sums, 0.0f);
-    chain->xi_sum = sum;
-    sum += pairs == 2 ? square : 0;
-  }
-  kernels.forward_first(sweep);
-  kernels.backward_first(sweep);
-  *out.log_likelihood = float(meet(sweep));
-  kernels.forward_second[pairs](sweep);
-  kernels.backward_second[pairs](sweep);
-  if (!certified(sweep)) return hmm_exact_posteriors(s, out);
-  if (out.xi_sum == nullptr) return;
-  if (pairs == 1) {
-    xi_sum.assign(size_t(2 * square), 0.0);
-    for (int64_t t = 1; t < length; ++t) {
-      for (int64_t i = 0; i < square; ++i) {
-        xi_sum[size_t(i)] += double(out.xi[(t - 1) * square + i]);
-      }
+// Work of a call with float32 potentials. Sequences of one or two steps go one by one even if they
+// share a matrix: [1, 1, K, K] does not say which of the two it is, and the bits shall not depend on
+// what else is in the batch.
+std::vector<MakeUnit> units_of(const HmmInput<float>& in, const HmmPosteriors<float>& out,
+                               const Workers& workers) {
+  std::vector<MakeUnit> units;
+  std::vector<int64_t> grouped;
+  for (int64_t b = 0; b < in.batch; ++b) {
+    const int64_t length = in.length(b);
+    if (in.constant_trans && length > 2) {
+      grouped.push_back(b);
+    } else if (length > 0) {
+      units.push_back([&in, &out, b] {
+        return hmm_token_unit(HmmSequence<float>(in, b), outputs_of(in, out, b));
+      });
+    } else {
+      outputs_of(in, out, b);
     }
   }
-  for (int64_t i = 0; i < square; ++i) {
-    out.xi_sum[i] = float(xi_sum[size_t(i)] + xi_sum[size_t(square + i)]);
+  std::stable_sort(grouped.begin(), grouped.end(),
+                   [&](int64_t a, int64_t b) { return in.length(a) > in.length(b); });
+  const auto jobs = [&in, &out](std::vector<int64_t> sequences) {
+    std::vector<HmmJob> jobs;
+    for (const int64_t b : sequences) {
+      jobs.push_back({HmmSequence<float>(in, b), outputs_of(in, out, b)});
+    }
+    return jobs;
+  };
+  if (in.trans_batch_stride != 0) {
+    for (const int64_t b : grouped) {
+      units.push_back([&in, jobs, b] {
+        const float* own = in.log_trans + b * in.trans_batch_stride;
+        const auto matrix = std::make_shared<HmmSharedMatrix>(own, in.states, 1, Workers());
+        return hmm_shared_unit(matrix, jobs({b}));
+      });
+    }
+  } else if (!grouped.empty()) {
+    const auto count = int64_t(grouped.size());
+    const int64_t size = hmm_group_size(count, in.states, workers.threads);
+    const auto matrix =
+        std::make_shared<HmmSharedMatrix>(in.log_trans, in.states, size, workers);
+    for (int64_t first = 0; first < count; first += size) {
+      const auto begin = grouped.begin() + first;
+      const std::vector<int64_t> some(begin, begin + std::min(size, count - first));
+      units.push_back([matrix, jobs, some] { return hmm_shared_unit(matrix, jobs(some)); });
+    }
   }
+  return units;
 }
 
 }  // namespace
@@ -166,17 +102,28 @@ void hmm_posteriors(const HmmInput<double>& in, const HmmPosteriors<double>& out
 
 void hmm_posteriors(const HmmInput<float>& in, const HmmPosteriors<float>& out,
                     const Workers& workers) {
-  const HmmTokenKernels kernels = hmm_token_kernels(in.states);
-  workers.run(in.batch, [&](int64_t b) {
-    const auto o = outputs_of(in, out, b);
-    if (in.length(b) == 0) return;
-    const HmmSequence<float> s(in, b);
-    if (kernels.forward_first != nullptr) {
-      token_posteriors(s, kernels, o);
-    } else {
-      hmm_exact_posteriors(s, o);
-    }
-  });
+  const std::vector<MakeUnit> make = units_of(in, out, workers);
+  const auto count = int64_t(make.size());
+  const int both = kHmmForward | kHmmBackward;
+  // Few units: the two chains of each run on threads of their own.
+  const bool split = count % workers.threads != 0 && count < 4 * workers.threads;
+  if (!split) {
+    workers.run(count, [&](int64_t i) {
+      const auto unit = make[size_t(i)]();
+      unit->first(both);
+      unit->meet();
+      unit->second(both);
+      unit->finish();
+    });
+    return;
+  }
+  std::vector<std::unique_ptr<HmmUnit>> units(make.size());
+  const auto direction = [](int64_t i) { return i % 2 == 0 ? kHmmForward : kHmmBackward; };
+  workers.run(count, [&](int64_t i) { units[size_t(i)] = make[size_t(i)](); });
+  workers.run(2 * count, [&](int64_t i) { units[size_t(i / 2)]->first(direction(i)); });
+  workers.run(count, [&](int64_t i) { units[size_t(i)]->meet(); });
+  workers.run(2 * count, [&](int64_t i) { units[size_t(i / 2)]->second(direction(i)); });
+  workers.run(count, [&](int64_t i) { units[size_t(i)]->finish(); });
 }
 
 }  // namespace oneshot::cpu

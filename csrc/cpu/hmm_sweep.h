@@ -13,11 +13,18 @@ namespace oneshot::cpu {
 
 // One direction. Each has its own, so that chains can run side by side.
 struct HmmChain {
-  float* message;         // [pitch] the current one, zeros behind the states
-  float* pair_sums;       // [K, pitch] or nullptr: sums of pairs of the last steps,
-  double* xi_sum;         // [K, K] and of all steps before them
-  double shift = 0.0;     // sum of what was subtracted from the potentials
-  float exposure = 0.0f;  // sum of the normalised messages and of what they were computed from
+  float* message;              // [pitch] the current one, zeros behind the states
+  float* pair_sums = nullptr;  // [K, pitch]: sums of pairs of the last steps,
+  double* xi_sum = nullptr;    // [K, K] and of all steps before them
+  double shift = 0.0;          // sum of what was subtracted from the potentials
+  float exposure = 0.0f;       // sum of the normalised messages and of what they come from
+
+  // Of the kernels that keep messages in memory.
+  float* product = nullptr;  // [pitch]
+  float* other = nullptr;    // [pitch]
+  float* weight = nullptr;   // [pitch]
+  float* exposed = nullptr;  // a vector, whose sum becomes `exposure`
+  float factor = 1.0f;       // the next scale; then 1 / sum of the last posterior
 };
 
 // Exponentials of the matrices on one side of the middle, where there is no xi for them: a ring, in
@@ -35,6 +42,8 @@ struct HmmSweep {
   float* xi;      // [length - 1, K, K] or nullptr; first the exponentials of the matrices
   float* emit;    // [length, pitch] exp(emission - largest of the step)
   float* scale;   // [length]; scale[t], a power of two, times the message that crosses matrix t
+  float* source = nullptr;  // [length, pitch], if pairs are made at the end: what leads to a state;
+                            // emit then holds what follows one
   HmmRing front, back;
   HmmChain forward, backward;
 
@@ -53,7 +62,37 @@ struct HmmTokenKernels {
   void (*backward_second[3])(HmmSweep&);
 };
 
-// All nullptr if there are none for so many states.
 HmmTokenKernels hmm_token_kernels(int64_t states);
+HmmTokenKernels hmm_wide_kernels(int64_t states);  // for any number of states
+
+// Sequences that share one transition matrix, the longest first: their chains go side by side, so
+// that a step is a product of two matrices. The sum of a number runs over the states in order,
+// whatever goes beside it.
+struct HmmGroup {
+  HmmSweep* sweeps;
+  int64_t count, states, pitch;
+  const float* matrix;      // exponentials [K, pitch], zeros behind the states,
+  const float* forward;     // in panels of `panel` vectors of columns
+  const float* backward;    // and those of the transposed matrix
+  int64_t panel;
+  const float** rows;       // room for 2 x count
+  float** results;          // pointers
+};
+
+enum HmmDirection { kHmmForward = 1, kHmmBackward = 2 };
+
+struct HmmSharedKernels {
+  int64_t width;                                // floats of a vector
+  int64_t (*panel)(int64_t rows);               // vectors of a panel for so many sequences
+  void (*first)(HmmGroup&, int directions);     // to the middle
+  void (*second)(HmmGroup&, int directions);    // on from it; fills source and emit if there
+  void (*pairs_sum)(const HmmGroup&, const HmmSweep&, float* scratch, float* xi_sum);
+  void (*pairs)(const HmmGroup&, const HmmSweep&);  // writes xi
+};
+
+// Steps whose pairs are added up in float before they go to double.
+inline constexpr int64_t kHmmSumSteps = 256;
+
+HmmSharedKernels hmm_shared_kernels(int64_t states);
 
 }  // namespace oneshot::cpu

@@ -1,16 +1,105 @@
-#include "cpu/hmm_sweep.h"
+#include <algorithm>
+#include <vector>
+
+#include "cpu/hmm_units.h"
 
 #define ONESHOT_KERNEL_BODY "cpu/hmm_tokens.inc"
 #include "cpu/foreach_isa.h"
 
 namespace oneshot::cpu {
 
-HmmTokenKernels hmm_token_kernels(int64_t states) {
+namespace {
+
+// All nullptr where a message is more than a handful of vectors.
+HmmTokenKernels narrow_kernels(int64_t states) {
 #if ONESHOT_X86
   // Half-empty vectors gain nothing: rows of up to eight states fit those of AVX2.
   if (isa() == Isa::kAvx512 && states <= 8) return avx2::hmm::token_kernels(states);
 #endif
   ONESHOT_DISPATCH_ISA(hmm::token_kernels, states);
+}
+
+// Floats of a ring: what stays in the second-level cache beside the rest.
+constexpr int64_t kRingFloats = 48 * 1024;
+
+class TokenUnit : public HmmUnit {
+ public:
+  TokenUnit(const HmmSequence<float>& s, const HmmSequenceOutputs<float>& out)
+      : out_(out), sweep_(s), kernels_(hmm_token_kernels(s.states)) {
+    const int64_t states = s.states, square = states * states;
+    sweep_.middle = (s.length - 1) / 2;
+    sweep_.pitch = (states + kernels_.width - 1) / kernels_.width * kernels_.width;
+    sweep_.xi = out.xi;
+    int64_t slots = 1;
+    while (slots < kernels_.least_slots ||
+           (slots < s.length / 2 && 2 * slots * kernels_.slot_floats <= kRingFloats)) {
+      slots *= 2;
+    }
+    const int64_t ring = out.xi != nullptr ? 0 : slots * kernels_.slot_floats;
+    const bool sums = out.xi == nullptr && out.xi_sum != nullptr;
+    const int64_t sum_floats = sums ? states * sweep_.pitch : 0;
+    scratch_ = HmmScratch(hmm_sweep_floats(sweep_, out) + 2 * HmmScratch::lines(ring) +
+                          2 * HmmScratch::lines(sum_floats));
+    hmm_sweep_memory(sweep_, out, scratch_);
+    sweep_.front = {scratch_.take(ring), slots};
+    sweep_.back = {scratch_.take(ring), slots};
+    if (sums) {
+      xi_sum_.resize(size_t(2 * square));
+      sweep_.forward.xi_sum = xi_sum_.data();
+      sweep_.backward.xi_sum = xi_sum_.data() + square;
+      for (HmmChain* chain : {&sweep_.forward, &sweep_.backward}) {
+        chain->pair_sums = scratch_.take(sum_floats);
+        std::fill_n(chain->pair_sums, sum_floats, 0.0f);
+      }
+    }
+    pairs_ = out.xi != nullptr ? 1 : sums ? 2 : 0;
+  }
+
+  void first(int directions) override {
+    if (directions & kHmmForward) kernels_.forward_first(sweep_);
+    if (directions & kHmmBackward) kernels_.backward_first(sweep_);
+  }
+  void meet() override { *out_.log_likelihood = float(hmm_meet(sweep_)); }
+  void second(int directions) override {
+    if (directions & kHmmForward) kernels_.forward_second[pairs_](sweep_);
+    if (directions & kHmmBackward) kernels_.backward_second[pairs_](sweep_);
+  }
+  void finish() override {
+    const HmmSequence<float>& s = sweep_.sequence;
+    if (!hmm_certified(sweep_)) return hmm_exact_posteriors(s, out_);
+    if (out_.xi_sum == nullptr) return;
+    const int64_t square = s.states * s.states;
+    if (out_.xi != nullptr) {
+      xi_sum_.assign(size_t(2 * square), 0.0);
+      for (int64_t t = 1; t < s.length; ++t) {
+        const float* pairs = out_.xi + (t - 1) * square;
+        for (int64_t i = 0; i < square; ++i) xi_sum_[size_t(i)] += double(pairs[i]);
+      }
+    }
+    for (int64_t i = 0; i < square; ++i) {
+      out_.xi_sum[i] = float(xi_sum_[size_t(i)] + xi_sum_[size_t(square + i)]);
+    }
+  }
+
+ private:
+  HmmSequenceOutputs<float> out_;
+  HmmSweep sweep_;
+  HmmTokenKernels kernels_;
+  HmmScratch scratch_;
+  std::vector<double> xi_sum_;  // of both chains
+  int pairs_;
+};
+
+}  // namespace
+
+HmmTokenKernels hmm_token_kernels(int64_t states) {
+  const HmmTokenKernels narrow = narrow_kernels(states);
+  return narrow.forward_first != nullptr ? narrow : hmm_wide_kernels(states);
+}
+
+std::unique_ptr<HmmUnit> hmm_token_unit(const HmmSequence<float>& s,
+                                        const HmmSequenceOutputs<float>& out) {
+  return std::make_unique<TokenUnit>(s, out);
 }
 
 }  // namespace oneshot::cpu
