@@ -71,21 +71,21 @@ HmmTokenKernels hmm_wide_kernels(int64_t states);  // for any number of states
 struct HmmGroup {
   HmmSweep* sweeps;
   int64_t count, states, pitch;
-  const float* matrix;      // exponentials [K, pitch], zeros behind the states,
-  const float* forward;     // in panels of `panel` vectors of columns
-  const float* backward;    // and those of the transposed matrix
+  const float* matrix;    // exponentials [K, pitch], zeros behind the states,
+  const float* forward;   // in panels of `panel` vectors of columns
+  const float* backward;  // and those of the transposed matrix
   int64_t panel;
-  const float** rows;       // room for 2 x count
-  float** results;          // pointers
+  const float** rows;  // room for 2 x count
+  float** results;     // pointers
 };
 
 enum HmmDirection { kHmmForward = 1, kHmmBackward = 2 };
 
 struct HmmSharedKernels {
-  int64_t width;                                // floats of a vector
-  int64_t (*panel)(int64_t rows);               // vectors of a panel for so many sequences
-  void (*first)(HmmGroup&, int directions);     // to the middle
-  void (*second)(HmmGroup&, int directions);    // on from it; fills source and emit if there
+  int64_t width;                              // floats of a vector
+  int64_t (*panel)(int64_t rows);             // vectors of a panel for so many sequences
+  void (*first)(HmmGroup&, int directions);   // to the middle
+  void (*second)(HmmGroup&, int directions);  // on from it; fills source and emit if there
   void (*pairs_sum)(const HmmGroup&, const HmmSweep&, float* scratch, float* xi_sum);
   void (*pairs)(const HmmGroup&, const HmmSweep&);  // writes xi
 };

@@ -12,8 +12,8 @@
 
 namespace oneshot::cpu {
 
-// Called in this order, with all `directions` (of HmmDirection) at once or with one at a time; those
-// of one half may run on two threads.
+// Called in this order, with all `directions` (of HmmDirection) at once or with one at a time;
+// those of one half may run on two threads.
 class HmmUnit {
  public:
   virtual ~HmmUnit() = default;
