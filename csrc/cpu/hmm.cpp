@@ -38,6 +38,10 @@ HmmSequenceOutputs<T> outputs_of(const HmmInput<T>& in, const HmmPosteriors<T>& 
   return o;
 }
 
+// Up to so many states, sequences that share a matrix go one by one, too: with messages that stay in
+// registers one long sequence takes 0.65 of the time, at the price of 1.2 times that of a batch.
+constexpr int64_t kRegisterStates = 8;
+
 using MakeUnit = std::function<std::unique_ptr<HmmUnit>()>;
 
 // Work of a call with float32 potentials. Sequences of one or two steps go one by one even if they
@@ -53,11 +57,20 @@ std::vector<MakeUnit> units_of(const HmmInput<float>& in, const HmmPosteriors<fl
       grouped.push_back(b);
     } else if (length > 0) {
       units.push_back([&in, &out, b] {
-        return hmm_token_unit(HmmSequence<float>(in, b), outputs_of(in, out, b));
+        return hmm_token_unit(HmmSequence<float>(in, b), outputs_of(in, out, b), nullptr);
       });
     } else {
       outputs_of(in, out, b);
     }
+  }
+  if (in.states <= kRegisterStates && in.trans_batch_stride == 0 && !grouped.empty()) {
+    const auto matrix = std::make_shared<HmmSharedMatrix>(in.log_trans, in.states, 1, workers);
+    for (const int64_t b : grouped) {
+      units.push_back([&in, &out, matrix, b] {
+        return hmm_token_unit(HmmSequence<float>(in, b), outputs_of(in, out, b), matrix);
+      });
+    }
+    return units;
   }
   std::stable_sort(grouped.begin(), grouped.end(),
                    [&](int64_t a, int64_t b) { return in.length(a) > in.length(b); });
@@ -70,10 +83,11 @@ std::vector<MakeUnit> units_of(const HmmInput<float>& in, const HmmPosteriors<fl
   };
   if (in.trans_batch_stride != 0) {
     for (const int64_t b : grouped) {
-      units.push_back([&in, jobs, b] {
+      units.push_back([&in, &out, jobs, b] {
         const float* own = in.log_trans + b * in.trans_batch_stride;
         const auto matrix = std::make_shared<HmmSharedMatrix>(own, in.states, 1, Workers());
-        return hmm_shared_unit(matrix, jobs({b}));
+        if (in.states > kRegisterStates) return hmm_shared_unit(matrix, jobs({b}));
+        return hmm_token_unit(HmmSequence<float>(in, b), outputs_of(in, out, b), matrix);
       });
     }
   } else if (!grouped.empty()) {
