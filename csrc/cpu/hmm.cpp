@@ -38,10 +38,6 @@ HmmSequenceOutputs<T> outputs_of(const HmmInput<T>& in, const HmmPosteriors<T>& 
   return o;
 }
 
-// Up to so many states, sequences that share a matrix go one by one, too: with messages that stay in
-// registers one long sequence takes 0.65 of the time, at the price of 1.2 times that of a batch.
-constexpr int64_t kRegisterStates = 8;
-
 using MakeUnit = std::function<std::unique_ptr<HmmUnit>()>;
 
 // Work of a call with float32 potentials. Sequences of one or two steps go one by one even if they
@@ -63,7 +59,8 @@ std::vector<MakeUnit> units_of(const HmmInput<float>& in, const HmmPosteriors<fl
       outputs_of(in, out, b);
     }
   }
-  if (in.states <= kRegisterStates && in.trans_batch_stride == 0 && !grouped.empty()) {
+  const bool alone = hmm_shared_one_by_one(in.states);
+  if (alone && in.trans_batch_stride == 0 && !grouped.empty()) {
     const auto matrix = std::make_shared<HmmSharedMatrix>(in.log_trans, in.states, 1, workers);
     for (const int64_t b : grouped) {
       units.push_back([&in, &out, matrix, b] {
@@ -83,10 +80,10 @@ std::vector<MakeUnit> units_of(const HmmInput<float>& in, const HmmPosteriors<fl
   };
   if (in.trans_batch_stride != 0) {
     for (const int64_t b : grouped) {
-      units.push_back([&in, &out, jobs, b] {
+      units.push_back([&in, &out, jobs, alone, b] {
         const float* own = in.log_trans + b * in.trans_batch_stride;
         const auto matrix = std::make_shared<HmmSharedMatrix>(own, in.states, 1, Workers());
-        if (in.states > kRegisterStates) return hmm_shared_unit(matrix, jobs({b}));
+        if (!alone) return hmm_shared_unit(matrix, jobs({b}));
         return hmm_token_unit(HmmSequence<float>(in, b), outputs_of(in, out, b), matrix);
       });
     }

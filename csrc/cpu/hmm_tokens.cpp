@@ -105,6 +105,10 @@ HmmTokenKernels hmm_token_kernels(int64_t states) {
   return narrow.forward_first != nullptr ? narrow : hmm_wide_kernels(states);
 }
 
+bool hmm_shared_one_by_one(int64_t states) {
+  return states <= 8 && narrow_kernels(states).forward_first != nullptr;
+}
+
 std::unique_ptr<HmmUnit> hmm_token_unit(const HmmSequence<float>& s,
                                         const HmmSequenceOutputs<float>& out,
                                         std::shared_ptr<const HmmSharedMatrix> constant) {

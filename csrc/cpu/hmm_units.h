@@ -84,6 +84,11 @@ std::unique_ptr<HmmUnit> hmm_token_unit(const HmmSequence<float>&,
                                         const HmmSequenceOutputs<float>&,
                                         std::shared_ptr<const HmmSharedMatrix> constant);
 
+// Whether sequences that share a matrix go one by one as well. For few states they do: with messages
+// that stay in registers one long sequence takes 0.65 of the time, at the price of 1.2 times that of
+// a batch.
+bool hmm_shared_one_by_one(int64_t states);
+
 struct HmmJob {
   HmmSequence<float> sequence;
   HmmSequenceOutputs<float> outputs;
