@@ -167,7 +167,7 @@ def hmm_posteriors_backward(
         # p(z_t = i | z_{t+1} = j, potentials up to t), 0 for a j that nothing leads to
         backward = normalise(alphas[t][:, :, None] + c.trans[t], 1)[0].exp()
         mean = (backward * (before[t][:, :, None] + pairs_v[t])).sum(1)
-        before.append(torch.where(c.active[t + 1], mean + states_v[t + 1], before[t]))
+        before.append(mean + states_v[t + 1])
 
     grad_emit = torch.zeros_like(log_emit, dtype=torch.float64)
     grad_trans = torch.zeros_like(log_trans, dtype=torch.float64)

@@ -317,10 +317,11 @@ def test_a_sequence_without_a_path(kind):
         random_loss((finite, *result[1:])),
         -ops.hmm_log_likelihood(**copy).sum(),
         (ops.hmm_log_likelihood(**copy) ** 2).sum(),  # upstream gradient -inf
+        (result.log_likelihood**2).sum() + (result.gamma**2).sum(),
         ops.hmm_entropy(**copy).sum(),
     )
     for loss in losses:
-        for grad in torch.autograd.grad(loss, tensors):
+        for grad in torch.autograd.grad(loss, tensors, retain_graph=True):
             assert (grad[dead] == 0).all()
             assert grad[~dead].isfinite().all()
             assert (grad[~dead] != 0).any()

@@ -186,6 +186,8 @@ def drawn_by_hand(sequence, seed, number, sample, dtype):
 @pytest.mark.parametrize("states", [1, 3, 9, 17, 65])
 def test_samples_by_definition(states, kind, dtype):
     inputs = make(8, 11, states, kind, dtype=dtype, forbidden=0.2 if states > 1 else 0.0)
+    inputs["log_emit"][4, 0] = -INF  # no path
+    inputs["lengths"][4] = 11
     ids = torch.tensor([3, 0, 2**40, 11, -5, 1, 77, 2])
     seed, checked = 2**40 + 99, 0
     paths = ops.hmm_sample(**inputs, seed=seed, num_samples=4, sequence_ids=ids)
