@@ -41,8 +41,8 @@ HmmSequenceOutputs<T> outputs_of(const HmmInput<T>& in, const HmmPosteriors<T>& 
 using MakeUnit = std::function<std::unique_ptr<HmmUnit>()>;
 
 // Work of a call with float32 potentials. Sequences of one or two steps go one by one even if they
-// share a matrix: [1, 1, K, K] does not say which of the two it is, and the bits shall not depend on
-// what else is in the batch.
+// share a matrix: [1, 1, K, K] does not say which of the two it is, and the bits shall not depend
+// on what else is in the batch.
 std::vector<MakeUnit> units_of(const HmmInput<float>& in, const HmmPosteriors<float>& out,
                                const Workers& workers) {
   std::vector<MakeUnit> units;
@@ -90,8 +90,7 @@ std::vector<MakeUnit> units_of(const HmmInput<float>& in, const HmmPosteriors<fl
   } else if (!grouped.empty()) {
     const auto count = int64_t(grouped.size());
     const int64_t size = hmm_group_size(count, in.states, workers.threads);
-    const auto matrix =
-        std::make_shared<HmmSharedMatrix>(in.log_trans, in.states, size, workers);
+    const auto matrix = std::make_shared<HmmSharedMatrix>(in.log_trans, in.states, size, workers);
     for (int64_t first = 0; first < count; first += size) {
       const auto begin = grouped.begin() + first;
       const std::vector<int64_t> some(begin, begin + std::min(size, count - first));

@@ -186,8 +186,9 @@ void backward(const HmmInput<T>& in, const HmmUpstream<T>& up, const HmmGradient
 
   workers.run(blocks, [&](int64_t block) {
     std::vector<double> steps_sum;  // of a matrix of one sequence for all steps
-    if (shared) sums[size_t(block)] = {std::vector<double>(row), std::vector<double>(trans_sum),
-                                       std::vector<double>(row)};
+    if (shared)
+      sums[size_t(block)] = {std::vector<double>(row), std::vector<double>(trans_sum),
+                             std::vector<double>(row)};
     for (int64_t b = in.batch * block / blocks; b < in.batch * (block + 1) / blocks; ++b) {
       const int64_t length = in.length(b);
       SequenceGradients<T> to{};

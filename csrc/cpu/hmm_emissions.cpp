@@ -100,8 +100,7 @@ void forward(const EmissionInput<T>& in, T* out, const Workers& workers) {
 }
 
 template <typename T>
-void backward(const EmissionInput<T>& in, const EmissionGradients<T>& out,
-              const Workers& workers) {
+void backward(const EmissionInput<T>& in, const EmissionGradients<T>& out, const Workers& workers) {
   const int64_t square = in.states * in.labels, blocks = blocks_of(in.tokens);
   struct Sums {
     std::vector<double> log_emissions, weights;
@@ -131,9 +130,8 @@ void backward(const EmissionInput<T>& in, const EmissionGradients<T>& out,
           own.weights[size_t(s)] += up * log_likelihood;
           const double scale = up * weight;
           if (scale == 0.0) continue;
-          double* total = in.constant
-                              ? own.log_emissions.data() + s * square + i * in.labels
-                              : nullptr;
+          double* total =
+              in.constant ? own.log_emissions.data() + s * square + i * in.labels : nullptr;
           for (size_t j = 0; j < labels; ++j) {
             const double log_e = source.log_emission()[j];
             double share = std::exp(source.terms()[j] - log_likelihood);
@@ -173,8 +171,8 @@ void combine_emissions(const EmissionInput<double>& in, double* out, const Worke
   forward(in, out, workers);
 }
 
-void combine_emissions_backward(const EmissionInput<float>& in,
-                                const EmissionGradients<float>& out, const Workers& workers) {
+void combine_emissions_backward(const EmissionInput<float>& in, const EmissionGradients<float>& out,
+                                const Workers& workers) {
   backward(in, out, workers);
 }
 

@@ -32,8 +32,7 @@ bool posteriors(const HmmSequence<T>& s, const HmmSequenceOutputs<T>& out) {
   const auto write_gamma = [&](int64_t t) {
     for (size_t i = 0; i < states && out.gamma != nullptr; ++i) {
       const N both = sweep.alpha(t)[i] * sweep.beta()[i];
-      out.gamma[size_t(t) * states + i] =
-          T(Number<N>::ratio(both, Number<N>::from_log(0.0)));
+      out.gamma[size_t(t) * states + i] = T(Number<N>::ratio(both, Number<N>::from_log(0.0)));
     }
   };
   sweep.start_back();

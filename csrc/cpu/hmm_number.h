@@ -1,4 +1,5 @@
-// The numbers of the exact sweeps: non-negative weights, as double or with an exponent of their own.
+// The numbers of the exact sweeps: non-negative weights, as double or with an exponent of their
+// own.
 #pragma once
 
 #include <cmath>
@@ -27,8 +28,7 @@ struct Wide {
 inline Wide operator*(Wide a, Wide b) {
   const double m = a.mantissa * b.mantissa;
   if (m == 0.0) return {};
-  return m >= 2.0 ? Wide{0.5 * m, a.exponent + b.exponent + 1.0}
-                  : Wide{m, a.exponent + b.exponent};
+  return m >= 2.0 ? Wide{0.5 * m, a.exponent + b.exponent + 1.0} : Wide{m, a.exponent + b.exponent};
 }
 
 inline Wide operator+(Wide a, Wide b) {
@@ -75,13 +75,13 @@ struct Number<Wide> {
   static bool is_zero(Wide x) { return x.mantissa == 0.0; }
   static double log(Wide x) { return std::log(x.mantissa) + x.exponent * kLn2; }
   static double exponent(Wide x) { return x.exponent; }
-  static Wide scaled(Wide x, double n) {
-    return is_zero(x) ? x : Wide{x.mantissa, x.exponent + n};
-  }
+  static Wide scaled(Wide x, double n) { return is_zero(x) ? x : Wide{x.mantissa, x.exponent + n}; }
   static double ratio(Wide a, Wide b) {
     if (is_zero(a)) return 0.0;
     const double n = a.exponent - b.exponent;
-    return std::ldexp(a.mantissa / b.mantissa, int(n < -1100.0 ? -1100.0 : n > 1100.0 ? 1100.0 : n));
+    return std::ldexp(a.mantissa / b.mantissa, int(n < -1100.0  ? -1100.0
+                                                   : n > 1100.0 ? 1100.0
+                                                                : n));
   }
 };
 

@@ -13,7 +13,7 @@ struct Words {
 
 // Philox4x32-10 (Salmon et al. 2011).
 Words philox(Words counter, uint32_t key0, uint32_t key1) {
-  uint32_t(&c)[4] = counter.word;
+  uint32_t (&c)[4] = counter.word;
   for (int round = 0; round < 10; ++round) {
     const uint64_t first = uint64_t{0xD2511F53u} * c[0], second = uint64_t{0xCD9E8D57u} * c[2];
     const uint32_t c1 = c[1], c3 = c[3];

@@ -144,7 +144,8 @@ HmmSharedMatrix::HmmSharedMatrix(const float* potentials, int64_t states, int64_
   const int64_t columns = panel_ * kernels.width;
   pack(forward_, states, pitch_, columns, backward_);
   pack(matrix_, states, pitch_, columns, forward_);
-  for (int64_t i = 0; i < states; ++i) std::copy_n(matrix_ + i * pitch_, states, dense_ + i * states);
+  for (int64_t i = 0; i < states; ++i)
+    std::copy_n(matrix_ + i * pitch_, states, dense_ + i * states);
 }
 
 HmmGroup HmmSharedMatrix::group() const {

@@ -15,13 +15,11 @@ int64_t hmm_sweep_floats(const HmmSweep& sweep, const HmmSequenceOutputs<float>&
          2 * (4 * lines(sweep.pitch) + 16);
 }
 
-void hmm_sweep_memory(HmmSweep& sweep, const HmmSequenceOutputs<float>& out,
-                      HmmScratch& scratch) {
+void hmm_sweep_memory(HmmSweep& sweep, const HmmSequenceOutputs<float>& out, HmmScratch& scratch) {
   const int64_t length = sweep.sequence.length;
   sweep.emit = scratch.take(length * sweep.pitch);
   sweep.scale = scratch.take(length);
-  sweep.gamma =
-      out.gamma != nullptr ? out.gamma : scratch.take(length * sweep.sequence.states);
+  sweep.gamma = out.gamma != nullptr ? out.gamma : scratch.take(length * sweep.sequence.states);
   for (HmmChain* chain : {&sweep.forward, &sweep.backward}) {
     chain->message = scratch.take(sweep.pitch);
     chain->product = scratch.take(sweep.pitch);

@@ -27,8 +27,8 @@ struct HmmChain {
   float factor = 1.0f;       // the next scale; then 1 / sum of the last posterior
 };
 
-// Exponentials of the matrices on one side of the middle, where there is no xi for them: a ring, in which the first chain to pass
-// leaves those nearest to the middle for the other one.
+// Exponentials of the matrices on one side of the middle, where there is no xi for them: a ring, in
+// which the first chain to pass leaves those nearest to the middle for the other one.
 struct HmmRing {
   float* matrices;
   int64_t slots;  // a power of two
@@ -40,9 +40,9 @@ struct HmmSweep {
   int64_t pitch;  // K rounded up to whole vectors
   float* gamma;   // [length, K]; first the messages: forward up to the middle, backward behind it
   float* constant = nullptr;  // exponentials [K, K] of the one matrix of all steps, or nullptr
-  float* xi;      // [length - 1, K, K] or nullptr; first the exponentials of the matrices
-  float* emit;    // [length, pitch] exp(emission - largest of the step)
-  float* scale;   // [length]; scale[t], a power of two, times the message that crosses matrix t
+  float* xi;     // [length - 1, K, K] or nullptr; first the exponentials of the matrices
+  float* emit;   // [length, pitch] exp(emission - largest of the step)
+  float* scale;  // [length]; scale[t], a power of two, times the message that crosses matrix t
   float* source = nullptr;  // [length, pitch], if pairs are made at the end: what leads to a state;
                             // emit then holds what follows one
   HmmRing front, back;
@@ -72,21 +72,21 @@ HmmTokenKernels hmm_wide_kernels(int64_t states);  // for any number of states
 struct HmmGroup {
   HmmSweep* sweeps;
   int64_t count, states, pitch;
-  const float* matrix;      // exponentials [K, pitch], zeros behind the states,
-  const float* forward;     // in panels of `panel` vectors of columns
-  const float* backward;    // and those of the transposed matrix
+  const float* matrix;    // exponentials [K, pitch], zeros behind the states,
+  const float* forward;   // in panels of `panel` vectors of columns
+  const float* backward;  // and those of the transposed matrix
   int64_t panel;
-  const float** rows;       // room for 2 x count
-  float** results;          // pointers
+  const float** rows;  // room for 2 x count
+  float** results;     // pointers
 };
 
 enum HmmDirection { kHmmForward = 1, kHmmBackward = 2 };
 
 struct HmmSharedKernels {
-  int64_t width;                                // floats of a vector
-  int64_t (*panel)(int64_t rows);               // vectors of a panel for so many sequences
-  void (*first)(HmmGroup&, int directions);     // to the middle
-  void (*second)(HmmGroup&, int directions);    // on from it; fills source and emit if there
+  int64_t width;                              // floats of a vector
+  int64_t (*panel)(int64_t rows);             // vectors of a panel for so many sequences
+  void (*first)(HmmGroup&, int directions);   // to the middle
+  void (*second)(HmmGroup&, int directions);  // on from it; fills source and emit if there
   void (*pairs_sum)(const HmmGroup&, const HmmSweep&, float* scratch, float* xi_sum);
   void (*pairs)(const HmmGroup&, const HmmSweep&);  // writes xi
 };

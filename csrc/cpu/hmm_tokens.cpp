@@ -27,7 +27,10 @@ class TokenUnit : public HmmUnit {
  public:
   TokenUnit(const HmmSequence<float>& s, const HmmSequenceOutputs<float>& out,
             std::shared_ptr<const HmmSharedMatrix> constant)
-      : out_(out), sweep_(s), kernels_(hmm_token_kernels(s.states)), constant_(std::move(constant)) {
+      : out_(out),
+        sweep_(s),
+        kernels_(hmm_token_kernels(s.states)),
+        constant_(std::move(constant)) {
     const int64_t states = s.states, square = states * states;
     sweep_.middle = (s.length - 1) / 2;
     sweep_.pitch = (states + kernels_.width - 1) / kernels_.width * kernels_.width;
@@ -38,7 +41,8 @@ class TokenUnit : public HmmUnit {
       slots *= 2;
     }
     if (constant_ != nullptr) sweep_.constant = constant_->dense();
-    const int64_t ring = out.xi != nullptr || constant_ != nullptr ? 0 : slots * kernels_.slot_floats;
+    const int64_t ring =
+        out.xi != nullptr || constant_ != nullptr ? 0 : slots * kernels_.slot_floats;
     const bool sums = out.xi == nullptr && out.xi_sum != nullptr;
     const int64_t sum_floats = sums ? states * sweep_.pitch : 0;
     scratch_ = HmmScratch(hmm_sweep_floats(sweep_, out) + 2 * HmmScratch::lines(ring) +

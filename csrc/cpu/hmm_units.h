@@ -12,8 +12,8 @@
 
 namespace oneshot::cpu {
 
-// Called in this order, with all `directions` (of HmmDirection) at once or with one at a time; those
-// of one half may run on two threads.
+// Called in this order, with all `directions` (of HmmDirection) at once or with one at a time;
+// those of one half may run on two threads.
 class HmmUnit {
  public:
   virtual ~HmmUnit() = default;
@@ -80,13 +80,12 @@ class HmmSharedMatrix {
 };
 
 // One sequence, with a matrix for every step, or `constant` for all.
-std::unique_ptr<HmmUnit> hmm_token_unit(const HmmSequence<float>&,
-                                        const HmmSequenceOutputs<float>&,
+std::unique_ptr<HmmUnit> hmm_token_unit(const HmmSequence<float>&, const HmmSequenceOutputs<float>&,
                                         std::shared_ptr<const HmmSharedMatrix> constant);
 
-// Whether sequences that share a matrix go one by one as well. For few states they do: with messages
-// that stay in registers one long sequence takes 0.65 of the time, at the price of 1.2 times that of
-// a batch.
+// Whether sequences that share a matrix go one by one as well. For few states they do: with
+// messages that stay in registers one long sequence takes 0.65 of the time, at the price of 1.2
+// times that of a batch.
 bool hmm_shared_one_by_one(int64_t states);
 
 struct HmmJob {

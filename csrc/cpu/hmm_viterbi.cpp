@@ -44,8 +44,7 @@ void hmm_viterbi(const HmmInput<float>& in, int64_t* path, float* score, const W
   viterbi_any(in, path, score, workers);
 }
 
-void hmm_viterbi(const HmmInput<double>& in, int64_t* path, double* score,
-                 const Workers& workers) {
+void hmm_viterbi(const HmmInput<double>& in, int64_t* path, double* score, const Workers& workers) {
   viterbi_any(in, path, score, workers);
 }
 

@@ -113,10 +113,12 @@ Tensor output(const Tensor& like, std::initializer_list<int64_t> sizes) {
   return t;
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> hmm_posteriors(
-    const Tensor& log_init, const Tensor& log_trans, const Tensor& log_emit,
-    const std::optional<Tensor>& lengths, const std::optional<Tensor>& log_final, bool gamma,
-    bool xi, bool xi_sum) {
+std::tuple<Tensor, Tensor, Tensor, Tensor> hmm_posteriors(const Tensor& log_init,
+                                                          const Tensor& log_trans,
+                                                          const Tensor& log_emit,
+                                                          const std::optional<Tensor>& lengths,
+                                                          const std::optional<Tensor>& log_final,
+                                                          bool gamma, bool xi, bool xi_sum) {
   const Potentials p = checked(log_init, log_trans, log_emit, lengths, log_final);
   const int64_t batch = p.batch(), steps = p.steps(), states = p.states();
   const Tensor log_likelihood = output(log_emit, {batch}), none = output(log_emit, {0});
@@ -182,12 +184,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> hmm_posteriors_backward(
 }
 
 std::tuple<Tensor, Tensor> hmm_viterbi(const Tensor& log_init, const Tensor& log_trans,
-                                       const Tensor& log_emit,
-                                       const std::optional<Tensor>& lengths,
+                                       const Tensor& log_emit, const std::optional<Tensor>& lengths,
                                        const std::optional<Tensor>& log_final) {
   const Potentials p = checked(log_init, log_trans, log_emit, lengths, log_final);
-  const Tensor path =
-      torch::stable::new_empty(log_emit, {p.batch(), p.steps()}, ScalarType::Long);
+  const Tensor path = torch::stable::new_empty(log_emit, {p.batch(), p.steps()}, ScalarType::Long);
   const Tensor score = output(log_emit, {p.batch()});
   with_type(log_emit, [&](auto type) {
     using T = decltype(type);
@@ -210,8 +210,8 @@ Tensor hmm_sample(const Tensor& log_init, const Tensor& log_trans, const Tensor&
     }
   }
   const auto ids = dense(sequence_ids);
-  const Tensor paths = torch::stable::new_empty(log_emit, {num_samples, p.batch(), p.steps()},
-                                                ScalarType::Long);
+  const Tensor paths =
+      torch::stable::new_empty(log_emit, {num_samples, p.batch(), p.steps()}, ScalarType::Long);
   with_type(log_emit, [&](auto type) {
     using T = decltype(type);
     cpu::hmm_sample(p.input<T>(), {data<int64_t>(ids), num_samples, uint64_t(seed)},

@@ -90,9 +90,11 @@ Tensor combine_emissions(const Tensor& log_emissions, const Tensor& observations
   return out;
 }
 
-std::tuple<Tensor, Tensor, Tensor> combine_emissions_backward(
-    const Tensor& grad, const Tensor& log_emissions, const Tensor& observations,
-    const std::optional<Tensor>& weights, bool normalize) {
+std::tuple<Tensor, Tensor, Tensor> combine_emissions_backward(const Tensor& grad,
+                                                              const Tensor& log_emissions,
+                                                              const Tensor& observations,
+                                                              const std::optional<Tensor>& weights,
+                                                              bool normalize) {
   const Evidence e = checked(log_emissions, observations, weights, normalize);
   check_like(grad, "grad", log_emissions, "log_emissions");
   const int64_t states = log_emissions.size(log_emissions.dim() - 2);

@@ -240,7 +240,8 @@ inline F32 splat_max(F32 a) {
   return {_mm256_max_ps(x, _mm256_permute_ps(x, 0xb1))};
 }
 inline F32 inverse_power(F32 a) {
-  const __m256i exponent = _mm256_and_si256(_mm256_castps_si256(a.v), _mm256_set1_epi32(0x7f800000));
+  const __m256i exponent =
+      _mm256_and_si256(_mm256_castps_si256(a.v), _mm256_set1_epi32(0x7f800000));
   return {_mm256_castsi256_ps(_mm256_sub_epi32(_mm256_set1_epi32(0x7f000000), exponent))};
 }
 template <int kRows>

@@ -184,9 +184,7 @@ inline F32 exp_scaled(F32 p, F32 n, F32) { return {_mm512_scalef_ps(p.v, n.v)}; 
 
 inline __mmask16 part_mask(int64_t n) { return __mmask16((1u << n) - 1u); }
 inline F32 load_part(const float* p, int64_t n) { return {_mm512_maskz_loadu_ps(part_mask(n), p)}; }
-inline void store_part(float* p, int64_t n, F32 a) {
-  _mm512_mask_storeu_ps(p, part_mask(n), a.v);
-}
+inline void store_part(float* p, int64_t n, F32 a) { _mm512_mask_storeu_ps(p, part_mask(n), a.v); }
 inline float lane0(F32 a) { return _mm512_cvtss_f32(a.v); }
 inline F32 splat_sum(F32 a) {
   __m512 x = _mm512_add_ps(a.v, _mm512_shuffle_f32x4(a.v, a.v, 0x4e));
@@ -201,7 +199,8 @@ inline F32 splat_max(F32 a) {
   return {_mm512_max_ps(x, _mm512_permute_ps(x, 0xb1))};
 }
 inline F32 inverse_power(F32 a) {
-  const __m512i exponent = _mm512_and_si512(_mm512_castps_si512(a.v), _mm512_set1_epi32(0x7f800000));
+  const __m512i exponent =
+      _mm512_and_si512(_mm512_castps_si512(a.v), _mm512_set1_epi32(0x7f800000));
   return {_mm512_castsi512_ps(_mm512_sub_epi32(_mm512_set1_epi32(0x7f000000), exponent))};
 }
 template <int kRows>
@@ -211,8 +210,8 @@ inline F32 merge_sums(F32 a, F32 b) {
   } else if constexpr (kRows == 2) {
     return {_mm512_add_ps(_mm512_shuffle_ps(a.v, b.v, 0x44), _mm512_shuffle_ps(a.v, b.v, 0xee))};
   } else {
-    return {_mm512_add_ps(_mm512_shuffle_f32x4(a.v, b.v, 0x88),
-                          _mm512_shuffle_f32x4(a.v, b.v, 0xdd))};
+    return {
+        _mm512_add_ps(_mm512_shuffle_f32x4(a.v, b.v, 0x88), _mm512_shuffle_f32x4(a.v, b.v, 0xdd))};
   }
 }
 

@@ -155,8 +155,8 @@ inline F32 exp2_scale(F32 p, F32 z) {
   return {p.v * scale};
 }
 
-// The three parts of exp_negative that differ between levels: x / ln2 to the nearest whole number in
-// a form of the level's own, that form as a number, and p * 2^n for what came from x.
+// The three parts of exp_negative that differ between levels: x / ln2 to the nearest whole number
+// in a form of the level's own, that form as a number, and p * 2^n for what came from x.
 inline constexpr float kExpLowest = -87.3f;
 inline F32 exp_exponent(F32 x) { return {x.v * 1.44269504f + 12582912.0f}; }
 inline F32 exp_rounded(F32 n) { return {n.v - 12582912.0f}; }
