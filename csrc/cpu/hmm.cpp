@@ -53,11 +53,21 @@ std::vector<MakeUnit> units_of(const HmmInput<float>& in, const HmmPosteriors<fl
       grouped.push_back(b);
     } else if (length > 0) {
       units.push_back([&in, &out, b] {
-        return hmm_token_unit(HmmSequence<float>(in, b), outputs_of(in, out, b));
+        return hmm_token_unit(HmmSequence<float>(in, b), outputs_of(in, out, b), nullptr);
       });
     } else {
       outputs_of(in, out, b);
     }
+  }
+  const bool alone = hmm_shared_one_by_one(in.states);
+  if (alone && in.trans_batch_stride == 0 && !grouped.empty()) {
+    const auto matrix = std::make_shared<HmmSharedMatrix>(in.log_trans, in.states, 1, workers);
+    for (const int64_t b : grouped) {
+      units.push_back([&in, &out, matrix, b] {
+        return hmm_token_unit(HmmSequence<float>(in, b), outputs_of(in, out, b), matrix);
+      });
+    }
+    return units;
   }
   std::stable_sort(grouped.begin(), grouped.end(),
                    [&](int64_t a, int64_t b) { return in.length(a) > in.length(b); });
@@ -70,10 +80,11 @@ std::vector<MakeUnit> units_of(const HmmInput<float>& in, const HmmPosteriors<fl
   };
   if (in.trans_batch_stride != 0) {
     for (const int64_t b : grouped) {
-      units.push_back([&in, jobs, b] {
+      units.push_back([&in, &out, jobs, alone, b] {
         const float* own = in.log_trans + b * in.trans_batch_stride;
         const auto matrix = std::make_shared<HmmSharedMatrix>(own, in.states, 1, Workers());
-        return hmm_shared_unit(matrix, jobs({b}));
+        if (!alone) return hmm_shared_unit(matrix, jobs({b}));
+        return hmm_token_unit(HmmSequence<float>(in, b), outputs_of(in, out, b), matrix);
       });
     }
   } else if (!grouped.empty()) {

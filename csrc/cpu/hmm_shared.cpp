@@ -114,10 +114,11 @@ HmmSharedMatrix::HmmSharedMatrix(const float* potentials, int64_t states, int64_
   pitch_ = (states + kernels.width - 1) / kernels.width * kernels.width;
   panel_ = kernels.panel(rows);
   const int64_t floats = HmmScratch::lines(states * pitch_);
-  scratch_ = HmmScratch(3 * floats);
+  scratch_ = HmmScratch(4 * floats);
   matrix_ = scratch_.take(floats);
   forward_ = scratch_.take(floats);
   backward_ = scratch_.take(floats);
+  dense_ = scratch_.take(floats);
   float high = -std::numeric_limits<float>::infinity();
   for (int64_t i = 0; i < states * states; ++i) high = std::max(high, potentials[i]);
   if (high == -std::numeric_limits<float>::infinity()) high = 0.0f;
@@ -143,6 +144,8 @@ HmmSharedMatrix::HmmSharedMatrix(const float* potentials, int64_t states, int64_
   const int64_t columns = panel_ * kernels.width;
   pack(forward_, states, pitch_, columns, backward_);
   pack(matrix_, states, pitch_, columns, forward_);
+  for (int64_t i = 0; i < states; ++i)
+    std::copy_n(matrix_ + i * pitch_, states, dense_ + i * states);
 }
 
 HmmGroup HmmSharedMatrix::group() const {

@@ -39,9 +39,10 @@ struct HmmSweep {
   int64_t middle;
   int64_t pitch;  // K rounded up to whole vectors
   float* gamma;   // [length, K]; first the messages: forward up to the middle, backward behind it
-  float* xi;      // [length - 1, K, K] or nullptr; first the exponentials of the matrices
-  float* emit;    // [length, pitch] exp(emission - largest of the step)
-  float* scale;   // [length]; scale[t], a power of two, times the message that crosses matrix t
+  float* constant = nullptr;  // exponentials [K, K] of the one matrix of all steps, or nullptr
+  float* xi;     // [length - 1, K, K] or nullptr; first the exponentials of the matrices
+  float* emit;   // [length, pitch] exp(emission - largest of the step)
+  float* scale;  // [length]; scale[t], a power of two, times the message that crosses matrix t
   float* source = nullptr;  // [length, pitch], if pairs are made at the end: what leads to a state;
                             // emit then holds what follows one
   HmmRing front, back;

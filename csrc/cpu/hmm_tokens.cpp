@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <utility>
 #include <vector>
 
 #include "cpu/hmm_units.h"
@@ -24,8 +25,12 @@ constexpr int64_t kRingFloats = 48 * 1024;
 
 class TokenUnit : public HmmUnit {
  public:
-  TokenUnit(const HmmSequence<float>& s, const HmmSequenceOutputs<float>& out)
-      : out_(out), sweep_(s), kernels_(hmm_token_kernels(s.states)) {
+  TokenUnit(const HmmSequence<float>& s, const HmmSequenceOutputs<float>& out,
+            std::shared_ptr<const HmmSharedMatrix> constant)
+      : out_(out),
+        sweep_(s),
+        kernels_(hmm_token_kernels(s.states)),
+        constant_(std::move(constant)) {
     const int64_t states = s.states, square = states * states;
     sweep_.middle = (s.length - 1) / 2;
     sweep_.pitch = (states + kernels_.width - 1) / kernels_.width * kernels_.width;
@@ -35,7 +40,9 @@ class TokenUnit : public HmmUnit {
            (slots < s.length / 2 && 2 * slots * kernels_.slot_floats <= kRingFloats)) {
       slots *= 2;
     }
-    const int64_t ring = out.xi != nullptr ? 0 : slots * kernels_.slot_floats;
+    if (constant_ != nullptr) sweep_.constant = constant_->dense();
+    const int64_t ring =
+        out.xi != nullptr || constant_ != nullptr ? 0 : slots * kernels_.slot_floats;
     const bool sums = out.xi == nullptr && out.xi_sum != nullptr;
     const int64_t sum_floats = sums ? states * sweep_.pitch : 0;
     scratch_ = HmmScratch(hmm_sweep_floats(sweep_, out) + 2 * HmmScratch::lines(ring) +
@@ -59,7 +66,11 @@ class TokenUnit : public HmmUnit {
     if (directions & kHmmForward) kernels_.forward_first(sweep_);
     if (directions & kHmmBackward) kernels_.backward_first(sweep_);
   }
-  void meet() override { *out_.log_likelihood = float(hmm_meet(sweep_)); }
+  void meet() override {
+    const double steps = double(sweep_.sequence.length - 1);
+    const double shift = constant_ != nullptr ? steps * constant_->shift() : 0.0;
+    *out_.log_likelihood = float(hmm_meet(sweep_) + shift);
+  }
   void second(int directions) override {
     if (directions & kHmmForward) kernels_.forward_second[pairs_](sweep_);
     if (directions & kHmmBackward) kernels_.backward_second[pairs_](sweep_);
@@ -85,6 +96,7 @@ class TokenUnit : public HmmUnit {
   HmmSequenceOutputs<float> out_;
   HmmSweep sweep_;
   HmmTokenKernels kernels_;
+  std::shared_ptr<const HmmSharedMatrix> constant_;
   HmmScratch scratch_;
   std::vector<double> xi_sum_;  // of both chains
   int pairs_;
@@ -97,9 +109,14 @@ HmmTokenKernels hmm_token_kernels(int64_t states) {
   return narrow.forward_first != nullptr ? narrow : hmm_wide_kernels(states);
 }
 
+bool hmm_shared_one_by_one(int64_t states) {
+  return states <= 8 && narrow_kernels(states).forward_first != nullptr;
+}
+
 std::unique_ptr<HmmUnit> hmm_token_unit(const HmmSequence<float>& s,
-                                        const HmmSequenceOutputs<float>& out) {
-  return std::make_unique<TokenUnit>(s, out);
+                                        const HmmSequenceOutputs<float>& out,
+                                        std::shared_ptr<const HmmSharedMatrix> constant) {
+  return std::make_unique<TokenUnit>(s, out, std::move(constant));
 }
 
 }  // namespace oneshot::cpu

@@ -60,10 +60,6 @@ double hmm_meet(HmmSweep&);
 // 2^-24 of Z, or this is false, and the sequence has to be done again with wider numbers.
 bool hmm_certified(const HmmSweep&);
 
-// One sequence, a matrix for every step.
-std::unique_ptr<HmmUnit> hmm_token_unit(const HmmSequence<float>&,
-                                        const HmmSequenceOutputs<float>&);
-
 // A matrix shared by all steps, in the forms that the kernels read.
 class HmmSharedMatrix {
  public:
@@ -72,6 +68,7 @@ class HmmSharedMatrix {
   int64_t states() const { return states_; }
   int64_t pitch() const { return pitch_; }
   double shift() const { return shift_; }
+  float* dense() const { return dense_; }  // [K, K], only where rows are one vector
   // The part of a group that does not depend on its sequences.
   HmmGroup group() const;
 
@@ -79,8 +76,17 @@ class HmmSharedMatrix {
   int64_t states_, pitch_, panel_;
   double shift_;
   HmmScratch scratch_;
-  float *matrix_, *forward_, *backward_;
+  float *matrix_, *forward_, *backward_, *dense_;
 };
+
+// One sequence, with a matrix for every step, or `constant` for all.
+std::unique_ptr<HmmUnit> hmm_token_unit(const HmmSequence<float>&, const HmmSequenceOutputs<float>&,
+                                        std::shared_ptr<const HmmSharedMatrix> constant);
+
+// Whether sequences that share a matrix go one by one as well. For few states they do: with
+// messages that stay in registers one long sequence takes 0.65 of the time, at the price of 1.2
+// times that of a batch.
+bool hmm_shared_one_by_one(int64_t states);
 
 struct HmmJob {
   HmmSequence<float> sequence;
