@@ -120,6 +120,24 @@ def routed_lora(
     return (y if base is None else base + y), shrunk
 
 
+def _outer(
+    left: torch.Tensor, right: torch.Tensor, rows: torch.Tensor, mixtures: int
+) -> torch.Tensor:
+    """Sum of left^T right over the rows of each mixture, ``[mixtures, left size, right size]``.
+
+    Other mixtures' rows are taken out first: zero times a NaN would be a NaN.
+    """
+    products = left.new_empty(mixtures, left.shape[-1], right.shape[-1])
+    for u in range(mixtures):
+        own = (rows == u)[:, None, None]
+        of_mixture = (
+            torch.where(own, left, 0).flatten(0, 1),
+            torch.where(own, right, 0).flatten(0, 1),
+        )
+        products[u] = of_mixture[0].T @ of_mixture[1]
+    return products
+
+
 def routed_lora_backward(
     grad: torch.Tensor,
     x: torch.Tensor,
@@ -138,17 +156,16 @@ def routed_lora_backward(
     mixed_a, mixed_b = _mixtures(lora_a, lora_b, weights)
     mixtures, dtype = mixed_a.shape[0], x.dtype
     wide = grad @ mixed_b.flatten(0, 1).to(dtype).T
-    grad_shrunk = _spread(scaling * _own(wide, rows, mixtures), rows, mixtures)
+    grad_own = scaling * _own(wide, rows, mixtures)
+    grad_shrunk = _spread(grad_own, rows, mixtures)
     grad_x, grad_a, grad_b = x.new_empty(0), lora_a.new_empty(0), lora_b.new_empty(0)
     grad_weights = shrunk.new_empty(0)
     if need_x:
         grad_x = grad_shrunk @ mixed_a.flatten(0, 1).to(dtype)
     if need_a or need_weights:
-        grad_a = grad_shrunk.flatten(0, 1).T @ x.flatten(0, 1)
-        grad_a = grad_a.to(mixed_a.dtype).view_as(mixed_a)
+        grad_a = _outer(grad_own, x, rows, mixtures).to(mixed_a.dtype)
     if need_b or need_weights:
-        grad_b = _spread(shrunk.to(dtype), rows, mixtures).flatten(0, 1).T @ grad.flatten(0, 1)
-        grad_b = grad_b.to(mixed_b.dtype).view_as(mixed_b)
+        grad_b = _outer(shrunk.to(dtype), grad, rows, mixtures).to(mixed_b.dtype)
     if weights is not None:
         need = (need_a, need_weights), (need_b, need_weights)
         if any(need[0]):
