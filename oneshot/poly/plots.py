@@ -17,6 +17,7 @@ PANELS = (
     ("Gradient norm", ("optimizer/grad_norm",)),
 )
 MAX_PANELS = 24
+COLUMNS = 4
 
 
 def plot_curves(history: Sequence[dict[str, Any]], path: Path) -> None:
@@ -52,20 +53,21 @@ def plot_routing(model: PolyModel, task_names: Sequence[str], folder: Path) -> N
     groups = range(len(model.groups))
     if len(groups) > MAX_PANELS:  # evenly spaced ones
         groups = [round(i * (len(groups) - 1) / (MAX_PANELS - 1)) for i in range(MAX_PANELS)]  # type: ignore[assignment]
-    height = max(1.8, 0.16 * len(task_names) + 0.8)
-    figure, axes = _figure(len(groups), 3.4, height)
+    height = max(1.6, 0.14 * len(task_names) + 0.5)
+    figure, axes = _figure(len(groups), 2.6, height, left=1.5, top=0.6)
     skills = weights.shape[3]
-    for panel, group in zip(axes, groups, strict=True):
-        panel.imshow(
-            weights[group].flatten(1).numpy(), vmin=0, vmax=1, aspect="auto", cmap="viridis"
-        )
+    for i, (panel, group) in enumerate(zip(axes, groups, strict=True)):
+        values = weights[group].flatten(1).numpy()
+        panel.imshow(values, vmin=0, vmax=1, aspect="auto", interpolation="nearest")
         for head in range(1, weights.shape[2]):
             panel.axvline(head * skills - 0.5, color="white", linewidth=0.8)
         panel.set_title(model.groups[group] or "all layers", fontsize=6)
-        panel.set_yticks(range(len(task_names)), [n[:22] for n in task_names], fontsize=5)
+        names = [name[:26] for name in task_names] if i % COLUMNS == 0 else []
+        panel.set_yticks(range(len(names)), names, fontsize=5)
         panel.set_xticks([])
     figure.suptitle(
-        f"Tasks x skills, heads side by side ({len(groups)} of {len(model.groups)} groups)",
+        f"Weights of tasks (rows) and skills (columns), heads side by side, 0 to 1: "
+        f"{len(groups)} of {len(model.groups)} routers",
         fontsize=8,
     )
     _write(figure, folder / "routing.png")
@@ -133,19 +135,25 @@ def _plot_dendrogram(distances: torch.Tensor, names: Sequence[str], path: Path) 
     axes.set_yticks(range(n), [names[leaf] for leaf in order], fontsize=7)
     axes.set_xlabel("mean total variation of the routing", fontsize=8)
     axes.tick_params(axis="x", labelsize=7)
+    axes.locator_params(axis="x", nbins=5)
     figure.tight_layout()
     _write(figure, path)
 
 
-def _figure(panels: int, width: float, height: float) -> tuple[Any, list[Any]]:
+def _figure(
+    panels: int, width: float, height: float, left: float = 0.5, top: float = 0.3
+) -> tuple[Any, list[Any]]:
+    """A figure of panels of this size, with these margins; all in inches."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    columns = min(4, panels)
+    columns = min(COLUMNS, panels)
     lines = -(-panels // columns)
-    figure = Figure(figsize=(width * columns, height * lines))
+    wide, high = width * columns + left, height * lines + top
+    figure = Figure(figsize=(wide, high))
+    # Fixed margins: matplotlib's own layout engines take longer than the drawing.
     figure.subplots_adjust(
-        0.25 / columns, 0.3 / (height * lines), 0.98, 1 - 0.5 / (height * lines), 0.45, 0.4
+        left / wide, 0.3 / high, 1 - 0.1 / wide, 1 - top / high, wspace=0.2, hspace=0.35
     )
     FigureCanvasAgg(figure)
     return figure, [figure.add_subplot(lines, columns, i + 1) for i in range(panels)]

@@ -1,0 +1,47 @@
+"""Distances and clusters of tasks; the plots are written."""
+
+import poly_tiny
+import pytest
+import torch
+
+from oneshot.poly.plots import average_linkage, plot_curves, plot_routing, task_distances
+
+
+def test_distances_by_hand():
+    """Two groups of one head: shares 1, 0 | 1/2, 1/2 against 0, 1 | 1/2, 1/2: half of 1 + 0."""
+    weights = torch.tensor([[[[1.0, 0.0]], [[0.0, 1.0]]], [[[0.5, 0.5]], [[0.5, 0.5]]]])
+    expected = torch.tensor([[0.0, 0.5], [0.5, 0.0]], dtype=torch.float64)
+    torch.testing.assert_close(task_distances(weights), expected)
+
+
+def test_clusters_by_hand():
+    """0 and 1 are 1 apart; 2 is 4 and 6 away from them, 5 on average."""
+    distances = torch.tensor([[0.0, 1, 4], [1, 0, 6], [4, 6, 0]])
+    assert average_linkage(distances) == [(0, 1, 1.0, 2), (2, 3, 5.0, 3)]
+
+
+@pytest.mark.parametrize("tasks", [2, 7, 21])
+def test_clusters_against_scipy(tasks):
+    hierarchy = pytest.importorskip("scipy.cluster.hierarchy", reason="scipy is not installed")
+    points = torch.randn(tasks, 3, dtype=torch.float64)
+    distances = torch.cdist(points, points, compute_mode="donot_use_mm_for_euclid_dist")
+    rows, columns = torch.triu_indices(tasks, tasks, offset=1)
+    expected = hierarchy.average(distances[rows, columns].numpy())
+    found = torch.tensor(average_linkage(distances), dtype=torch.float64)
+    found[:, :2] = found[:, :2].sort(1).values
+    torch.testing.assert_close(found, torch.from_numpy(expected))
+
+
+def test_plots_are_written(tmp_path):
+    poly = poly_tiny.adapted(tasks=3)
+    plot_routing(poly, ["a", "b", "c"], tmp_path)
+    plot_curves(
+        [{"step": 1, "loss/train": 2.0}, {"step": 2, "loss/train": 1.0}], tmp_path / "c.png"
+    )
+    plot_curves([{"step": 1}], tmp_path / "nothing.png")
+    written = {p.name for p in tmp_path.iterdir()}
+    assert written == {"routing.png", "tasks.png", "c.png"}
+    assert all(p.read_bytes().startswith(b"\x89PNG") for p in tmp_path.iterdir())
+    poly.average()
+    plot_routing(poly, ["a", "b", "c"], tmp_path / "one")  # one skill: nothing to draw
+    assert not (tmp_path / "one").exists()
