@@ -12,20 +12,21 @@ from pathlib import Path
 USAGE = """\
 usage: oneshot <command> [options]
 
-  rlvr train   post-train a language model on one (or a few) verifiable problems
-  rlvr eval    accuracy of a model on problems with known answers
-  chmm fit     one label sequence from many noisy sources (conditional HMM)
-  chmm alt     the same, in turn with a BERT tagger (CHMM-ALT)
-  chmm label   label sentences with a trained CHMM or tagger
-  chmm eval    methods side by side on weakly labelled data
-  poly train   train an inventory of adapters and its router on many tasks
-  poly adapt   few-shot adaptation of a trained inventory to held-out tasks
-  poly eval    figures of trained adapters on their tasks
-  poly export  trained adapters as PEFT Poly, PEFT LoRA or a merged model
-  demo         each layer in small: one-example RLVR, weak named entities
-  bench        benchmarks of the ops
-  info         versions, native library, instruction set
-  --version    the version of oneshot
+  rlvr train      post-train a language model on one (or a few) verifiable problems
+  rlvr eval       accuracy of a model on problems with known answers
+  chmm fit        one label sequence from many noisy sources (conditional HMM)
+  chmm alt        the same, in turn with a BERT tagger (CHMM-ALT)
+  chmm label      label sentences with a trained CHMM or tagger
+  chmm eval       methods side by side on weakly labelled data
+  poly train      train an inventory of adapters and its router on many tasks
+  poly adapt      few-shot adaptation of a trained inventory to held-out tasks
+  poly eval       figures of trained adapters on their tasks
+  poly export     trained adapters as PEFT Poly, PEFT LoRA or a merged model
+  poly miniature  the methods of the papers side by side on a small model
+  demo            each layer in small: one-example RLVR, weak named entities
+  bench           benchmarks of the ops
+  info            versions, native library, instruction set
+  --version       the version of oneshot
 
 `oneshot <command> --help` lists the options of a command.
 """
