@@ -69,14 +69,18 @@ def _rlvr(words: list[str]) -> int:
 
 def _rlvr_train(words: list[str]) -> int:
     from oneshot.rlvr.config import TrainConfig
+    from oneshot.rlvr.presets import PRESETS, expand_presets
     from oneshot.runs.config import argument_parser, instantiate
 
     parser = argument_parser(TrainConfig, "oneshot rlvr train")
     parser.add_argument(
         "--resume", action="store_true", help="Continue the run in run.output (or start it)."
     )
-    parsed = parser.parse_args(words)
+    parser.add_argument(
+        "--preset", choices=list(PRESETS), help="Options of a published algorithm, at this place."
+    )
     try:
+        parsed = parser.parse_args(expand_presets(words))
         config = instantiate(TrainConfig, parser, parsed)
         from oneshot.rlvr.trainer import train
 

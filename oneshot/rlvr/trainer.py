@@ -1,12 +1,13 @@
-"""GRPO on one (or a few) verifiable problems: the loop of Wang et al. 2025 (arXiv:2504.20571).
+"""RL on one (or a few) verifiable problems: the loop of Wang et al. 2025 (arXiv:2504.20571).
 
-One step: sample n responses to each prompt of the batch, score them, turn the scores of each group
-into advantages, take one optimizer step on the clipped policy loss with an entropy bonus and a
-small KL to the untrained model. The loss is in `loss.py`, its arithmetic in `oneshot.ops`. Every
-random number derives from the seed and the step, so a killed run continues bit for bit.
+One step: sample n responses to each prompt of the batch, score them, turn the scores into
+advantages (`credit.py`: against the group, or against a critic), take one optimizer step on the
+policy loss with an entropy bonus and a small KL to the untrained model (`loss.py`; its arithmetic
+is in `oneshot.ops`). Every random number derives from the seed and the step, so a killed run
+continues bit for bit.
 
 What it leaves out, on purpose: several devices, a separate generation engine, several epochs over
-a rollout, filtering of groups without signal, length penalties, PPO's critic, mixed precision.
+a rollout, dynamic sampling (replacing groups without signal), mixed precision.
 """
 
 from __future__ import annotations
@@ -21,17 +22,20 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from oneshot import models, ops
+from oneshot import models
 from oneshot.rlvr import checkpoint, data
 from oneshot.rlvr.config import TrainConfig
+from oneshot.rlvr.credit import CreditInputs, credit, overlong_penalty
+from oneshot.rlvr.critic import Critic, make_critic
 from oneshot.rlvr.data import Problem
 from oneshot.rlvr.figures import Stopwatch, rollout_figures, sample_rows
 from oneshot.rlvr.metrics import open_log
+from oneshot.rlvr.optimizer import make_optimizer
 from oneshot.rlvr.plots import plot_curves
-from oneshot.rlvr.policy import load_policy
+from oneshot.rlvr.policy import load_policy, resolve_device
 from oneshot.rlvr.prompt import drop_long, encode
 from oneshot.rlvr.rewards import FunctionReward, RewardFunction, make_reward
-from oneshot.rlvr.rollout import TransformersEngine
+from oneshot.rlvr.rollout import Rollout, TransformersEngine
 from oneshot.rlvr.update import PolicyUpdater
 from oneshot.rlvr.validation import Validation
 from oneshot.runs import checkpoints
@@ -94,7 +98,8 @@ def train(
     digest = data_digest(rows)
     policy = load_policy(config.model, start or config.model.source, tokenizer)
     updater = make_updater(config, policy, tokenizer)
-    step = 0 if start is None else _resume(start, updater, digest, config.run.steps)
+    critic = open_critic(config, start)
+    step = 0 if start is None else _resume(start, updater, critic, digest, config.run.steps)
     engine = make_engine(config, policy, tokenizer)
     seed, n = config.run.seed, config.rollout.samples_per_prompt
     score = make_reward(config.reward, seed) if reward is None else FunctionReward(reward)
@@ -118,13 +123,7 @@ def train(
             watch.lap("rollout")
             result = score(rollout.texts, problems, step)
             watch.lap("reward")
-            advantages = ops.group_advantages(
-                torch.tensor(result.scores, device=policy.device),
-                n,
-                scale="std" if config.algorithm.scale_by_std else "none",
-                eps=config.algorithm.advantage_eps,
-            )
-            losses = updater.update(rollout, advantages, step)
+            losses = learn(config, updater, critic, rollout, result.scores, step)
             watch.lap("update")
             figures = {**rollout_figures(rollout, result, n), **losses, **watch.figures(rollout)}
             if validation.due(step):
@@ -132,7 +131,7 @@ def train(
             log.step(step, figures, sample_rows(rollout, result, problems, config.run.log_samples))
             if step % config.run.save_every == 0 or step == config.run.steps:
                 log.sync()
-                _save(folder, config, tokenizer, updater, step, digest)
+                _save(folder, config, tokenizer, updater, critic, step, digest)
             if validation.due(step):
                 log.plot()
     finally:
@@ -163,6 +162,41 @@ def training_rows(config: TrainConfig, tokenizer: PreTrainedTokenizerBase) -> tu
     return list(zip(problems, prompts, strict=True)), dropped
 
 
+def learn(
+    config: TrainConfig,
+    updater: PolicyUpdater,
+    critic: Critic | None,
+    rollout: Rollout,
+    scores: Sequence[float],
+    step: int,
+) -> dict[str, float]:
+    """One step's learning: scores to credit, then the critic's and the policy's updates."""
+    logprobs = updater.logprobs(rollout)
+    values = None if critic is None else critic.values(rollout)
+    lengths = rollout.response_mask.sum(1)
+    overlong = overlong_penalty(lengths, config.rollout.max_new_tokens, config.reward)
+    found = credit(
+        CreditInputs(
+            scores=torch.tensor(scores, device=lengths.device) - overlong,
+            mask=rollout.response_mask,
+            group_size=config.rollout.samples_per_prompt,
+            old_logprobs=logprobs.old,
+            ref_logprobs=logprobs.ref,
+            values=values,
+        ),
+        config.algorithm,
+        config.critic,
+    )
+    figures = dict(found.figures)
+    if config.reward.overlong_buffer > 0:
+        figures["reward/overlong_penalty"] = float(overlong.mean())
+    if critic is not None and values is not None and found.returns is not None:
+        figures.update(critic.update(rollout, values, found.returns, step))
+    if critic is None or step > config.critic.warmup_steps:
+        figures.update(updater.update(rollout, found.advantages, step, logprobs))
+    return figures
+
+
 def make_updater(
     config: TrainConfig, policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 ) -> PolicyUpdater:
@@ -171,21 +205,28 @@ def make_updater(
     if config.algorithm.kl_coef > 0:
         source = config.model.reference or config.model.source
         reference = load_policy(config.model, source, tokenizer).requires_grad_(False)
-    optimizer = torch.optim.AdamW(
-        policy.parameters(),
-        lr=config.optimizer.lr,
-        betas=config.optimizer.betas,
-        eps=config.optimizer.eps,
-        weight_decay=config.optimizer.weight_decay,
-        fused=True,
-    )
     return PolicyUpdater(
         policy=policy,
         reference=reference,
-        optimizer=optimizer,
+        optimizer=make_optimizer(policy, config.optimizer),
         algorithm=config.algorithm,
         schedule=config.optimizer,
         temperature=config.rollout.temperature,
+        max_length=config.rollout.max_new_tokens,
+    )
+
+
+def open_critic(config: TrainConfig, start: Path | None) -> Critic | None:
+    """The critic of PPO, new or that of the checkpoint `start`; None for other algorithms."""
+    if config.algorithm.advantage != "gae":
+        return None
+    source = config.critic.source or config.model.source
+    return make_critic(
+        source if start is None else str(start / checkpoint.CRITIC),
+        config.critic,
+        config.algorithm,
+        dtype=config.model.dtype,
+        device=resolve_device(config.model.device),
     )
 
 
@@ -202,6 +243,7 @@ def make_engine(
         top_k=config.rollout.top_k,
         max_sequences=config.rollout.max_sequences,
         stop_tokens=config.rollout.stop_tokens,
+        report_logprobs=config.algorithm.correction.level != "none",
     )
 
 
@@ -211,8 +253,10 @@ def data_digest(rows: Sequence[Row]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _resume(start: Path, updater: PolicyUpdater, digest: str, steps: int) -> int:
-    """Gives the updater its state back; returns the step to continue after."""
+def _resume(
+    start: Path, updater: PolicyUpdater, critic: Critic | None, digest: str, steps: int
+) -> int:
+    """Gives updater and critic their state back; returns the step to continue after."""
     state = checkpoint.read_state(start)
     if state.data_digest != digest:
         raise ValueError(f"the training data is not that of the run to resume ({start})")
@@ -227,6 +271,9 @@ def _resume(start: Path, updater: PolicyUpdater, digest: str, steps: int) -> int
         )
     checkpoint.load_optimizer(start, updater.policy, updater.optimizer)
     updater.updates = state.updates
+    if critic is not None:
+        checkpoint.load_optimizer(start / checkpoint.CRITIC, critic.model, critic.optimizer)
+        critic.updates = state.critic_updates
     return state.step
 
 
@@ -235,6 +282,7 @@ def _save(
     config: TrainConfig,
     tokenizer: PreTrainedTokenizerBase,
     updater: PolicyUpdater,
+    critic: Critic | None,
     step: int,
     digest: str,
 ) -> None:
@@ -244,6 +292,7 @@ def _save(
         data_digest=digest,
         threads=torch.get_num_threads(),
         torch_version=torch.__version__,
+        critic_updates=0 if critic is None else critic.updates,
     )
     checkpoint.save(
         folder / "checkpoints",
@@ -252,4 +301,5 @@ def _save(
         updater.optimizer,
         state,
         keep=config.run.keep_checkpoints,
+        critic=critic,
     )
