@@ -36,11 +36,12 @@ from oneshot.rlvr.policy import load_policy, resolve_device
 from oneshot.rlvr.prompt import drop_long, encode
 from oneshot.rlvr.rewards import FunctionReward, RewardFunction, make_reward
 from oneshot.rlvr.rollout import Rollout, TransformersEngine
+from oneshot.rlvr.selection import fold, step_accuracy, write_history
 from oneshot.rlvr.update import PolicyUpdater
 from oneshot.rlvr.validation import Validation
 from oneshot.runs import checkpoints
 from oneshot.runs.folder import open_run, write_config
-from oneshot.runs.jsonl import read_jsonl
+from oneshot.runs.jsonl import JsonLines, read_jsonl
 from oneshot.runs.seeding import derive_seed
 
 if TYPE_CHECKING:
@@ -106,6 +107,7 @@ def train(
     validation = Validation(config, policy, tokenizer, folder)
     write_config(folder, config)  # not before everything that can be wrong with it has been seen
     log = open_log(folder, config.run.steps, step if start else None, config.run.progress)
+    visits = JsonLines(folder / "accuracy.jsonl", step if start else None)
     rows = data.repeat_to_batch(rows, config.rollout.batch_size)
     try:
         if dropped:
@@ -122,6 +124,7 @@ def train(
             rollout = engine.generate(prompts, n, derive_seed(seed, "rollout", step))
             watch.lap("rollout")
             result = score(rollout.texts, problems, step)
+            visits.write({"step": step, "accuracy": step_accuracy(problems, result.scores)})
             watch.lap("reward")
             losses = learn(config, updater, critic, rollout, result.scores, step)
             watch.lap("update")
@@ -131,15 +134,19 @@ def train(
             log.step(step, figures, sample_rows(rollout, result, problems, config.run.log_samples))
             if step % config.run.save_every == 0 or step == config.run.steps:
                 log.sync()
+                visits.sync()
                 _save(folder, config, tokenizer, updater, critic, step, digest)
             if validation.due(step):
                 log.plot()
     finally:
         score.close()
         validation.close()
+        visits.close()
         log.close()
     # A kill between the last checkpoint and the removal of older ones leaves nothing to train.
     checkpoints.prune(folder / "checkpoints", config.run.keep_checkpoints)
+    accuracy = fold(read_jsonl(folder / "accuracy.jsonl"))
+    write_history(folder / f"acc_step_{config.run.steps}.json", accuracy)
     history = read_jsonl(folder / "metrics.jsonl")
     plot_curves(history, folder / "curves.png")
     last = checkpoints.latest(folder / "checkpoints")

@@ -43,7 +43,7 @@ def fingerprint(output):
         {k: v for k, v in row.items() if not k.startswith("perf/")}
         for row in read_jsonl(output / "metrics.jsonl")
     ]
-    samples = (output / "samples.jsonl").read_bytes()
+    samples = (output / "samples.jsonl").read_bytes() + (output / "accuracy.jsonl").read_bytes()
     return last.name, files, rows, samples
 
 
