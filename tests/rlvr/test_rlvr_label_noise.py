@@ -42,9 +42,7 @@ def test_fractions_move_in_both_parts(label):
 
 def test_decimals_and_expressions():
     for i in range(200):
-        assert float(flip_label("12.8", random.Random(i))) % 1 == pytest.approx(0.8) or float(
-            flip_label("12.8", random.Random(i))
-        ) % 1 == pytest.approx(0.2)
+        assert abs(float(flip_label("12.8", random.Random(i)))) % 1 == pytest.approx(0.8)
         changed = flip_label("3\\sqrt{2}", random.Random(i))
         assert changed.endswith("\\sqrt{2}")
         assert changed != "3\\sqrt{2}"
@@ -89,7 +87,7 @@ def test_errors(tmp_path, capsys):
         flip_labels(rows, 1.5, 0)
     with pytest.raises(ValueError, match="no field 'reward_model' or 'answer'"):
         label_of({"problem": "x"})
-    with pytest.raises(ValueError, match="expected .parquet, .jsonl or .json"):
+    with pytest.raises(ValueError, match=r"expected \.parquet, \.jsonl or \.json"):
         write_rows(tmp_path / "a.txt", rows)
     with pytest.raises(ValueError, match="no rows to write"):
         write_rows(tmp_path / "a.json", [])
