@@ -47,14 +47,19 @@ def train(words: list[str]) -> int:
 
 def evaluate(words: list[str]) -> int:
     """`oneshot rlvr eval`."""
-    from oneshot.rlvr.config import EvaluateConfig
+    from oneshot.rlvr.evaluate_config import EvaluateConfig
     from oneshot.runs.config import argument_parser, instantiate
 
     parser = argument_parser(EvaluateConfig, "oneshot rlvr eval")
     config = instantiate(EvaluateConfig, parser, parser.parse_args(words))
+    _hide_loading_bars()
+    if config.benchmarks:
+        from oneshot.rlvr.suite import run_suite
+
+        print(run_suite(config))
+        return 0
     from oneshot.rlvr.evaluation import evaluate_config
 
-    _hide_loading_bars()
     result = evaluate_config(config)
     if config.output is not None:
         rows = {**result.figures(), "records": result.records}

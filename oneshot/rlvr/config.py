@@ -259,46 +259,6 @@ class TrainConfig:
         )
 
 
-@dataclass(frozen=True)
-class EvaluateConfig:
-    """`oneshot rlvr eval`: one model, one set of problems."""
-
-    model: ModelConfig
-    """The model, such as a checkpoint folder; `reference` plays no part."""
-    data: DataConfig
-    """Problems."""
-    grader: RewardConfig = field(default_factory=RewardConfig)
-    """What decides that a response is correct."""
-    temperature: float = 0.0
-    """Sampling temperature; 0 is greedy."""
-    samples: int = 1
-    """Responses per problem; more than one needs a temperature above 0."""
-    max_new_tokens: int = 3072
-    """Tokens after which a response is cut."""
-    batch_size: int = 128
-    """Sequences decoded at once."""
-    stop_tokens: tuple[str, ...] = ()
-    """As rollout.stop_tokens."""
-    seed: int = 0
-    """Seed of the sampling."""
-    threads: int | None = None
-    """torch threads on the CPU; by default torch's own choice."""
-    output: str | None = None
-    """JSON file for the figures and every response."""
-
-    def __post_init__(self) -> None:
-        for name in ("samples", "max_new_tokens", "batch_size"):
-            value = getattr(self, name)
-            require(value > 0, name, "a positive number", value)
-        require(self.temperature >= 0, "temperature", ">= 0", self.temperature)
-        require(
-            self.samples == 1 or self.temperature > 0,
-            "temperature",
-            "> 0 when samples is above 1",
-            self.temperature,
-        )
-
-
 def load_train_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -> TrainConfig:
     """The training config of a YAML file with overrides (see `oneshot.runs.config.load`).
 

@@ -69,7 +69,7 @@ def read_problems(
         FileNotFoundError: There is no such file.
         ValueError: Unknown suffix, no problem at all, or a malformed row (file and row named).
     """
-    rows = _hub_rows(str(path)) if str(path).startswith("hf:") else file_rows(Path(path))
+    rows = source_rows(path)
     problems: list[Problem] = []
     for number, row in rows:
         if limit is not None and len(problems) == limit:
@@ -112,6 +112,11 @@ def batch_for_step(problems: Sequence[Item], size: int, step: int, seed: int) ->
     order = list(range(len(problems)))
     random.Random(derive_seed(seed, "epoch", epoch)).shuffle(order)
     return [problems[i] for i in order[batch * size : (batch + 1) * size]]
+
+
+def source_rows(path: str | Path) -> Iterator[tuple[int, Any]]:
+    """The rows of a file or of a hub dataset ("hf:..."), with their numbers from 1."""
+    return _hub_rows(str(path)) if str(path).startswith("hf:") else file_rows(Path(path))
 
 
 def file_rows(path: Path) -> Iterator[tuple[int, Any]]:

@@ -8,11 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from oneshot.rlvr.config import (
-    EvaluateConfig,
-    TrainConfig,
-    load_train_config,
-)
+from oneshot.rlvr.config import TrainConfig, load_train_config
+from oneshot.rlvr.evaluate_config import EvaluateConfig
 from oneshot.runs.config import argument_parser, to_dict
 
 ROOT = Path(__file__).resolve().parents[2]
