@@ -144,6 +144,8 @@ class RewardConfig:
         require(0 <= p <= 1, "reward.random_probability", "in [0, 1]", p)
         share = self.overlong_buffer
         require(0 <= share <= 1, "reward.overlong_buffer", "in [0, 1]", share)
+        cost = self.overlong_penalty
+        require(cost >= 0, "reward.overlong_penalty", ">= 0", cost)
         known = self.function in ("math_verify", "strict", "choice", "format", "random")
         require(
             known or self.function.count(":") == 1,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from oneshot.rlvr.config import PromptConfig
 from oneshot.rlvr.data import Problem, read_problems
 from oneshot.rlvr.evaluate_config import EvaluateConfig
+from oneshot.rlvr.figures import reflection_shares
 from oneshot.rlvr.prompt import encode
 from oneshot.rlvr.rewards import Reward, has_boxed_answer, make_reward
 from oneshot.rlvr.rollout import TransformersEngine
@@ -19,8 +20,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
-# Words that Wang et al. 2025 count as self-reflection (section 4.2).
-REFLECTION_WORDS = ("rethink", "recheck", "recalculate")
 # Fields of a problem by which accuracies are split, where its rows have them.
 GROUP_FIELDS = ("subject", "level", "type", "subfield")
 
@@ -168,13 +167,6 @@ def _summary(
             for problem, group, scores in zip(problems, responses, groups, strict=True)
         ],
     )
-
-
-def reflection_shares(texts: Sequence[str]) -> dict[str, float]:
-    """Share of texts that contain each of `REFLECTION_WORDS`, and any of them."""
-    found = [{word for word in REFLECTION_WORDS if word in text.lower()} for text in texts]
-    shares = {word: sum(word in words for words in found) / len(texts) for word in REFLECTION_WORDS}
-    return {**shares, "any": sum(map(bool, found)) / len(texts)}
 
 
 def accuracy_by_group(

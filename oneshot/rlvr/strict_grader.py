@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import unicodedata
 
 _UNITS = (
     "degree", "cm", "centimeter", "meter", "mile", "second", "minute", "hour", "day", "week",
@@ -189,7 +190,12 @@ def _elements(text: str) -> list[str]:
 
 def _sympy_equal(truth: str, answer: str) -> bool:
     difference = f"({truth})-({answer})"
-    letters = set(re.sub("sqrt|frac", "", difference)) & set("abcdefghijklmnopqrstuvwxyz")
+    # Python reads full-width letters in a name as plain ones, and sympy's parser evaluates: what it
+    # gets must be arithmetic, so names of attributes and dunders are counted as Python sees them.
+    seen = unicodedata.normalize("NFKC", difference)
+    if "__" in seen:
+        return False
+    letters = set(re.sub("sqrt|frac", "", seen)) & set("abcdefghijklmnopqrstuvwxyz")
     if len(letters) > 2 or "^{" in difference or "^(" in difference:
         return False
     if re.search(r"\^[0-9]+\^|\^[0-9][0-9]+", difference):

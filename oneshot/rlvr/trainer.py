@@ -12,8 +12,6 @@ a rollout, dynamic sampling (replacing groups without signal), mixed precision.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,16 +24,20 @@ from oneshot import models
 from oneshot.rlvr import checkpoint, data
 from oneshot.rlvr.config import TrainConfig
 from oneshot.rlvr.credit import CreditInputs, credit, overlong_penalty
-from oneshot.rlvr.critic import Critic, make_critic
-from oneshot.rlvr.data import Problem
+from oneshot.rlvr.critic import Critic
 from oneshot.rlvr.figures import Stopwatch, rollout_figures, sample_rows
 from oneshot.rlvr.metrics import open_log
-from oneshot.rlvr.optimizer import make_optimizer
+from oneshot.rlvr.parts import (
+    data_digest,
+    make_engine,
+    make_updater,
+    open_critic,
+    training_rows,
+)
 from oneshot.rlvr.plots import plot_curves
-from oneshot.rlvr.policy import load_policy, resolve_device
-from oneshot.rlvr.prompt import drop_long, encode
+from oneshot.rlvr.policy import load_policy
 from oneshot.rlvr.rewards import FunctionReward, RewardFunction, make_reward
-from oneshot.rlvr.rollout import Rollout, TransformersEngine
+from oneshot.rlvr.rollout import Rollout
 from oneshot.rlvr.selection import fold, step_accuracy, write_history
 from oneshot.rlvr.update import PolicyUpdater
 from oneshot.rlvr.validation import Validation
@@ -45,13 +47,10 @@ from oneshot.runs.jsonl import JsonLines, read_jsonl
 from oneshot.runs.seeding import derive_seed
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase
 
 # A resumed run may be longer, speak less or keep fewer checkpoints: that changes no number of it.
 MAY_CHANGE = {"run.steps", "run.keep_checkpoints", "run.progress"}
-
-Row = tuple[Problem, list[int]]
-"""A training problem and its prompt as token ids."""
 
 
 @dataclass(frozen=True)
@@ -155,20 +154,6 @@ def train(
     return TrainResult(folder, last, history, dropped)
 
 
-def training_rows(config: TrainConfig, tokenizer: PreTrainedTokenizerBase) -> tuple[list[Row], int]:
-    """The training problems with their prompts as token ids, and how many were too long."""
-    problems = data.read_problems(
-        config.data.path,
-        problem_key=config.data.problem_key,
-        answer_key=config.data.answer_key,
-        empty_answers=config.data.empty_answers,
-        limit=config.data.limit,
-    )
-    prompts = encode(problems, tokenizer, config.data.prompt)
-    problems, prompts, dropped = drop_long(problems, prompts, config.rollout.max_prompt_tokens)
-    return list(zip(problems, prompts, strict=True)), dropped
-
-
 def learn(
     config: TrainConfig,
     updater: PolicyUpdater,
@@ -202,62 +187,6 @@ def learn(
     if critic is None or step > config.critic.warmup_steps:
         figures.update(updater.update(rollout, found.advantages, step, logprobs))
     return figures
-
-
-def make_updater(
-    config: TrainConfig, policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
-) -> PolicyUpdater:
-    """Optimizer and, when the KL counts, reference model."""
-    reference = None
-    if config.algorithm.kl_coef > 0:
-        source = config.model.reference or config.model.source
-        reference = load_policy(config.model, source, tokenizer).requires_grad_(False)
-    return PolicyUpdater(
-        policy=policy,
-        reference=reference,
-        optimizer=make_optimizer(policy, config.optimizer),
-        algorithm=config.algorithm,
-        schedule=config.optimizer,
-        temperature=config.rollout.temperature,
-        max_length=config.rollout.max_new_tokens,
-    )
-
-
-def open_critic(config: TrainConfig, start: Path | None) -> Critic | None:
-    """The critic of PPO, new or that of the checkpoint `start`; None for other algorithms."""
-    if config.algorithm.advantage != "gae":
-        return None
-    source = config.critic.source or config.model.source
-    return make_critic(
-        source if start is None else str(start / checkpoint.CRITIC),
-        config.critic,
-        config.algorithm,
-        dtype=config.model.dtype,
-        device=resolve_device(config.model.device),
-    )
-
-
-def make_engine(
-    config: TrainConfig, policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
-) -> TransformersEngine:
-    """The engine that samples from the policy as the config says."""
-    return TransformersEngine(
-        policy,
-        tokenizer,
-        temperature=config.rollout.temperature,
-        max_new_tokens=config.rollout.max_new_tokens,
-        top_p=config.rollout.top_p,
-        top_k=config.rollout.top_k,
-        max_sequences=config.rollout.max_sequences,
-        stop_tokens=config.rollout.stop_tokens,
-        report_logprobs=config.algorithm.correction.level != "none",
-    )
-
-
-def data_digest(rows: Sequence[Row]) -> str:
-    """Digest of prompts and answers, by which a resumed run knows its data."""
-    text = json.dumps([(prompt, problem.answer) for problem, prompt in rows])
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _resume(

@@ -77,6 +77,19 @@ def test_hendrycks_form_spells_one_answer_one_way():
         assert found == {form}
 
 
+def test_an_answer_is_never_run_as_code(monkeypatch):
+    """Names in full-width letters are plain names for Python; neither they nor dunders get in."""
+    from sympy.parsing import sympy_parser
+
+    evaluated = []
+    monkeypatch.setattr(sympy_parser, "parse_expr", lambda text, **_: evaluated.append(text))
+    assert not is_correct("x+1", "x+2")
+    assert evaluated.pop() == "(x+1)-(x+2)"
+    for answer in ("exec('1')", "().__a__", "ｅｘｅｃ(1)", "1.＿＿a＿＿", "().__ａ__"):
+        assert not is_correct("x+1", answer)
+    assert evaluated == []
+
+
 def test_strict_reward():
     problem = Problem([{"role": "user", "content": "?"}], "12.8")
     reward = make_reward(RewardConfig("strict", timeout=10.0, workers=1))

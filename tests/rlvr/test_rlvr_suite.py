@@ -12,7 +12,8 @@ from oneshot.rlvr.benchmarks import BENCHMARKS, PAPER_SIX, parse_names, read_ben
 from oneshot.rlvr.config import DataConfig, ModelConfig, PromptConfig, RewardConfig
 from oneshot.rlvr.data import Problem
 from oneshot.rlvr.evaluate_config import EvaluateConfig
-from oneshot.rlvr.evaluation import accuracy_by_group, evaluate, pass_at_k, reflection_shares
+from oneshot.rlvr.evaluation import accuracy_by_group, evaluate, pass_at_k
+from oneshot.rlvr.figures import reflection_shares
 from oneshot.rlvr.rewards import make_reward
 from oneshot.rlvr.strict_grader import is_correct
 from oneshot.rlvr.suite import checkpoint_sources, run_suite
