@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 VALIDATION = "validation"
 _STEP = re.compile(r"step_(\d{6,})")
 # May differ between a killed call and the one that continues it.
-_MAY_CHANGE = ("checkpoints", "output", "paper_protocol", "batch_size", "threads")
+_MAY_CHANGE = ("checkpoints", "output", "paper_protocol", "threads")
 
 
 def run_suite(config: EvaluateConfig) -> str:

@@ -4,11 +4,16 @@ import math
 from dataclasses import replace
 
 import pytest
+import rlvr_tiny
 import torch
+from safetensors.torch import load_file
 
+from oneshot.rlvr import trainer
 from oneshot.rlvr.config import load_train_config
 from oneshot.rlvr.loss import LossInputs, policy_loss
 from oneshot.rlvr.presets import PRESETS, expand_presets
+from oneshot.rlvr.rollout import Rollout
+from oneshot.rlvr.update import RolloutLogprobs
 
 NEEDED = ["--data.path=d.jsonl", "--run.output=o"]
 B, R, V, LIMIT = 5, 7, 11, 16
@@ -135,3 +140,106 @@ def test_a_preset_stands_for_its_options_where_it_stands(tmp_path):
         expand_presets(["--preset", "grop"])
     with pytest.raises(ValueError, match=r"--preset must be one of .*got ''"):
         expand_presets(["--preset"])
+
+
+@pytest.fixture
+def _light_runs(monkeypatch):
+    monkeypatch.setattr(trainer, "plot_curves", lambda history, path: None)
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.usefixtures("_light_runs")
+@pytest.mark.parametrize("name", list(PRESETS))
+def test_each_preset_learns_in_the_trainer(tiny_folder, tmp_path, name):
+    """The reward of a short run rises from near 0, with two updates per rollout."""
+    config = rlvr_tiny.config(
+        tiny_folder,
+        tmp_path / "run",
+        f"--preset={name}",
+        "--run.steps=14",
+        "--run.save_every=14",
+        "--rollout.batch_size=8",
+        "--algorithm.updates_per_rollout=2",
+        "--optimizer.lr=3e-3",
+        "--evaluation.path=null",
+    )
+    rows = trainer.train(config, reward=rlvr_tiny.share_of_a).history
+    rewards = [row["reward/mean"] for row in rows if "reward/mean" in row]
+    assert rewards[0] < 0.1
+    assert max(rewards) > 0.2
+
+
+@pytest.mark.usefixtures("_light_runs")
+@pytest.mark.parametrize("decay", [0.0, 0.25])
+def test_all_terms_off_leaves_weight_decay_alone(tiny_folder, tmp_path, decay):
+    """Row 1 of the loss ablation: nothing moves; with decay, w becomes (1 - lr * decay)^4 w."""
+    config = rlvr_tiny.config(
+        tiny_folder,
+        tmp_path / "run",
+        "--run.steps=4",
+        "--algorithm.policy_coef=0",
+        "--algorithm.kl_coef=0",
+        "--algorithm.entropy_coef=0",
+        f"--optimizer.weight_decay={decay}",
+        "--optimizer.lr=0.1",
+        "--evaluation.path=null",
+    )
+    result = trainer.train(config, reward=rlvr_tiny.share_of_a)
+    before = load_file(tiny_folder / "model" / "model.safetensors")
+    after = load_file(result.checkpoint / "model.safetensors")
+    for name, weight in before.items():
+        expected = weight.double() * (1 - 0.1 * decay) ** 4
+        atol = 0 if decay == 0 else 1e-6
+        torch.testing.assert_close(after[name].double(), expected, atol=atol, rtol=0)
+
+
+@pytest.mark.usefixtures("_light_runs")
+def test_entropy_alone_raises_the_entropy(tiny_folder, tmp_path):
+    """Row 10 of the loss ablation, with a larger coefficient."""
+    config = rlvr_tiny.config(
+        tiny_folder,
+        tmp_path / "run",
+        "--run.steps=8",
+        "--algorithm.policy_coef=0",
+        "--algorithm.kl_coef=0",
+        "--algorithm.entropy_coef=1",
+        "--optimizer.weight_decay=0",
+        "--evaluation.path=null",
+    )
+    rows = [r for r in trainer.train(config, reward=rlvr_tiny.share_of_a).history if r["step"]]
+    assert rows[-1]["policy/entropy"] > rows[0]["policy/entropy"] + 0.1
+
+
+def test_length_penalty_is_part_of_the_advantage_but_not_of_the_reward(tmp_path):
+    """A run step with everything else switched off: advantage = score - penalty."""
+
+    class Updater:
+        def logprobs(self, rollout):
+            return RolloutLogprobs()
+
+        def update(self, rollout, advantages, step, logprobs):
+            self.seen = advantages
+            return {}
+
+    config = load_train_config(
+        None,
+        [
+            *NEEDED,
+            "--preset=dapo",
+            "--algorithm.baseline=none",
+            "--algorithm.scale_by_std=false",
+            "--rollout.max_new_tokens=10",
+            "--rollout.samples_per_prompt=2",
+            "--reward.overlong_buffer=0.5",
+            "--reward.overlong_penalty=0.5",
+        ],
+    )
+    mask = torch.arange(10) < torch.tensor([1, 5, 6, 10])[:, None]
+    ids = torch.zeros(4, 10, dtype=torch.int64)
+    rollout = Rollout(ids[:, :1], mask[:, :1], ids, mask, [""] * 4, torch.ones(4).bool())
+    updater = Updater()
+    figures = trainer.learn(config, updater, None, rollout, [1.0, 0.0, 1.0, 1.0], 1)
+    assert updater.seen.tolist() == pytest.approx([1.0, 0.0, 0.9, 0.5])
+    assert figures == {"reward/overlong_penalty": pytest.approx(0.15)}
