@@ -123,8 +123,9 @@ class RewardConfig:
     """What a response earns."""
 
     function: str = "math_verify"
-    """"math_verify" or "strict" (last \\boxed answer; strict: the paper's own rules), "choice" (a
-    letter), "format" (1 if there is a boxed answer), "random", or "package.module:function"."""
+    """"math_verify" or "strict" (last \\boxed answer; strict: the paper's own rules), "harness"
+    (nearly the lenient rules of the paper's evaluation), "choice" (a letter), "format" (1 if there
+    is a boxed answer), "random", or "package.module:function"."""
     timeout: float = 5.0
     """Seconds a grader may spend on one response; then it scores 0 and a warning is counted."""
     workers: int = 2
@@ -146,11 +147,11 @@ class RewardConfig:
         require(0 <= share <= 1, "reward.overlong_buffer", "in [0, 1]", share)
         cost = self.overlong_penalty
         require(cost >= 0, "reward.overlong_penalty", ">= 0", cost)
-        known = self.function in ("math_verify", "strict", "choice", "format", "random")
+        names = ("math_verify", "strict", "harness", "choice", "format", "random")
         require(
-            known or self.function.count(":") == 1,
+            self.function in names or self.function.count(":") == 1,
             "reward.function",
-            '"math_verify", "strict", "choice", "format", "random" or "module:function"',
+            f'{", ".join(names)} or "module:function"',
             self.function,
         )
 

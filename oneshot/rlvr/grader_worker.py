@@ -55,6 +55,16 @@ def strict_grader() -> Callable[[str, str], float]:
     return lambda truth, answer: float(is_correct(truth, answer))
 
 
+def harness_grader() -> Callable[[str, str], float]:
+    """The lenient grader of the evaluation harness; math-verify decides what is no number."""
+    from oneshot.rlvr.harness_grader import is_correct
+
+    verify = math_verify_grader()
+    return lambda truth, answer: float(
+        is_correct(truth, answer, lambda gold, found: bool(verify(gold, found)))
+    )
+
+
 def choice_grader() -> Callable[[str, str], float]:
     r"""The grader of multiple choice: the same label, whatever case, brackets or \text."""
 
@@ -84,6 +94,7 @@ def named_grader(name: str) -> Callable[[str, Any], float]:
 GRADERS: dict[str, Callable[[], Callable[[str, str], float]]] = {
     "math_verify": math_verify_grader,
     "strict": strict_grader,
+    "harness": harness_grader,
     "choice": choice_grader,
 }
 

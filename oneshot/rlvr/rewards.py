@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from oneshot.rlvr import strict_grader
+from oneshot.rlvr import harness_grader, strict_grader
 from oneshot.rlvr.config import RewardConfig
 from oneshot.rlvr.data import Problem
 from oneshot.rlvr.grading import GraderPool
@@ -92,6 +92,7 @@ def has_boxed_answer(text: str) -> bool:
 EXTRACTORS: dict[str, Callable[[str], str | None]] = {
     "math_verify": last_boxed,
     "strict": strict_grader.last_box,
+    "harness": harness_grader.extract,
     "choice": last_boxed,
 }
 
@@ -140,10 +141,11 @@ class RandomReward(Reward):
 class AnswerReward(Reward):
     """1 iff the last boxed answer equals the problem's answer according to a named grader.
 
-    Graders: "math_verify", "strict" (the rules of Wang et al. 2025, `strict_grader.py`) and
-    "choice" (a letter of a multiple-choice question). Equal strings need no grader, and a pair of
-    answer and response answer is graded once: in one-example training nearly all responses of a
-    step share a few answers.
+    Graders: "math_verify", "strict" (the rules of Wang et al. 2025, `strict_grader.py`), "harness"
+    (nearly those of its evaluation, which looks beyond boxes, `harness_grader.py`) and "choice" (a
+    letter of a multiple-choice question). Equal strings need no grader, and a pair of answer and
+    response answer is graded once: in one-example training nearly all responses of a step share a
+    few answers.
     """
 
     def __init__(self, grader: str, workers: int, timeout: float) -> None:
