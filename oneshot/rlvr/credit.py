@@ -74,6 +74,9 @@ def group_credit(inputs: CreditInputs, algorithm: AlgorithmConfig) -> Credit:
 def gae_credit(inputs: CreditInputs, algorithm: AlgorithmConfig, critic: CriticConfig) -> Credit:
     """One advantage a token: the score is the reward of the last token, the critic knows the rest.
 
+    Raises:
+        ValueError: A response without a token, which has no place for its score.
+
     Source:
         Schulman et al. 2016 (arXiv:1506.02438), equation 16; whitening as in verl's `gae`.
     """
@@ -81,6 +84,8 @@ def gae_credit(inputs: CreditInputs, algorithm: AlgorithmConfig, critic: CriticC
     mask, values = inputs.mask, inputs.values
     rewards = torch.zeros_like(values)
     last = mask.sum(1) - 1
+    if (last < 0).any():
+        raise ValueError("gae needs responses of at least one token, got an empty one")
     rewards[torch.arange(len(last), device=last.device), last] = inputs.scores.to(values.dtype)
     penalty = kl_penalty(inputs, algorithm)
     figures = {}

@@ -12,27 +12,28 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from oneshot.rlvr.benchmarks import BENCHMARKS, parse_names, read_benchmark
 from oneshot.rlvr.config import RewardConfig
 from oneshot.rlvr.data import Problem, read_problems
 from oneshot.rlvr.evaluate_config import EvaluateConfig
 from oneshot.rlvr.evaluation import Evaluation, evaluate
-from oneshot.rlvr.report import markdown, plot
+from oneshot.rlvr.report import VALIDATION, markdown, plot
 from oneshot.rlvr.rewards import Reward, make_reward
 from oneshot.runs.config import to_dict
 from oneshot.runs.seeding import derive_seed
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-VALIDATION = "validation"
 _STEP = re.compile(r"step_(\d{6,})")
 # May differ between a killed call and the one that continues it.
 _MAY_CHANGE = ("checkpoints", "output", "paper_protocol", "threads")
+
+
+Task = tuple[list[Problem], int, RewardConfig]
+"""Problems, responses per problem, grader."""
 
 
 def run_suite(config: EvaluateConfig) -> str:
@@ -49,9 +50,6 @@ def run_suite(config: EvaluateConfig) -> str:
         FileNotFoundError: A benchmark file or a checkpoint is not there.
     """
     import torch
-
-    from oneshot import models
-    from oneshot.rlvr.policy import load_policy
 
     if config.threads is not None:
         torch.set_num_threads(config.threads)
@@ -71,15 +69,8 @@ def run_suite(config: EvaluateConfig) -> str:
             missing = [task for task in tasks if task not in known["benchmarks"]]
             if not missing:
                 continue
-            tokenizer = models.load_tokenizer(source)
-            model = load_policy(config.model, source, tokenizer)
-            for task in missing:
-                problems, samples, grader = tasks[task]
-                if grader.function not in graders:
-                    graders[grader.function] = make_reward(grader, config.seed)
-                found = _evaluate(
-                    config, model, tokenizer, problems, samples, graders[grader.function], task
-                )
+            chosen = {task: tasks[task] for task in missing}
+            for task, found in _evaluate(config, source, chosen, graders):
                 _write_responses(folder / "responses" / name / f"{task}.jsonl", found)
                 known["benchmarks"][task] = found.figures()
                 _write(folder / "results.json", json.dumps(results, indent=1) + "\n")
@@ -132,9 +123,9 @@ def _step(source: str) -> int | None:
     return int(found[1]) if found else None
 
 
-def _tasks(config: EvaluateConfig) -> dict[str, tuple[list[Problem], int, RewardConfig]]:
+def _tasks(config: EvaluateConfig) -> dict[str, Task]:
     """Problems, responses per problem and grader of each benchmark, validation first."""
-    tasks: dict[str, tuple[list[Problem], int, RewardConfig]] = {}
+    tasks: dict[str, Task] = {}
     if config.validation is not None:
         tasks[VALIDATION] = (
             read_problems(
@@ -157,28 +148,34 @@ def _tasks(config: EvaluateConfig) -> dict[str, tuple[list[Problem], int, Reward
 
 
 def _evaluate(
-    config: EvaluateConfig,
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    problems: list[Problem],
-    samples: int,
-    grader: Reward,
-    task: str,
-) -> Evaluation:
-    return evaluate(
-        model,
-        tokenizer,
-        problems,
-        template=config.data.prompt,
-        max_new_tokens=config.max_new_tokens,
-        batch_size=config.batch_size,
-        temperature=config.benchmark_temperature if samples > 1 else 0.0,
-        samples=samples,
-        top_p=config.top_p,
-        grader=grader,
-        seed=derive_seed(config.seed, "benchmark", task),
-        stop_tokens=config.stop_tokens,
-    )
+    config: EvaluateConfig, source: str, tasks: dict[str, Task], graders: dict[str, Reward]
+) -> Iterator[tuple[str, Evaluation]]:
+    """Evaluates one model on tasks, one after the other; the model is freed at the end."""
+    from oneshot import models
+    from oneshot.rlvr.policy import load_policy
+
+    tokenizer = models.load_tokenizer(source)
+    model = load_policy(config.model, source, tokenizer)
+    for name, (problems, samples, grader) in tasks.items():
+        if grader.function not in graders:
+            graders[grader.function] = make_reward(grader, config.seed)
+        yield (
+            name,
+            evaluate(
+                model,
+                tokenizer,
+                problems,
+                template=config.data.prompt,
+                max_new_tokens=config.max_new_tokens,
+                batch_size=config.batch_size,
+                temperature=config.benchmark_temperature if samples > 1 else 0.0,
+                samples=samples,
+                top_p=config.top_p,
+                grader=graders[grader.function],
+                seed=derive_seed(config.seed, "benchmark", name),
+                stop_tokens=config.stop_tokens,
+            ),
+        )
 
 
 def _open(folder: Path, config: EvaluateConfig) -> dict[str, Any]:

@@ -67,8 +67,10 @@ class PolicyUpdater:
             or algorithm.correction.level != "none"
             or (algorithm.kl_in == "reward" and self.reference is not None)
         )
-        batches = split(rollout, list(range(len(rollout))), algorithm.microbatch_tokens)
         old = ref = None
+        if self.reference is None and not need_old:
+            return RolloutLogprobs()
+        batches = split(rollout, list(range(len(rollout))), algorithm.microbatch_tokens)
         if self.reference is not None:
             ref = response_logprobs(self.reference, rollout, batches, self.temperature)
         if need_old:

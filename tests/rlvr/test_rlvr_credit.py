@@ -104,3 +104,10 @@ def test_overlong_penalty_falls_linearly_over_the_buffer():
     found = overlong_penalty(lengths, 100, reward).tolist()
     assert found == pytest.approx([0, 0, 0.125, 0.25, 0.5], abs=1e-6)
     assert overlong_penalty(lengths, 100, RewardConfig()).tolist() == [0] * 5
+
+
+def test_an_empty_response_has_no_place_for_its_score():
+    mask = torch.tensor([[True], [False]])
+    rows = CreditInputs(torch.ones(2), mask, 2, values=torch.zeros(2, 1))
+    with pytest.raises(ValueError, match="at least one token, got an empty one"):
+        credit(rows, AlgorithmConfig(advantage="gae"), CriticConfig())
