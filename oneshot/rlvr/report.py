@@ -20,6 +20,14 @@ FIGURES = (
     ("Longest response, tokens", "max_tokens", 1, ".0f"),
 )
 
+# Title and figure of the panels of the curves.
+PANELS: tuple[tuple[str, Callable[[dict[str, Any]], float]], ...] = (
+    ("Accuracy, percent", lambda figures: 100 * figures["accuracy"]),
+    ("Boxed answers, percent", lambda figures: 100 * figures["boxed_ratio"]),
+    ("Response length, tokens", lambda figures: figures["mean_tokens"]),
+    ("Self-reflection, percent of responses", lambda figures: 100 * figures["reflection"]["any"]),
+)
+
 Cell = Callable[[dict[str, Any], str], str]
 
 
@@ -137,34 +145,42 @@ def _group(task: str, name: str, titles: dict[str, str]) -> Cell:
 
 
 def plot(results: Results, tasks: Sequence[str], path: Path) -> None:
-    """Draws accuracy, boxed share, length and self-reflection over steps (else over the order)."""
+    """Draws accuracy, boxed share, length and self-reflection over training steps.
+
+    Models without a step (a base model beside a run) are dotted lines. Without steps, or with two
+    checkpoints of one step, the order given takes their place.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
-    entries = list(results.values())
-    stepped = all(entry["step"] is not None for entry in entries)
+    steps = [entry["step"] for entry in results.values() if entry["step"] is not None]
+    stepped = bool(steps) and len(set(steps)) == len(steps)
+    entries = [e for e in results.values() if not stepped or e["step"] is not None]
+    others = [e for e in results.values() if stepped and e["step"] is None]
     if stepped:
         entries.sort(key=lambda entry: entry["step"])
     x = [entry["step"] if stepped else i for i, entry in enumerate(entries)]
+    math = averaged(tasks)
     figure = Figure(figsize=(11, 7), layout="constrained")
     FigureCanvasAgg(figure)
-    panels: list[tuple[str, Callable[[dict[str, Any]], float]]] = [
-        ("Accuracy, percent", lambda f: 100 * f["accuracy"]),
-        ("Boxed answers, percent", lambda f: 100 * f["boxed_ratio"]),
-        ("Response length, tokens", lambda f: f["mean_tokens"]),
-        ("Self-reflection, percent of responses", lambda f: 100 * f["reflection"]["any"]),
-    ]
-    for i, (title, value) in enumerate(panels):
+    for i, (title, value) in enumerate(PANELS):
         axes = figure.add_subplot(2, 2, i + 1)
-        for task in tasks:
-            y = [value(entry["benchmarks"][task]) for entry in entries]
-            axes.plot(x, y, marker="o", markersize=3, label=task)
-        math = averaged(tasks)
+        lines: list[tuple[str, str, Callable[[dict[str, Any]], float]]] = [
+            (task, f"C{n}", lambda entry, t=task, v=value: v(entry["benchmarks"][t]))  # type: ignore[misc]
+            for n, task in enumerate(tasks)
+        ]
         if i == 0 and len(math) > 1:
-            y = [100 * average(entry, math) for entry in entries]
-            axes.plot(x, y, color="black", linewidth=2, label="average")
+            lines.append(("average", "black", lambda entry: 100 * average(entry, math)))
+        for label, colour, height in lines:
+            y = [height(entry) for entry in entries]
+            axes.plot(x, y, color=colour, marker="o", markersize=3, label=label)
+            for entry in others:
+                axes.axhline(height(entry), color=colour, linestyle=":", linewidth=1)
         axes.set_title(title, fontsize=9)
         axes.set_xlabel("step" if stepped else "checkpoint, in the order given", fontsize=8)
+        axes.set_ylim(bottom=0)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
         if i == 0:
             axes.legend(fontsize=7)

@@ -14,6 +14,7 @@ from oneshot.rlvr.data import Problem
 from oneshot.rlvr.evaluate_config import EvaluateConfig
 from oneshot.rlvr.evaluation import accuracy_by_group, evaluate, pass_at_k
 from oneshot.rlvr.figures import reflection_shares
+from oneshot.rlvr.report import plot
 from oneshot.rlvr.rewards import make_reward
 from oneshot.rlvr.strict_grader import is_correct
 from oneshot.rlvr.suite import checkpoint_sources, run_suite
@@ -265,6 +266,41 @@ def test_checkpoints_by_name(scene, tiny_folder):
     (scene[2] / "empty" / "checkpoints").mkdir(parents=True)
     with pytest.raises(FileNotFoundError, match="has no checkpoint"):
         checkpoint_sources(config(scene, checkpoints=(str(scene[2] / "empty"),)))
+
+
+def entry(step, accuracy):
+    figures = {
+        "accuracy": accuracy, "boxed_ratio": 1.0, "mean_tokens": 7, "reflection": {"any": 0.5},
+    }  # fmt: skip
+    return {"step": step, "benchmarks": {"math500": figures, "aime24": figures}}
+
+
+@pytest.mark.parametrize(
+    ("steps", "x", "dotted"),
+    [
+        ((None, 40, 20), [20, 40], 3),
+        ((20, 20, 40), [0, 1, 2], 0),
+        ((None, None, None), [0, 1, 2], 0),
+    ],
+)
+def test_curves_are_over_steps_where_there_are_any(tmp_path, monkeypatch, steps, x, dotted):
+    from matplotlib.axes import Axes
+
+    drawn, lines = [], []
+    monkeypatch.setattr(Axes, "axhline", lambda self, y, **_: lines.append(y))
+    real = Axes.plot
+    monkeypatch.setattr(
+        Axes, "plot", lambda self, x, y, **k: drawn.append((x, y)) or real(self, x, y, **k)
+    )
+    accuracies = [0.125, 0.25, 0.5]
+    results = {str(i): entry(s, a) for i, (s, a) in enumerate(zip(steps, accuracies, strict=True))}
+    plot(results, ["math500", "aime24"], tmp_path / "c.png")
+    assert (tmp_path / "c.png").read_bytes().startswith(b"\x89PNG")
+    assert all(found == x for found, _ in drawn)
+    y = {20: 50.0, 40: 25.0}
+    expected = [y[s] for s in x] if dotted else [12.5, 25.0, 50.0]
+    assert drawn[0][1] == drawn[2][1] == expected  # the benchmark, and the average of two alike
+    assert lines[:dotted] == [12.5] * dotted
 
 
 def test_command_line(scene, capsys):
