@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -159,19 +159,14 @@ class PolicyUpdater:
         weights = loss_weights(masks, self.algorithm.aggregate) if exact else by_token
         totals: dict[str, Tensor] = {}
         for batch, mask, weight, share in zip(batches, masks, weights, by_token, strict=True):
-            width = batch.response_ids.shape[1]
-
-            def piece(x: Tensor | None, rows: Tensor = batch.rows, width: int = width) -> Any:
-                return None if x is None else x[rows] if x.dim() == 1 else x[rows, :width]
-
             inputs = LossInputs(
                 logits=response_logits(self.policy, batch),
                 response_ids=batch.response_ids,
                 mask=mask,
-                advantages=piece(advantages),
-                old_logprobs=piece(logprobs.old),
-                ref_logprobs=piece(logprobs.ref),
-                importance_weights=piece(importance),
+                advantages=batch_part(advantages, batch),
+                old_logprobs=None if logprobs.old is None else batch_part(logprobs.old, batch),
+                ref_logprobs=None if logprobs.ref is None else batch_part(logprobs.ref, batch),
+                importance_weights=None if importance is None else batch_part(importance, batch),
                 max_length=self.max_length,
             )
             outputs = policy_loss(inputs, self.algorithm, self.temperature)
@@ -197,3 +192,8 @@ class PolicyUpdater:
         if self.algorithm.mask_truncated:
             return batch.response_mask & rollout.finished[batch.rows][:, None]
         return batch.response_mask
+
+
+def batch_part(x: Tensor, batch: MicroBatch) -> Tensor:
+    """The rows of a micro-batch, and its columns, of a tensor [N] or [N, R] of the rollout."""
+    return x[batch.rows] if x.dim() == 1 else x[batch.rows, : batch.response_ids.shape[1]]
