@@ -94,6 +94,11 @@ class AlgorithmConfig:
     """A term of the loss, or a penalty per token in the reward (where k1 is usual)."""
     mask_truncated: bool = False
     """Leave responses cut at the length limit out of the loss (DAPO's overlong filtering)."""
+    overlong_buffer: float = 0.0
+    """Share of rollout.max_new_tokens, at its end, in which the score falls linearly by
+    overlong_penalty (DAPO's soft overlong punishment: 0.2); 0: none."""
+    overlong_penalty: float = 1.0
+    """What a response at the length limit loses."""
     updates_per_rollout: int = 1
     """Optimizer steps per rollout, each on its own share of the sequences. The released code does
     1 where the paper's text says 8."""
@@ -106,8 +111,10 @@ class AlgorithmConfig:
     """Correction of an engine whose log-probs differ from the trainer's."""
 
     def __post_init__(self) -> None:
-        for name in ("policy_coef", "kl_coef", "clip_low", "advantage_eps"):
+        for name in ("policy_coef", "kl_coef", "clip_low", "advantage_eps", "overlong_penalty"):
             require(getattr(self, name) >= 0, f"algorithm.{name}", ">= 0", getattr(self, name))
+        share = self.overlong_buffer
+        require(0 <= share <= 1, "algorithm.overlong_buffer", "in [0, 1]", share)
         require(self.clip_high > 0, "algorithm.clip_high", "> 0", self.clip_high)
         dual = self.dual_clip
         require(dual is None or dual > 1, "algorithm.dual_clip", "above 1", dual)

@@ -132,21 +132,12 @@ class RewardConfig:
     """Grader processes."""
     random_probability: float = 0.5
     """Probability of reward 1 of the "random" function."""
-    overlong_buffer: float = 0.0
-    """Share of rollout.max_new_tokens, at its end, in which the reward falls linearly by
-    overlong_penalty (DAPO's soft overlong punishment: 0.2); 0: none."""
-    overlong_penalty: float = 1.0
-    """What a response at the length limit loses."""
 
     def __post_init__(self) -> None:
         require(self.timeout > 0, "reward.timeout", "> 0 seconds", self.timeout)
         require(self.workers > 0, "reward.workers", "a positive number", self.workers)
         p = self.random_probability
         require(0 <= p <= 1, "reward.random_probability", "in [0, 1]", p)
-        share = self.overlong_buffer
-        require(0 <= share <= 1, "reward.overlong_buffer", "in [0, 1]", share)
-        cost = self.overlong_penalty
-        require(cost >= 0, "reward.overlong_penalty", ">= 0", cost)
         names = ("math_verify", "strict", "harness", "choice", "format", "random")
         require(
             self.function in names or self.function.count(":") == 1,

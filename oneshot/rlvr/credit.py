@@ -13,7 +13,6 @@ from torch import Tensor
 
 from oneshot import ops
 from oneshot.rlvr.algorithm_config import AlgorithmConfig, CriticConfig
-from oneshot.rlvr.config import RewardConfig
 
 
 @dataclass(frozen=True)
@@ -116,14 +115,14 @@ def kl_penalty(inputs: CreditInputs, algorithm: AlgorithmConfig) -> Tensor | Non
     return algorithm.kl_coef * estimate
 
 
-def overlong_penalty(lengths: Tensor, max_length: int, reward: RewardConfig) -> Tensor:
+def overlong_penalty(lengths: Tensor, max_length: int, algorithm: AlgorithmConfig) -> Tensor:
     """What each response loses for its length [N]: linear over the last share of the limit.
 
     Source:
         Yu et al. 2025 (DAPO, arXiv:2503.14476), equation 13, with the buffer as a share.
     """
-    buffer = reward.overlong_buffer * max_length
+    buffer = algorithm.overlong_buffer * max_length
     if buffer == 0:
         return torch.zeros(lengths.shape, device=lengths.device)
     over = (lengths.float() - (max_length - buffer)) / buffer
-    return reward.overlong_penalty * over.clamp(0, 1)
+    return algorithm.overlong_penalty * over.clamp(0, 1)

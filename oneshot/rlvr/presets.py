@@ -1,8 +1,9 @@
 """Published algorithms as choices of the options of a run.
 
-A preset sets the loss, the credit and the handling of over-long responses; batch size, learning
-rate and the number of updates per rollout stay yours. `--preset NAME` on the command line (or among
-the overrides of `load_train_config`) stands for its options at that place: what comes later wins.
+A preset sets options of `algorithm`: the loss, the credit, the handling of over-long responses.
+Batch size, learning rate and the number of updates per rollout stay yours. `--preset NAME` on the
+command line (or among the overrides of `load_train_config`) stands for its options at that place:
+what comes later wins.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ _GRPO = {
     "algorithm.kl_in": "loss",
     "algorithm.kl": "k3",
     "algorithm.mask_truncated": False,
-    "reward.overlong_buffer": 0.0,
+    "algorithm.overlong_buffer": 0.0,
 }
 _PAPER = {
     **_GRPO,
@@ -52,8 +53,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         **_WITHOUT,
         "algorithm.clip_high": 0.28,
         "algorithm.aggregate": "token-mean",
-        "reward.overlong_buffer": 0.2,
-        "reward.overlong_penalty": 1.0,
+        "algorithm.overlong_buffer": 0.2,
+        "algorithm.overlong_penalty": 1.0,
     },
     # Zheng et al. 2025 (arXiv:2507.18071), equations 5 and 7, section 5.1.
     "gspo": {

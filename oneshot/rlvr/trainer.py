@@ -166,7 +166,7 @@ def learn(
     logprobs = updater.logprobs(rollout)
     values = None if critic is None else critic.values(rollout)
     lengths = rollout.response_mask.sum(1)
-    overlong = overlong_penalty(lengths, config.rollout.max_new_tokens, config.reward)
+    overlong = overlong_penalty(lengths, config.rollout.max_new_tokens, config.algorithm)
     found = credit(
         CreditInputs(
             scores=torch.tensor(scores, device=lengths.device) - overlong,
@@ -180,7 +180,7 @@ def learn(
         config.critic,
     )
     figures = dict(found.figures)
-    if config.reward.overlong_buffer > 0:
+    if config.algorithm.overlong_buffer > 0:
         figures["reward/overlong_penalty"] = float(overlong.mean())
     if critic is not None and values is not None and found.returns is not None:
         figures.update(critic.update(rollout, values, found.returns, step))

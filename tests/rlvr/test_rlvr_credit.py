@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from oneshot.rlvr.algorithm_config import AlgorithmConfig, CriticConfig
-from oneshot.rlvr.config import RewardConfig
 from oneshot.rlvr.credit import CreditInputs, credit, kl_penalty, overlong_penalty
 
 LENGTHS = [1, 7, 3, 5]
@@ -99,11 +98,11 @@ def test_gae_is_the_double_sum(kl_in, gamma, lam, whiten):
 
 
 def test_overlong_penalty_falls_linearly_over_the_buffer():
-    reward = RewardConfig(overlong_buffer=0.2, overlong_penalty=0.5)
+    algorithm = AlgorithmConfig(overlong_buffer=0.2, overlong_penalty=0.5)
     lengths = torch.tensor([1, 80, 85, 90, 100])
-    found = overlong_penalty(lengths, 100, reward).tolist()
+    found = overlong_penalty(lengths, 100, algorithm).tolist()
     assert found == pytest.approx([0, 0, 0.125, 0.25, 0.5], abs=1e-6)
-    assert overlong_penalty(lengths, 100, RewardConfig()).tolist() == [0] * 5
+    assert overlong_penalty(lengths, 100, AlgorithmConfig()).tolist() == [0] * 5
 
 
 def test_an_empty_response_has_no_place_for_its_score():

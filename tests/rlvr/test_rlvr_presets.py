@@ -129,7 +129,7 @@ def test_a_preset_stands_for_its_options_where_it_stands(tmp_path):
     config = load_train_config(path, ["--preset=dapo", "--algorithm.clip_low=0.1"])
     assert (config.algorithm.clip_low, config.algorithm.clip_high) == (0.1, 0.28)
     assert (config.algorithm.kl_coef, config.optimizer.lr) == (0.0, 1e-5)
-    assert (config.reward.overlong_buffer, config.reward.overlong_penalty) == (0.2, 1.0)
+    assert (config.algorithm.overlong_buffer, config.algorithm.overlong_penalty) == (0.2, 1.0)
     config = load_train_config(path, ["--algorithm.clip_low=0.1", "--preset=dapo"])
     assert config.algorithm.clip_low == 0.2
     assert algorithm("--preset=cispo").clip_low == math.inf
@@ -232,8 +232,8 @@ def test_length_penalty_is_part_of_the_advantage_but_not_of_the_reward(tmp_path)
             "--algorithm.scale_by_std=false",
             "--rollout.max_new_tokens=10",
             "--rollout.samples_per_prompt=2",
-            "--reward.overlong_buffer=0.5",
-            "--reward.overlong_penalty=0.5",
+            "--algorithm.overlong_buffer=0.5",
+            "--algorithm.overlong_penalty=0.5",
         ],
     )
     mask = torch.arange(10) < torch.tensor([1, 5, 6, 10])[:, None]
