@@ -76,16 +76,15 @@ def test_group_advantages_follow_every_rule(words: tuple[str, str, int, str, str
 
 @pytest.mark.gpu_free
 @pytest.mark.parametrize("words", RULES)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_group_advantages_full_sweep(words, dtype) -> None:
-    for seed, rows in enumerate((1, 7, 63, 300)):
-        rewards = torch.randn(rows, 5, dtype=dtype)
+def test_group_advantages_full_sweep(words: tuple[str, str, int, str, str]) -> None:
+    for seed, rows in enumerate((1, 7, 63)):
+        rewards = torch.randn(rows, 5, dtype=torch.float64)
         mask = torch.rand(rows, 5) < 0.6
         rewards[~mask] = float("nan")
         ids = torch.randint(-3, 1 + rows // 6, (rows,))
         got = group_advantages(rewards, mask, ids=ids, words=words, seed=seed)
         want = expected(rewards, mask, ids=ids, words=words)
-        torch.testing.assert_close(got.double(), want, rtol=1e-6, atol=1e-6, equal_nan=True)
+        torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-9, equal_nan=True)
 
 
 @pytest.mark.parametrize(("rows", "size"), [(1, 1), (8, 8), (1000, 8), (260, 130)])
