@@ -7,7 +7,7 @@ NATIVE := CMakeLists.txt $(shell find csrc cmake -type f)
 export PATH := $(abspath $(BIN)):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-python test-levels test-cpp test-slow test-gpu-free test-build test-peers sanitize \
+.PHONY: help demo test test-python test-levels test-cpp test-slow cuda test-gpu-free test-build test-peers sanitize \
 	lint format bench bench-quick smollm2 clean
 
 help:  ## Show this list
@@ -59,8 +59,12 @@ sanitize: $(VENV)/.built  ## The C++ tests under AddressSanitizer and UndefinedB
 test-slow: $(VENV)/.built  ## Tests that take minutes
 	$(BIN)/python -m pytest -m slow
 
+cuda: $(VENV)/.built  ## Compile and link the CUDA library (needs nvcc, no GPU)
+	$(BIN)/cmake --preset cuda
+	$(BIN)/cmake --build --preset cuda
+
 # The emulated CUDA kernels twice: every access checked, then under ASan and UBSan.
-test-gpu-free: $(VENV)/.built  ## The full sweep of the GPU kernels without a GPU
+test-gpu-free: $(VENV)/.built cuda  ## The full sweep of the GPU kernels without a GPU
 	$(BIN)/python -m pytest -m "gpu_free or not gpu_free" tests/cuda_emulation
 	LD_PRELOAD="$$(g++ -print-file-name=libasan.so)" ASAN_OPTIONS=detect_leaks=0 \
 		ONESHOT_EMULATION=address $(BIN)/python -m pytest tests/cuda_emulation
