@@ -33,17 +33,17 @@ __global__ void __launch_bounds__(kLogprobThreads)
     const bool aligned = aligned16(logits);
     const int64_t begin = (task - row * segments) * kSegment;
     SoftmaxSums<R> sums{minus_infinity<R>(), R(0), R(0)};
-    for (int64_t chunk = begin; chunk < begin + kSegment && chunk < in.vocab; chunk += kChunk) {
-      R x[kPerThread];
+    for (int64_t chunk = begin; chunk < begin + kSegment && chunk < in.vocab; chunk += kChunk<T>) {
+      R x[kPerThread<T>];
       load_chunk(logits, keep, chunk, in.vocab, aligned, x);
       R high = sums.high;
 #pragma unroll
-      for (int i = 0; i < kPerThread; ++i) high = high < x[i] ? x[i] : high;  // not a NaN
+      for (int i = 0; i < kPerThread<T>; ++i) high = high < x[i] ? x[i] : high;  // not a NaN
       sums = raised(sums, high, scale);
       // With nothing but -inf so far any finite shift gives the sums 0.
       const R shift = high == minus_infinity<R>() ? R(0) : high;
 #pragma unroll
-      for (int i = 0; i < kPerThread; ++i) {
+      for (int i = 0; i < kPerThread<T>; ++i) {
         const R z = (x[i] - shift) * scale, e = power_of_two(z);
         sums.total += e;
         sums.weighted += e == R(0) ? R(0) : z * e;  // not -inf * 0
@@ -182,13 +182,13 @@ __global__ void __launch_bounds__(kLogprobThreads)
     g.silent = true;
     if (in.mask == nullptr || in.mask[row]) g = row_gradient<R>(args, row, scratch);
     const R inverse_total = R(1) / g.total;
-    for (int64_t chunk = begin; chunk < end; chunk += kChunk) {
-      R x[kPerThread];
+    for (int64_t chunk = begin; chunk < end; chunk += kChunk<T>) {
+      R x[kPerThread<T>];
       if (!g.silent) {
         load_chunk(logits, keep_row<T>(in, row), chunk, in.vocab, aligned16(logits), x);
       }
 #pragma unroll
-      for (int v = 0; v < kPerThread / kCount; ++v) {
+      for (int v = 0; v < kPerThread<T> / kCount; ++v) {
         const int64_t start = vector_start<T>(chunk, v);
         Vector<T> result;
 #pragma unroll

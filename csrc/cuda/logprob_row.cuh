@@ -14,9 +14,12 @@
 namespace oneshot::cuda {
 
 inline constexpr int kLogprobThreads = 256;
-inline constexpr int kPerThread = 32;  // elements a thread holds at a time
-inline constexpr int kChunk = kLogprobThreads * kPerThread;
-inline constexpr int64_t kSegment = 2 * kChunk;
+inline constexpr int64_t kSegment = 16384;
+// Elements a thread holds at a time, and a block: 32 doubles would not fit into registers.
+template <typename T>
+inline constexpr int kPerThread = sizeof(T) == 8 ? 16 : 32;
+template <typename T>
+inline constexpr int kChunk = kLogprobThreads * kPerThread<T>;
 
 __device__ __forceinline__ float power_of_two(float x) { return exp2f(x); }
 __device__ __forceinline__ double power_of_two(double x) { return exp2(x); }
@@ -66,10 +69,11 @@ __device__ __forceinline__ int64_t vector_start(int64_t chunk, int v) {
 // keep-mask, reads as -inf.
 template <typename T>
 __device__ __forceinline__ void load_chunk(const T* row, const bool* keep, int64_t chunk,
-                                           int64_t vocab, bool aligned, Real<T> (&x)[kPerThread]) {
+                                           int64_t vocab, bool aligned,
+                                           Real<T> (&x)[kPerThread<T>]) {
   constexpr int kCount = Vector<T>::kCount;
 #pragma unroll
-  for (int v = 0; v < kPerThread / kCount; ++v) {
+  for (int v = 0; v < kPerThread<T> / kCount; ++v) {
     const int64_t start = vector_start<T>(chunk, v);
     if (aligned && start + kCount <= vocab) {
       const Vector<T> loaded = load_vector(row + start);
