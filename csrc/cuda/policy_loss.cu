@@ -8,19 +8,6 @@ namespace {
 constexpr int kThreads = 256;
 constexpr int kWarps = kThreads / 32;
 
-__device__ double scalar_or_nan(const DeviceScalar& s) {
-  switch (s.kind) {
-    case DeviceScalar::kFloat32:
-      return double(*static_cast<const float*>(s.data));
-    case DeviceScalar::kFloat64:
-      return *static_cast<const double*>(s.data);
-    case DeviceScalar::kInt64:
-      return double(*static_cast<const int64_t*>(s.data));
-    default:
-      return double(NAN);
-  }
-}
-
 // One block a sequence: the sums over its counted tokens.
 template <typename R>
 __global__ void policy_rows_kernel(PolicyInputs in, int64_t tokens, PolicySums* sums) {
@@ -82,26 +69,6 @@ __device__ double batch_sum(const PolicySums* sums, int64_t batch, double* scrat
   for (int64_t b = threadIdx.x; b < batch; b += kThreads) sum += value(sums[b]);
   return block_sum(sum, scratch);
 }
-
-// Weight of one token of a sequence; see cpu::token_weights.
-struct Weighting {
-  double total;
-  bool mean;
-
-  __device__ Weighting(cpu::Aggregate how, bool count_empty, double count, double max_length,
-                       double tokens, double filled, int64_t batch)
-      : total(1.0), mean(how == cpu::Aggregate::kSeqMeanTokenMean) {
-    if (how == cpu::Aggregate::kTokenMean) {
-      total = isnan(count) ? tokens : count;
-    } else if (how != cpu::Aggregate::kTokenSum) {
-      total = isnan(count) ? (count_empty ? double(batch) : filled) : count;
-    }
-    if (how == cpu::Aggregate::kSeqMeanTokenSumNorm) total *= max_length;
-  }
-  __device__ double operator()(int64_t length) const {
-    return ratio_or_zero(1.0, mean ? total * double(length) : total);
-  }
-};
 
 // One block: loss, metrics, and what the gradient needs of every sequence.
 template <typename R>

@@ -3,6 +3,7 @@
 
 #include "cpu/policy_loss.h"
 #include "cuda/device.cuh"
+#include "cuda/policy_loss.cuh"
 
 namespace oneshot::cuda {
 
@@ -81,5 +82,38 @@ __device__ __forceinline__ bool outside(R x, R low, R high) {
 __device__ __forceinline__ double ratio_or_zero(double a, double b) {
   return b == 0.0 ? 0.0 : a / b;
 }
+
+__device__ __forceinline__ double scalar_or_nan(const DeviceScalar& s) {
+  switch (s.kind) {
+    case DeviceScalar::kFloat32:
+      return double(*static_cast<const float*>(s.data));
+    case DeviceScalar::kFloat64:
+      return *static_cast<const double*>(s.data);
+    case DeviceScalar::kInt64:
+      return double(*static_cast<const int64_t*>(s.data));
+    default:
+      return double(NAN);
+  }
+}
+
+// Weight of one token of a sequence; see cpu::token_weights.
+struct Weighting {
+  double total;
+  bool mean;
+
+  __device__ Weighting(cpu::Aggregate how, bool count_empty, double count, double max_length,
+                       double tokens, double filled, int64_t batch)
+      : total(1.0), mean(how == cpu::Aggregate::kSeqMeanTokenMean) {
+    if (how == cpu::Aggregate::kTokenMean) {
+      total = isnan(count) ? tokens : count;
+    } else if (how != cpu::Aggregate::kTokenSum) {
+      total = isnan(count) ? (count_empty ? double(batch) : filled) : count;
+    }
+    if (how == cpu::Aggregate::kSeqMeanTokenSumNorm) total *= max_length;
+  }
+  __device__ double operator()(int64_t length) const {
+    return ratio_or_zero(1.0, mean ? total * double(length) : total);
+  }
+};
 
 }  // namespace oneshot::cuda
