@@ -1,6 +1,5 @@
-// torch ops of the `policy_loss` family on CUDA tensors (stable ABI only). value_loss and
-// importance_weights have no kernel here yet.
-#include "cuda/policy_loss.cuh"
+// torch ops of the `policy_loss` family on CUDA tensors (stable ABI only).
+#include "cuda/policy_loss_parts.cuh"
 
 #include <optional>
 #include <tuple>
@@ -15,7 +14,7 @@ namespace {
 // One number on the device of the tokens; nothing is read here.
 cuda::DeviceScalar device_scalar(const OptionalTensor& t, const char* name, const Tensor& tokens) {
   if (!t) return {};
-  check_cuda(*t, name, tokens, "logprobs");
+  check_cuda(*t, name, tokens, "the tokens");
   if (t->numel() != 1) fail(name, " must be one number, got ", shape_text(*t));
   switch (t->scalar_type()) {
     case ScalarType::Float:
@@ -101,10 +100,94 @@ std::tuple<Tensor, Tensor> policy_loss_backward(
   return {by_logprobs, by_entropy};
 }
 
+std::tuple<Tensor, Tensor, Tensor> value_loss(
+    const Tensor& values, const OptionalTensor& old_values, const Tensor& returns,
+    const OptionalTensor& mask, const OptionalTensor& cu_seqlens, const OptionalTensor& count,
+    double clip, int64_t aggregate, bool count_empty, int64_t max_length) {
+  const Layout layout(On::kCuda, values, "values", mask, cu_seqlens);
+  check_bounds(cu_seqlens, values);
+  if (aggregate < 0 || aggregate > 4) fail("aggregate is unknown: ", aggregate);
+  const cpu::ValueInputs in{layout.rows, layout.view(values, "values"),
+                            layout.view(old_values, "old_values"), layout.view(returns, "returns"),
+                            clip};
+  const cpu::Normalizer how{cpu::Aggregate(aggregate), count_empty, 0.0, double(max_length)};
+  const OnStreamOf stream(values);
+  const int64_t batch = layout.rows.batch;
+  const Tensor sums = device_bytes(values, batch * int64_t(sizeof(cpu::ValueSums)));
+  Tensor weights = torch::stable::new_empty(values, {batch}, ScalarType::Double);
+  Tensor loss = layout.result({}), metrics = layout.result({cpu::kValueMetrics});
+  check_launch(cuda::value_loss(in, how, values.numel(), device_scalar(count, "count", values),
+                                static_cast<cpu::ValueSums*>(sums.mutable_data_ptr()),
+                                loss.mutable_data_ptr(), metrics.mutable_data_ptr(),
+                                static_cast<double*>(weights.mutable_data_ptr()), stream.get()),
+               "value_loss");
+  return {loss, metrics, weights};
+}
+
+Tensor value_loss_backward(const Tensor& grad_loss, const Tensor& values,
+                           const OptionalTensor& old_values, const Tensor& returns,
+                           const OptionalTensor& mask, const OptionalTensor& cu_seqlens,
+                           const Tensor& weights, double clip) {
+  const Layout layout(On::kCuda, values, "values", mask, cu_seqlens);
+  check_bounds(cu_seqlens, values);
+  const cpu::ValueInputs in{layout.rows, layout.view(values, "values"),
+                            layout.view(old_values, "old_values"), layout.view(returns, "returns"),
+                            clip};
+  check_cuda(weights, "weights", values, "values");
+  check_dtype(weights, "weights", ScalarType::Double, "float64");
+  if (weights.numel() != layout.rows.batch) {
+    fail("weights must be [", layout.rows.batch, "], got ", shape_text(weights));
+  }
+  const OnStreamOf stream(values);
+  const Tensor dense = torch::stable::contiguous(weights);
+  Tensor by_values = torch::stable::new_empty(values, values.sizes());
+  check_launch(
+      cuda::value_loss_backward(in, values.numel(), device_scalar(grad_loss, "grad_loss", values),
+                                static_cast<const double*>(dense.const_data_ptr()),
+                                by_values.mutable_data_ptr(), stream.get()),
+      "value_loss_backward");
+  return by_values;
+}
+
+std::tuple<Tensor, Tensor> importance_weights(
+    const Tensor& logprobs, const Tensor& sampler_logprobs, const OptionalTensor& mask,
+    const OptionalTensor& cu_seqlens, bool per_sequence, bool truncate, double low, double high,
+    double log_ratio_clamp, bool normalize, bool ignore_nan) {
+  const Layout layout(On::kCuda, logprobs, "logprobs", mask, cu_seqlens);
+  check_bounds(cu_seqlens, logprobs);
+  const int64_t batch = layout.rows.batch;
+  std::vector<int64_t> shape{batch};
+  if (!per_sequence) shape.assign(logprobs.sizes().begin(), logprobs.sizes().end());
+  const OnStreamOf stream(logprobs);
+  Tensor weights = layout.result(shape), metrics = layout.result({cpu::kWeightMetrics});
+  const cpu::WeightInputs in{layout.rows,
+                             layout.view(logprobs, "logprobs"),
+                             layout.view(sampler_logprobs, "sampler_logprobs"),
+                             per_sequence,
+                             truncate,
+                             low,
+                             high,
+                             log_ratio_clamp,
+                             normalize,
+                             ignore_nan,
+                             weights.mutable_data_ptr()};
+  const Tensor sums = device_bytes(logprobs, batch * int64_t(sizeof(cpu::WeightSums)));
+  const Tensor normalizer = device_bytes(logprobs, sizeof(double));
+  check_launch(cuda::importance_weights(in, logprobs.numel(),
+                                        static_cast<cpu::WeightSums*>(sums.mutable_data_ptr()),
+                                        static_cast<double*>(normalizer.mutable_data_ptr()),
+                                        metrics.mutable_data_ptr(), stream.get()),
+               "importance_weights");
+  return {weights, metrics};
+}
+
 }  // namespace
 }  // namespace oneshot
 
 STABLE_TORCH_LIBRARY_IMPL(oneshot, CUDA, m) {
   m.impl("policy_loss", TORCH_BOX(&oneshot::policy_loss));
   m.impl("policy_loss_backward", TORCH_BOX(&oneshot::policy_loss_backward));
+  m.impl("value_loss", TORCH_BOX(&oneshot::value_loss));
+  m.impl("value_loss_backward", TORCH_BOX(&oneshot::value_loss_backward));
+  m.impl("importance_weights", TORCH_BOX(&oneshot::importance_weights));
 }

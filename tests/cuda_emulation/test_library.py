@@ -19,7 +19,8 @@ from oneshot import _load
 LIBRARY = ROOT / "build" / "cuda" / "_C_cuda.so"
 OPS = (
     "group_advantages gae whiten token_logprobs_and_entropy token_logprobs_and_entropy_backward "
-    "token_logprobs_and_entropy_backward_ policy_loss policy_loss_backward"
+    "token_logprobs_and_entropy_backward_ policy_loss policy_loss_backward "
+    "value_loss value_loss_backward importance_weights"
 )
 needs_library = pytest.mark.skipif(not LIBRARY.exists(), reason="not built: make cuda")
 needs_nvcc = pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not installed")
