@@ -7,7 +7,7 @@ NATIVE := CMakeLists.txt $(shell find csrc cmake -type f)
 export PATH := $(abspath $(BIN)):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-python test-levels test-cpp test-slow test-build test-peers sanitize \
+.PHONY: help demo test test-python test-levels test-cpp test-slow cuda test-gpu-free test-build test-peers sanitize \
 	lint format bench bench-quick smollm2 clean
 
 help:  ## Show this list
@@ -32,7 +32,7 @@ demo: $(VENV)/.built  ## Set up, then each training layer in small (4 minutes)
 test: test-python test-levels test-cpp  ## Set up, then run the whole test suite
 
 test-python: $(VENV)/.built
-	$(BIN)/python -m pytest -m "not slow and not build"
+	$(BIN)/python -m pytest -m "not slow and not build and not gpu_free"
 
 # The ops once more on every other instruction set and on the reference implementations; a level
 # asked for by ONESHOT_CPU_ISA=... is the only one.
@@ -59,6 +59,16 @@ sanitize: $(VENV)/.built  ## The C++ tests under AddressSanitizer and UndefinedB
 test-slow: $(VENV)/.built  ## Tests that take minutes
 	$(BIN)/python -m pytest -m slow
 
+cuda: $(VENV)/.built  ## Compile and link the CUDA library (needs nvcc, no GPU)
+	$(BIN)/cmake --preset cuda
+	$(BIN)/cmake --build --preset cuda
+
+# The emulated CUDA kernels twice: every access checked, then under ASan and UBSan.
+test-gpu-free: $(VENV)/.built cuda  ## The full sweep of the GPU kernels without a GPU
+	$(BIN)/python -m pytest -m "gpu_free or not gpu_free" tests/cuda_emulation
+	LD_PRELOAD="$$(g++ -print-file-name=libasan.so)" ASAN_OPTIONS=detect_leaks=0 \
+		ONESHOT_EMULATION=address $(BIN)/python -m pytest tests/cuda_emulation
+
 test-build: $(VENV)/.built  ## Build and install in fresh environments (sdist, isolation, no compiler)
 	$(BIN)/python -m pytest -m build tests/build
 
@@ -74,12 +84,12 @@ lint: $(VENV)/.installed  ## ruff, mypy, clang-format
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/clang-format --dry-run --Werror $$(find csrc tests/csrc -name '*.cpp' -o -name '*.h' -o -name '*.inc')
+	$(BIN)/clang-format --dry-run --Werror $$(find csrc tests/csrc tests/cuda_emulation -name '*.cpp' -o -name '*.h' -o -name '*.inc' -o -name '*.cu' -o -name '*.cuh')
 
 format: $(VENV)/.installed  ## Rewrite Python and C++ in the house style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	$(BIN)/clang-format -i $$(find csrc tests/csrc -name '*.cpp' -o -name '*.h' -o -name '*.inc')
+	$(BIN)/clang-format -i $$(find csrc tests/csrc tests/cuda_emulation -name '*.cpp' -o -name '*.h' -o -name '*.inc' -o -name '*.cu' -o -name '*.cuh')
 
 bench-quick: $(VENV)/.built  ## Benchmarks, small shapes (under 3 minutes)
 	$(BIN)/oneshot bench --quick
