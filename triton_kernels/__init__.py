@@ -10,4 +10,9 @@ FAMILY = {
     "token_logprobs_and_entropy": "logprob",
     "token_logprobs_and_entropy_backward": "logprob",
     "token_logprobs_and_entropy_backward_": "logprob",
+    "policy_loss": "policy_loss",
+    "policy_loss_backward": "policy_loss",
+    "value_loss": "policy_loss",
+    "value_loss_backward": "policy_loss",
+    "importance_weights": "policy_loss",
 }
