@@ -7,6 +7,9 @@ a length outside [0, T]) gives NaN instead, and is never read out of bounds.
 
 # The module in which the launcher of each op lies.
 FAMILY = {
+    "group_advantages": "advantage",
+    "gae": "advantage",
+    "whiten": "advantage",
     "token_logprobs_and_entropy": "logprob",
     "token_logprobs_and_entropy_backward": "logprob",
     "token_logprobs_and_entropy_backward_": "logprob",
