@@ -18,4 +18,8 @@ FAMILY = {
     "value_loss": "policy_loss",
     "value_loss_backward": "policy_loss",
     "importance_weights": "policy_loss",
+    "mix_adapters": "routing",
+    "mix_adapters_backward": "routing",
+    "routed_lora": "routing",
+    "routed_lora_backward": "routing",
 }

@@ -76,6 +76,7 @@ def resources(cubin, arch):
 def report(function, kernel, arch):
     ptx = kernel.asm["ptx"]
     widths = [int(v) * int(b) // 8 for v, b in re.findall(r"ld\.global\S*\.v(\d)\.b(\d+)", ptx)]
+    widths += [int(n, 16) for n in re.findall(r"cp\.async\.c[ag]\S* .*?\], (0x[0-9a-f]+)", ptx)]
     return {
         "kernel": f"{function.fn.__module__.rsplit('.', 1)[1]}.{function.__name__}",
         "arch": arch,

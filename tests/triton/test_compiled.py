@@ -14,8 +14,15 @@ HERE = Path(__file__).parent
 SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}  # bytes that one block may use
 FAMILIES = sorted(p.stem.removeprefix("compile_") for p in HERE.glob("cases/compile_*.py"))
 # Kernels that must read 16 bytes at a time, and those that must use tensor cores.
-WIDE = ("logprob._partial_kernel", "logprob._backward_kernel")
-TENSOR_CORES = ()
+WIDE = (
+    "logprob._partial_kernel",
+    "logprob._backward_kernel",
+    "routing._shrink_kernel",
+    "routing._expand_kernel",
+    "routing._outer_kernel",
+    "routing_mix._mix_kernel",
+)
+TENSOR_CORES = ("routing._shrink_kernel", "routing._expand_kernel", "routing._outer_kernel")
 
 
 def kernels_of(family, *archs):
