@@ -74,11 +74,12 @@ class _Messages:
         return out
 
     def pairs(self, shared: bool, constant: bool):
-        """xi or the gradient of the transitions; summed over the batch, over the steps."""
+        """Xi or the gradient of the transitions; summed over the batch, over the steps."""
         like = self.chain.log_emit
         batch, steps, states = like.shape
         chunk = CHUNK if constant else 1
         chunks = max(ceil_div(steps - 1, chunk), 1 if constant else 0)
+        shared = shared and batch > 1
         over_batch = shared and not constant
         rows = 1 if over_batch else batch
         # Sums of many are float64.
@@ -90,7 +91,7 @@ class _Messages:
             pairs_kernel[(rows * chunks,)](
                 self.chain.log_trans, like, self._lengths(), *messages, *self._upstream(), out,
                 batch, steps, states, chunk, chunks, **flags, **self._upstream_flags(),
-                TRANS_SHARED=chain_flags["TRANS_SHARED"],
+                trans_rows=chain_flags["trans_rows"],
                 TRANS_CONSTANT=chain_flags["TRANS_CONSTANT"], OVER_BATCH=over_batch,
             )  # fmt: skip
         if constant:
@@ -177,7 +178,7 @@ def hmm_sample(
         return hmm_sampling.hmm_sample(*inputs, sequence_ids, num_samples, seed)
     m = _Messages(chain(*inputs), both=False)
     c, flags = m.chain, m.chain.flags()
-    del flags["INIT_SHARED"]
+    del flags["init_rows"]
     batch, steps = log_emit.shape[:2]
     paths = log_emit.new_empty((num_samples, batch, steps), dtype=torch.int64)
     if paths.numel():

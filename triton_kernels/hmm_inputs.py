@@ -42,20 +42,20 @@ def vector(x, row, states, k):
 
 @triton.jit
 def final_of(
-    log_final, b, states, k, like, HAS_FINAL: tl.constexpr, FINAL_SHARED: tl.constexpr
+    log_final, b, states, k, like, HAS_FINAL: tl.constexpr, final_rows
 ):  # fmt: skip
     """Final weights of a sequence; 0 where none were given."""
     if HAS_FINAL:
-        return vector(log_final, b * 0 if FINAL_SHARED else b, states, k)
+        return vector(log_final, b * final_rows, states, k)
     return tl.where(k < states, tl.zeros_like(like), NEVER)
 
 
 @triton.jit
 def matrix(
-    log_trans, b, t, steps, states, k, TRANS_SHARED: tl.constexpr, TRANS_CONSTANT: tl.constexpr
+    log_trans, b, t, steps, states, k, trans_rows, TRANS_CONSTANT: tl.constexpr
 ):  # fmt: skip
     """Log weights [K, K] that lead from step t to t + 1, source first."""
-    row = b * 0 if TRANS_SHARED else b
+    row = b * trans_rows
     if not TRANS_CONSTANT:
         row = row * (steps - 1) + t
     at = row * states * states + k[:, None] * states + k[None, :]
@@ -109,17 +109,17 @@ class Chain(NamedTuple):
         return self.log_emit.shape[1], self.log_emit.shape[2]
 
     def flags(self) -> dict[str, int | bool]:
-        """Compile-time switches, with the number of lanes that hold the states."""
+        """Switches and launch options; ..._rows is 0 for an input that all sequences share."""
         lanes = power_of_two(self.log_emit.shape[2], 2)
         return {
             "HAS_LENGTHS": self.lengths is not None,
             "HAS_FINAL": self.log_final is not None,
-            "INIT_SHARED": self.log_init.shape[0] == 1,
-            "FINAL_SHARED": self.log_final is not None and self.log_final.shape[0] == 1,
-            "TRANS_SHARED": self.log_trans.shape[0] == 1,
+            "init_rows": int(self.log_init.shape[0] > 1),
+            "final_rows": int(self.log_final is not None and self.log_final.shape[0] > 1),
+            "trans_rows": int(self.log_trans.shape[0] > 1),
             "TRANS_CONSTANT": self.log_trans.shape[1] == 1,
             "K": lanes,
-            "num_warps": {64: 4, 128: 8}.get(lanes, 1 if lanes < 32 else 2),
+            "num_warps": {64: 4, 128: 8}.get(lanes, 1 if lanes < 16 else 2),
         }
 
 

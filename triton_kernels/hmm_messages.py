@@ -12,7 +12,13 @@ import triton
 import triton.language as tl
 
 from oneshot.triton_kernels.hmm_inputs import (
-    NEVER, final_of, highest, length_of, matrix, normalise, shift_of, vector,
+    final_of,
+    highest,
+    length_of,
+    matrix,
+    normalise,
+    shift_of,
+    vector,
 )  # fmt: skip
 
 
@@ -49,12 +55,12 @@ def _centred(value, log_weights):
     return value - tl.sum(weight * value, 0) / tl.where(total == 0.0, 1.0, total)
 
 
-@triton.jit(do_not_specialize=["steps"])
+@triton.jit(do_not_specialize=["steps", "init_rows", "final_rows", "trans_rows"])
 def messages_kernel(
     log_init, log_trans, log_emit, lengths, log_final, alpha, beta, before, after, log_likelihood,
     grad_gamma, grad_xi, grad_xi_sum, steps, states,
-    HAS_LENGTHS: tl.constexpr, HAS_FINAL: tl.constexpr, INIT_SHARED: tl.constexpr,
-    FINAL_SHARED: tl.constexpr, TRANS_SHARED: tl.constexpr, TRANS_CONSTANT: tl.constexpr,
+    HAS_LENGTHS: tl.constexpr, HAS_FINAL: tl.constexpr, init_rows,
+    final_rows, trans_rows, TRANS_CONSTANT: tl.constexpr,
     BOTH: tl.constexpr, KEEP: tl.constexpr, GRADIENT: tl.constexpr, HAS_GAMMA: tl.constexpr,
     HAS_XI: tl.constexpr, HAS_XI_SUM: tl.constexpr, K: tl.constexpr,
 ):  # fmt: skip
@@ -63,16 +69,15 @@ def messages_kernel(
     b = (program // 2 if BOTH else program).to(tl.int64)
     k = tl.arange(0, K)
     length, flaw = length_of(lengths, b, steps, HAS_LENGTHS)
-    trans = matrix(log_trans, b, 0, steps, states, k, TRANS_SHARED, True) if TRANS_CONSTANT else 0.0
+    if TRANS_CONSTANT:
+        constant = matrix(log_trans, b, 0, steps, states, k, trans_rows, True)
     if BOTH:
         forward = program % 2 == 0
     else:
         forward = program >= 0
     if forward:
         emit = vector(log_emit, b * steps, states, k)
-        message, log_sum = normalise(
-            vector(log_init, b * 0 if INIT_SHARED else b, states, k) + emit
-        )
+        message, log_sum = normalise(vector(log_init, b * init_rows, states, k) + emit)
         total = tl.zeros([], tl.float64) + log_sum
         collected = upstream_states(grad_gamma, b * steps, states, k, message, HAS_GAMMA)
         if KEEP:
@@ -82,8 +87,10 @@ def messages_kernel(
                 collected = _centred(collected, message)
                 tl.store(before + b * steps * states + k, collected, mask=own)
         for t in range(1, length):
-            if not TRANS_CONSTANT:
-                trans = matrix(log_trans, b, t - 1, steps, states, k, TRANS_SHARED, TRANS_CONSTANT)
+            if TRANS_CONSTANT:
+                trans = constant
+            else:
+                trans = matrix(log_trans, b, t - 1, steps, states, k, trans_rows, False)
             high = highest(trans)
             emit = vector(log_emit, b * steps + t, states, k)
             top = shift_of(tl.max(emit, 0))
@@ -109,13 +116,13 @@ def messages_kernel(
                 if GRADIENT:
                     collected = _centred(collected, message)
                     tl.store(before + at, collected, mask=k < states)
-        last = final_of(log_final, b, states, k, emit, HAS_FINAL, FINAL_SHARED)
+        last = final_of(log_final, b, states, k, emit, HAS_FINAL, final_rows)
         message, log_sum = normalise(message + last)
         total = tl.where(length == 0, 0.0, total + log_sum) + flaw
         tl.store(log_likelihood + b, total.to(log_likelihood.dtype.element_ty))
     else:
         emit = vector(log_emit, b * steps, states, k)
-        message = final_of(log_final, b, states, k, emit, HAS_FINAL, FINAL_SHARED)
+        message = final_of(log_final, b, states, k, emit, HAS_FINAL, final_rows)
         collected = tl.zeros_like(message)
         at = (b * steps + length - 1) * states + k
         own = (k < states) & (k * 0 < length)
@@ -124,8 +131,10 @@ def messages_kernel(
             tl.store(after + at, collected, mask=own)
         for n in range(1, length):
             t = length - 1 - n
-            if not TRANS_CONSTANT:
-                trans = matrix(log_trans, b, t, steps, states, k, TRANS_SHARED, TRANS_CONSTANT)
+            if TRANS_CONSTANT:
+                trans = constant
+            else:
+                trans = matrix(log_trans, b, t, steps, states, k, trans_rows, False)
             emit = vector(log_emit, b * steps + t + 1, states, k)
             onward = emit - shift_of(tl.max(emit, 0)) + message
             pair = (trans - highest(trans)) + onward[None, :]

@@ -6,7 +6,12 @@ import triton
 import triton.language as tl
 
 from oneshot.triton_kernels.hmm_inputs import (
-    NEVER, final_of, length_of, matrix, shift_of, vector,
+    NEVER,
+    final_of,
+    length_of,
+    matrix,
+    shift_of,
+    vector,
 )  # fmt: skip
 
 
@@ -22,30 +27,30 @@ def _wide(x):
     return tl.where(x != x, NEVER, x.to(tl.float64))
 
 
-@triton.jit(do_not_specialize=["steps"])
+@triton.jit(do_not_specialize=["steps", "init_rows", "final_rows", "trans_rows"])
 def viterbi_kernel(
     log_init, log_trans, log_emit, lengths, log_final, pointers, last, score, steps, states,
-    HAS_LENGTHS: tl.constexpr, HAS_FINAL: tl.constexpr, INIT_SHARED: tl.constexpr,
-    FINAL_SHARED: tl.constexpr, TRANS_SHARED: tl.constexpr, TRANS_CONSTANT: tl.constexpr,
+    HAS_LENGTHS: tl.constexpr, HAS_FINAL: tl.constexpr, init_rows,
+    final_rows, trans_rows, TRANS_CONSTANT: tl.constexpr,
     K: tl.constexpr,
 ):  # fmt: skip
     """Scores in float64, as the definition has them: only sums and maxima, so ties are exact."""
     b = tl.program_id(0).to(tl.int64)
     k = tl.arange(0, K)
     length, flaw = length_of(lengths, b, steps, HAS_LENGTHS)
-    start = vector(log_init, b * 0 if INIT_SHARED else b, states, k)
+    start = vector(log_init, b * init_rows, states, k)
     emit = vector(log_emit, b * steps, states, k)
     bad = tl.max(_flawed(start) | _flawed(emit), 0)
     best = _wide(start) + _wide(emit)
     for t in range(1, length):
-        trans = matrix(log_trans, b, t - 1, steps, states, k, TRANS_SHARED, TRANS_CONSTANT)
+        trans = matrix(log_trans, b, t - 1, steps, states, k, trans_rows, TRANS_CONSTANT)
         emit = vector(log_emit, b * steps + t, states, k)
         bad = bad | tl.max(_flawed(emit), 0) | tl.max(tl.max(_flawed(trans), 1), 0)
         step, pointer = tl.max(best[:, None] + _wide(trans), 0, return_indices=True)
         at = (b * steps + t) * states + k
         tl.store(pointers + at, pointer.to(pointers.dtype.element_ty), mask=k < states)
         best = step + _wide(emit)
-    final = final_of(log_final, b, states, k, emit, HAS_FINAL, FINAL_SHARED)
+    final = final_of(log_final, b, states, k, emit, HAS_FINAL, final_rows)
     bad = bad | tl.max(_flawed(final), 0)
     value, state = tl.max(best + _wide(final), 0, return_indices=True)
     value = tl.where(bad != 0, float("nan"), value)
@@ -74,12 +79,12 @@ def trace_kernel(
         state = tl.load(step, mask=t > 0, other=0).to(tl.int64)
 
 
-@triton.jit(do_not_specialize=["batch", "steps", "seed"])
+@triton.jit(do_not_specialize=["batch", "steps", "seed", "final_rows", "trans_rows"])
 def sample_kernel(
     log_trans, lengths, log_final, alpha, log_likelihood, sequence_ids, paths,
     batch, steps, states, seed,
-    HAS_LENGTHS: tl.constexpr, HAS_FINAL: tl.constexpr, FINAL_SHARED: tl.constexpr,
-    TRANS_SHARED: tl.constexpr, TRANS_CONSTANT: tl.constexpr, HAS_IDS: tl.constexpr,
+    HAS_LENGTHS: tl.constexpr, HAS_FINAL: tl.constexpr, final_rows,
+    trans_rows, TRANS_CONSTANT: tl.constexpr, HAS_IDS: tl.constexpr,
     BLOCK: tl.constexpr, K: tl.constexpr,
 ):  # fmt: skip
     """One path backwards from the filtered messages: Philox of (id, sample, step), as everywhere.
@@ -106,9 +111,9 @@ def sample_kernel(
         t = length - 1 - n
         weights = tl.load(alpha + (b * steps + t) * states + k, mask=k < states, other=NEVER)
         if n == 0:
-            weights += final_of(log_final, b, states, k, weights, HAS_FINAL, FINAL_SHARED)
+            weights += final_of(log_final, b, states, k, weights, HAS_FINAL, final_rows)
         else:
-            row = b * 0 if TRANS_SHARED else b
+            row = b * trans_rows
             if not TRANS_CONSTANT:
                 row = row * (steps - 1) + t
             at = (row * states + k) * states + state

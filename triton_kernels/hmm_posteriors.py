@@ -6,7 +6,13 @@ import triton
 import triton.language as tl
 
 from oneshot.triton_kernels.hmm_inputs import (
-    NEVER, highest, length_of, matrix, shares, shift_of, vector,
+    NEVER,
+    highest,
+    length_of,
+    matrix,
+    shares,
+    shift_of,
+    vector,
 )  # fmt: skip
 from oneshot.triton_kernels.hmm_messages import upstream_pairs, upstream_states
 
@@ -25,7 +31,7 @@ def states_kernel(
     alpha, beta, before, after, log_likelihood, grad_log_likelihood, lengths, out, steps, states,
     HAS_LENGTHS: tl.constexpr, HAS_GRAD: tl.constexpr, GRADIENT: tl.constexpr, K: tl.constexpr,
 ):  # fmt: skip
-    """gamma of one step, or the gradient of its emissions; 0 behind the end."""
+    """Gamma of one step, or the gradient of its emissions; 0 behind the end."""
     at = tl.program_id(0).to(tl.int64)
     b = at // steps
     length, flaw = length_of(lengths, b, steps, HAS_LENGTHS)
@@ -44,11 +50,11 @@ def states_kernel(
     tl.store(out + place, tl.where(own, result + flaw, 0.0 * flaw), mask=k < states)
 
 
-@triton.jit(do_not_specialize=["batch", "steps", "chunk", "chunks"])
+@triton.jit(do_not_specialize=["batch", "steps", "chunk", "chunks", "trans_rows"])
 def pairs_kernel(
     log_trans, log_emit, lengths, alpha, beta, before, after, log_likelihood, grad_log_likelihood,
     grad_gamma, grad_xi, grad_xi_sum, out, batch, steps, states, chunk, chunks,
-    HAS_LENGTHS: tl.constexpr, TRANS_SHARED: tl.constexpr, TRANS_CONSTANT: tl.constexpr,
+    HAS_LENGTHS: tl.constexpr, trans_rows, TRANS_CONSTANT: tl.constexpr,
     HAS_GRAD: tl.constexpr, GRADIENT: tl.constexpr, HAS_GAMMA: tl.constexpr,
     HAS_XI: tl.constexpr, HAS_XI_SUM: tl.constexpr, OVER_BATCH: tl.constexpr, K: tl.constexpr,
 ):  # fmt: skip
@@ -74,7 +80,7 @@ def pairs_kernel(
         scale = _scale(grad_log_likelihood, log_likelihood, b, HAS_GRAD)
         for t in range(number * chunk, stop):
             row = b * steps + t
-            trans = matrix(log_trans, b, t, steps, states, k, TRANS_SHARED, TRANS_CONSTANT)
+            trans = matrix(log_trans, b, t, steps, states, k, trans_rows, TRANS_CONSTANT)
             emit = vector(log_emit, row + 1, states, k)
             own = k < states
             left = tl.load(alpha + row * states + k, mask=own, other=NEVER)

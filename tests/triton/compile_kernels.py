@@ -23,9 +23,6 @@ from triton.backends.nvidia.compiler import get_ptxas
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
-# Shared memory that one block may use, bytes.
-SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
-
 
 class StandIn:
     """The part of a driver that compiling asks for."""
@@ -61,16 +58,18 @@ class Recorder:
         driver.set_active(StandIn(arch))
 
 
-def resources(cubin, arch):
-    """Registers, stack (spills lie there) and shared memory, as the assembler reports them."""
-    tool = Path(get_ptxas(arch).path).with_name("cuobjdump")
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(cubin)
-        file.flush()
+def resources(ptx, arch):
+    """Registers of a thread and bytes of spills, as the assembler counts them."""
+    target = re.search(r"\.target (\w+)", ptx).group(1)
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder) / "kernel.ptx"
+        source.write_text(ptx)
         text = subprocess.run(
-            [tool, "--dump-resource-usage", file.name], check=True, capture_output=True, text=True
-        ).stdout
-    return {key: int(value) for key, value in re.findall(r"(REG|STACK|SHARED|LOCAL):(\d+)", text)}
+            [get_ptxas(arch).path, "-v", f"--gpu-name={target}", source, "-o", f"{folder}/cubin"],
+            check=True, capture_output=True, text=True,
+        ).stderr  # fmt: skip
+    spilled = sum(int(n) for n in re.findall(r"(\d+) bytes spill", text))
+    return {"registers": int(re.search(r"Used (\d+) registers", text).group(1)), "spilled": spilled}
 
 
 def report(function, kernel, arch):
@@ -84,7 +83,7 @@ def report(function, kernel, arch):
         "shared": kernel.metadata.shared,
         "widest_load": max(widths, default=0),
         "mma": any(name in ptx for name in ("mma.sync", "wgmma", "tcgen05.mma")),
-        **resources(kernel.asm["cubin"], arch),
+        **resources(ptx, arch),
     }
 
 
