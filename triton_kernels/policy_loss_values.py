@@ -163,7 +163,7 @@ def value_loss(
         sums = values.new_empty((programs, SUMS.value), **double)
         _forward_kernel[(programs,)](
             *at.tokens(values), *at.tokens(old_values), *at.tokens(returns), *at.arguments(),
-            sums, single(clip), **at.flags(), HAS_OLD=old_values is not None,
+            sums, single(clip), **at.flags(), HAS_OLD=old_values is not None, num_warps=8,
         )  # fmt: skip
         sequence_sums[(ceil_div(at.batch, 16),)](sums, by_sequence, at.batch)
     _total_kernel[(1,)](
