@@ -83,6 +83,9 @@ def _launcher(name: str, family: str) -> Callable[..., Any]:
         if first.dtype == torch.float64 and family != "hmm":
             return reference(*arguments)
         module = importlib.import_module(f"oneshot.triton_kernels.{family}")
-        return getattr(module, name)(*arguments)
+        if first.device.type != "cuda":
+            return getattr(module, name)(*arguments)
+        with torch.cuda.device(first.device):  # Triton launches on the current one
+            return getattr(module, name)(*arguments)
 
     return launch
