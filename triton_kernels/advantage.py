@@ -1,4 +1,4 @@
-"""Triton kernels of the `advantage` family: group advantages, GAE, whitening. Sums are float64."""
+"""Triton kernels of the `advantage` family: group advantages. Sums are float64."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ import triton
 import triton.language as tl
 
 from oneshot.triton_kernels._launch import ceil_div, single
+from oneshot.triton_kernels.advantage_gae import gae
+from oneshot.triton_kernels.advantage_whiten import whiten
+
+__all__ = ["gae", "group_advantages", "whiten"]
 
 ROWS = tl.constexpr(64)  # rows of a program that walks their groups
 BLOCK = tl.constexpr(1024)
-
-
-# ---- group_advantages
 
 
 @triton.jit(do_not_specialize=["steps", "stride"])
@@ -206,182 +207,4 @@ def group_advantages(
     )  # fmt: skip
     if mask is not None:
         _spread_kernel[(rows,)](flat, mask, out, rewards.shape[1])
-    return out
-
-
-# ---- gae
-
-
-@triton.jit
-def _compose(slope_later, shift_later, slope, shift):
-    """Of two affine maps, met from the end of the sequence: first the later one."""
-    return slope * slope_later, slope * shift_later + shift
-
-
-@triton.jit
-def _nearest(valid_later, value_later, valid, value):
-    """The value of the nearest valid step, met from the end."""
-    return valid | valid_later, tl.where(valid != 0, value, value_later)
-
-
-@triton.jit(
-    do_not_specialize=["steps", "total", "reward_stride", "value_stride", "bootstrap_stride"]
-)
-def _gae_kernel(
-    rewards, reward_stride, values, value_stride, mask, bootstrap, bootstrap_stride, cu_seqlens,
-    advantages, returns, steps, total, gamma, gamma_lam,
-    PACKED: tl.constexpr, HAS_MASK: tl.constexpr, HAS_BOOTSTRAP: tl.constexpr,
-    BLOCK: tl.constexpr,
-):  # fmt: skip
-    """One sequence, block after block from its end; a block is two reverse scans.
-
-    A masked step hands V_next and A_next on: it is no valid value, and the map x -> 1 x + 0.
-    """
-    b = tl.program_id(0).to(tl.int64)
-    first = b * 0
-    length = first + steps
-    bad = length < 0
-    if PACKED:
-        first = tl.load(cu_seqlens + b)
-        end = tl.load(cu_seqlens + b + 1)
-        bad = (first < 0) | (end < first) | (end > total)
-        length = tl.where(bad, 0, end - first)
-    next_value = tl.zeros([], tl.float32)
-    if HAS_BOOTSTRAP:
-        next_value += tl.load(bootstrap + b * bootstrap_stride)
-    advantage = tl.zeros([], tl.float32)
-    lanes = tl.arange(0, BLOCK)
-    blocks = (length + BLOCK - 1) // BLOCK
-    for i in range(0, blocks):
-        at = (blocks - 1 - i) * BLOCK + lanes
-        inside = at < length
-        dense = b * steps + first + at
-        kept = inside
-        after = at + 1 < length
-        if HAS_MASK:
-            kept = tl.load(mask + dense, mask=inside, other=0) != 0
-            after = tl.load(mask + dense + 1, mask=after, other=0) != 0
-        # The next block's first step is taken by the carry, so only this block's own are scanned.
-        after = after & (lanes + 1 < BLOCK)
-        reward = tl.load(rewards + b * reward_stride + first + at, mask=kept, other=0.0)
-        value = tl.load(values + b * value_stride + first + at, mask=kept, other=0.0)
-        later = tl.load(values + b * value_stride + first + at + 1, mask=after, other=0.0)
-        found, nearest = tl.associative_scan((after.to(tl.int32), later), 0, _nearest, reverse=True)
-        nearest = tl.where(found != 0, nearest, next_value)
-        shift = tl.where(kept, reward + gamma * nearest - value, 0.0)
-        slope = tl.where(kept, gamma_lam, 1.0)
-        slope, shift = tl.associative_scan((slope, shift), 0, _compose, reverse=True)
-        result = slope * advantage + shift
-        tl.store(advantages + dense, tl.where(kept, result, 0.0), mask=inside)
-        tl.store(returns + dense, tl.where(kept, result + value, 0.0), mask=inside)
-        advantage = tl.sum(tl.where(lanes == 0, result, 0.0), 0)
-        found_here = tl.max(tl.where(kept, 1, 0), 0)
-        leftmost = tl.min(tl.where(kept, lanes, BLOCK), 0)
-        front = tl.sum(tl.where(lanes == leftmost, value, 0.0), 0)
-        next_value = tl.where(found_here > 0, front, next_value)
-
-
-def gae(rewards, values, mask, bootstrap, cu_seqlens, gamma, lam):
-    """Launcher of the op; steps of no sequence, where cu_seqlens is absurd, are NaN."""
-    packed = cu_seqlens is not None
-    rewards = rewards if rewards.stride(-1) == 1 else rewards.contiguous()
-    values = values if values.stride(-1) == 1 else values.contiguous()
-    if packed:
-        advantages = rewards.new_full(rewards.shape, float("nan"))
-        returns = rewards.new_full(rewards.shape, float("nan"))
-    else:
-        advantages, returns = rewards.new_empty(rewards.shape), rewards.new_empty(rewards.shape)
-    sequences = cu_seqlens.shape[0] - 1 if packed else rewards.shape[0]
-    if sequences and rewards.numel():
-        _gae_kernel[(sequences,)](
-            rewards, 0 if packed else rewards.stride(0), values,
-            0 if packed else values.stride(0), rewards if mask is None else mask.contiguous(),
-            rewards if bootstrap is None else bootstrap,
-            0 if bootstrap is None else bootstrap.stride(0),
-            cu_seqlens.contiguous() if packed else rewards, advantages, returns,
-            0 if packed else rewards.shape[1], rewards.numel(), single(gamma),
-            single(gamma * lam), PACKED=packed, HAS_MASK=mask is not None,
-            HAS_BOOTSTRAP=bootstrap is not None, BLOCK=512,
-        )  # fmt: skip
-    return advantages, returns
-
-
-# ---- whiten
-
-
-@triton.jit(do_not_specialize=["count"])
-def _moments_kernel(values, mask, parts, count, HAS_MASK: tl.constexpr):
-    """Of each block: how many values count, their mean, and their squared deviations from it."""
-    program = tl.program_id(0).to(tl.int64)
-    at = program * BLOCK + tl.arange(0, BLOCK)
-    used = at < count
-    if HAS_MASK:
-        used = tl.load(mask + at, mask=used, other=0) != 0
-    value = tl.load(values + at, mask=used, other=0.0).to(tl.float64)
-    present = tl.sum(tl.where(used, 1.0, 0.0).to(tl.float64), 0)
-    mean = tl.sum(value, 0) / tl.where(present == 0.0, 1.0, present)
-    deviation = tl.where(used, value - mean, 0.0)
-    tl.store(parts + program * 3, present)
-    tl.store(parts + program * 3 + 1, mean)
-    tl.store(parts + program * 3 + 2, tl.sum(deviation * deviation, 0))
-
-
-@triton.jit(do_not_specialize=["blocks"])
-def _combine_kernel(parts, result, blocks, eps):
-    """[2]: mean and scale of all values, from the moments of the blocks (Chan et al. 1979)."""
-    lanes = tl.arange(0, BLOCK)
-    present = tl.zeros([], tl.float64)
-    total = tl.zeros([], tl.float64)
-    squares = tl.zeros([], tl.float64)
-    for start in range(0, blocks, BLOCK):
-        here = start + lanes < blocks
-        size = tl.load(parts + (start + lanes) * 3, mask=here, other=0.0)
-        own = tl.load(parts + (start + lanes) * 3 + 1, mask=here, other=0.0)
-        present += tl.sum(size, 0)
-        total += tl.sum(size * own, 0)
-    mean = total / tl.where(present == 0.0, 1.0, present)
-    for start in range(0, blocks, BLOCK):
-        here = start + lanes < blocks
-        size = tl.load(parts + (start + lanes) * 3, mask=here, other=0.0)
-        own = tl.load(parts + (start + lanes) * 3 + 1, mask=here, other=0.0)
-        inner = tl.load(parts + (start + lanes) * 3 + 2, mask=here, other=0.0)
-        squares += tl.sum(inner + size * (own - mean) * (own - mean), 0)
-    variance = squares / tl.where(present < 2.0, 1.0, present - 1.0)
-    tl.store(result, mean)
-    tl.store(result + 1, 1.0 / tl.sqrt(variance + eps))
-
-
-@triton.jit(do_not_specialize=["count"])
-def _whiten_kernel(
-    values, mask, result, out, count, HAS_MASK: tl.constexpr, SHIFT_MEAN: tl.constexpr
-):  # fmt: skip
-    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    inside = at < count
-    used = inside
-    if HAS_MASK:
-        used = tl.load(mask + at, mask=inside, other=0) != 0
-    mean = tl.load(result)
-    value = tl.load(values + at, mask=used, other=0.0).to(tl.float64)
-    scaled = (value - mean) * tl.load(result + 1)
-    if not SHIFT_MEAN:
-        scaled += mean
-    tl.store(out + at, tl.where(used, scaled, 0.0).to(tl.float32), mask=inside)
-
-
-def whiten(values, mask, shift_mean, eps):
-    """Launcher of the op."""
-    values = values.contiguous()
-    out = torch.empty_like(values)
-    count = values.numel()
-    if count == 0:
-        return out
-    mask_of = values if mask is None else mask.contiguous()
-    blocks = ceil_div(count, BLOCK.value)
-    parts = values.new_empty((blocks, 3), dtype=torch.float64)
-    result = values.new_empty(2, dtype=torch.float64)
-    _moments_kernel[(blocks,)](values, mask_of, parts, count, HAS_MASK=mask is not None)
-    _combine_kernel[(1,)](parts, result, blocks, single(eps))
-    _whiten_kernel[(blocks,)](
-        values, mask_of, result, out, count, HAS_MASK=mask is not None, SHIFT_MEAN=shift_mean
-    )
     return out

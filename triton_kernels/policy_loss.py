@@ -11,12 +11,8 @@ import triton
 import triton.language as tl
 
 from oneshot.triton_kernels._launch import ceil_div, single
-from oneshot.triton_kernels.policy_loss_sums import (
-    SUMS,
-    sequence_sums,
-    token_weight_total,
-    weight_of,
-)  # fmt: skip
+from oneshot.triton_kernels.policy_loss_backward import backward_kernel
+from oneshot.triton_kernels.policy_loss_sums import SUMS, sequence_sums
 from oneshot.triton_kernels.policy_loss_terms import kl_terms, policy_terms
 from oneshot.triton_kernels.policy_loss_tokens import (
     BLOCK,
@@ -25,10 +21,12 @@ from oneshot.triton_kernels.policy_loss_tokens import (
     clamp,
     counted,
     layout,
+    mean_of,
     span,
     take,
     total,
 )  # fmt: skip
+from oneshot.triton_kernels.policy_loss_total import total_kernel
 from oneshot.triton_kernels.policy_loss_values import value_loss, value_loss_backward
 from oneshot.triton_kernels.policy_loss_weights import importance_weights
 
@@ -64,14 +62,6 @@ def _log_ratio_kernel(
     tl.store(out + 1, tokens)
 
 
-@triton.jit
-def _mean(partial, b):
-    """Mean of a sequence from [B, SPLITS, 2] sums and counts, float64."""
-    splits = partial + (b * SPLITS + tl.arange(0, SPLITS)) * 2
-    tokens = tl.sum(tl.load(splits + 1), 0)
-    return tl.sum(tl.load(splits), 0) / tl.where(tokens < 1.0, 1.0, tokens)
-
-
 @triton.jit(do_not_specialize=[
     "width", "total_tokens", "new_stride", "old_stride", "advantage_stride", "ref_stride",
     "weight_stride", "entropy_stride",
@@ -104,7 +94,7 @@ def _forward_kernel(
             log_ratio = x - take(old, old_stride, b, at, used, True)
         exponent = log_ratio
         if SEQUENCE:
-            exponent = log_ratio * 0.0 + _mean(log_ratios, b).to(tl.float32)
+            exponent = log_ratio * 0.0 + mean_of(log_ratios, b).to(tl.float32)
         ratio = tl.exp(clamp(exponent, low, high))
         advantage = take(advantages, advantage_stride, b, at, used, TOKEN_ADVANTAGE)
         value, by_logprob, by_log_ratio, cut_low, cut_high, cut_dual = policy_terms(
@@ -142,174 +132,6 @@ def _forward_kernel(
     tl.store(out + 8, duals)
     tl.store(out + 9, smallest)
     tl.store(out + 10, largest)
-
-
-@triton.jit(do_not_specialize=["batch", "max_length"])
-def _total_kernel(
-    sums, count, loss, metrics, weights, batch, max_length, policy_coef, kl_coef, entropy_coef,
-    HAS_COUNT: tl.constexpr, COUNT_EMPTY: tl.constexpr, AGGREGATE: tl.constexpr,
-    KL_AGGREGATE: tl.constexpr, ENTROPY_AGGREGATE: tl.constexpr,
-):  # fmt: skip
-    """Loss, metrics and [4, batch] weights from the [SUMS, batch] sums of the sequences."""
-    lanes = tl.arange(0, BLOCK)
-    zero = tl.zeros([], tl.float64)
-    tokens, filled, ratios, log_ratios, kls, entropies = zero, zero, zero, zero, zero, zero
-    lows, highs, duals = zero, zero, zero
-    smallest, largest = zero + float("inf"), zero - float("inf")
-    for start in range(0, batch, BLOCK):
-        b = (start + lanes).to(tl.int64)
-        here = b < batch
-        own = tl.load(sums + 5 * batch + b, mask=here, other=0.0)
-        tokens += tl.sum(own, 0)
-        filled += tl.sum(tl.where(own > 0.0, 1.0, 0.0).to(tl.float64), 0)
-        kls += tl.sum(tl.load(sums + batch + b, mask=here, other=0.0), 0)
-        entropies += tl.sum(tl.load(sums + 2 * batch + b, mask=here, other=0.0), 0)
-        log_ratios += tl.sum(tl.load(sums + 3 * batch + b, mask=here, other=0.0), 0)
-        ratios += tl.sum(tl.load(sums + 4 * batch + b, mask=here, other=0.0), 0)
-        lows += tl.sum(tl.load(sums + 6 * batch + b, mask=here, other=0.0), 0)
-        highs += tl.sum(tl.load(sums + 7 * batch + b, mask=here, other=0.0), 0)
-        duals += tl.sum(tl.load(sums + 8 * batch + b, mask=here, other=0.0), 0)
-        least = tl.load(sums + 9 * batch + b, mask=here, other=float("inf"))
-        most = tl.load(sums + 10 * batch + b, mask=here, other=-float("inf"))
-        smallest = tl.minimum(smallest, tl.min(least, 0))
-        largest = tl.maximum(largest, tl.max(most, 0))
-
-    policy_total = token_weight_total(
-        tokens, filled, batch, max_length, count, AGGREGATE, COUNT_EMPTY, HAS_COUNT
-    )
-    kl_total = policy_total
-    if KL_AGGREGATE >= 0:
-        kl_total = token_weight_total(
-            tokens, filled, batch, max_length, count, KL_AGGREGATE, COUNT_EMPTY, False
-        )
-    entropy_total = policy_total
-    if ENTROPY_AGGREGATE >= 0:
-        entropy_total = token_weight_total(
-            tokens, filled, batch, max_length, count, ENTROPY_AGGREGATE, COUNT_EMPTY, False
-        )
-    kl_mode: tl.constexpr = AGGREGATE if KL_AGGREGATE < 0 else KL_AGGREGATE
-    entropy_mode: tl.constexpr = AGGREGATE if ENTROPY_AGGREGATE < 0 else ENTROPY_AGGREGATE
-    policy_term, kl_term, entropy_term = zero, zero, zero
-    for start in range(0, batch, BLOCK):
-        b = (start + lanes).to(tl.int64)
-        here = b < batch
-        own = tl.load(sums + 5 * batch + b, mask=here, other=0.0)
-        by_policy = weight_of(policy_total, own, AGGREGATE)
-        by_kl = weight_of(kl_total, own, kl_mode)
-        by_entropy = weight_of(entropy_total, own, entropy_mode)
-        policy_term += tl.sum(by_policy * tl.load(sums + b, mask=here, other=0.0), 0)
-        kl_term += tl.sum(by_kl * tl.load(sums + batch + b, mask=here, other=0.0), 0)
-        entropy_term += tl.sum(by_entropy * tl.load(sums + 2 * batch + b, mask=here, other=0.0), 0)
-        tl.store(weights + b, by_policy * policy_coef, mask=here)
-        tl.store(weights + batch + b, by_kl * kl_coef, mask=here)
-        tl.store(weights + 2 * batch + b, by_entropy * -entropy_coef, mask=here)
-        log_ratio = tl.load(sums + 3 * batch + b, mask=here, other=0.0)
-        tl.store(weights + 3 * batch + b, log_ratio / tl.where(own < 1.0, 1.0, own), mask=here)
-
-    # A term of coefficient 0 is only reported: were it infinite, 0 * inf would spoil the loss.
-    value = tl.where(zero + policy_coef == 0.0, 0.0, policy_term * policy_coef)
-    value += tl.where(zero + kl_coef == 0.0, 0.0, kl_term * kl_coef)
-    value -= tl.where(zero + entropy_coef == 0.0, 0.0, entropy_term * entropy_coef)
-    tl.store(loss, value.to(tl.float32))
-    whole = tl.where(tokens < 1.0, 1.0, tokens)
-    smallest = tl.where(ratios != ratios, ratios, tl.where(tokens == 0.0, 0.0, smallest))
-    largest = tl.where(ratios != ratios, ratios, tl.where(tokens == 0.0, 0.0, largest))
-    tl.store(metrics, policy_term.to(tl.float32))
-    tl.store(metrics + 1, kl_term.to(tl.float32))
-    tl.store(metrics + 2, entropy_term.to(tl.float32))
-    tl.store(metrics + 3, (kls / whole).to(tl.float32))
-    tl.store(metrics + 4, (entropies / whole).to(tl.float32))
-    tl.store(metrics + 5, (-log_ratios / whole).to(tl.float32))
-    tl.store(metrics + 6, (ratios / whole).to(tl.float32))
-    tl.store(metrics + 7, smallest.to(tl.float32))
-    tl.store(metrics + 8, largest.to(tl.float32))
-    tl.store(metrics + 9, (lows / whole).to(tl.float32))
-    tl.store(metrics + 10, (highs / whole).to(tl.float32))
-    tl.store(metrics + 11, (duals / whole).to(tl.float32))
-    tl.store(metrics + 12, tokens.to(tl.float32))
-    tl.store(metrics + 13, filled.to(tl.float32))
-
-
-@triton.jit(do_not_specialize=[
-    "width", "total_tokens", "batch", "new_stride", "old_stride", "advantage_stride",
-    "ref_stride", "weight_stride",
-])  # fmt: skip
-def _backward_kernel(
-    new, new_stride, old, old_stride, advantages, advantage_stride, ref, ref_stride,
-    weights, weight_stride, cu_seqlens, width, total_tokens, mask,
-    grad_loss, token_weights, batch, shared, by_logprobs, by_entropy,
-    clip_min, clip_max, dual_clip, delta, low, high, kl_bound, kl_value_bound,
-    PACKED: tl.constexpr, HAS_MASK: tl.constexpr, HAS_OLD: tl.constexpr,
-    TOKEN_ADVANTAGE: tl.constexpr, HAS_WEIGHT: tl.constexpr, TOKEN_WEIGHT: tl.constexpr,
-    SURROGATE: tl.constexpr, SEQUENCE: tl.constexpr, KL: tl.constexpr,
-    KL_WEIGHTED: tl.constexpr, HAS_POLICY: tl.constexpr, NEED_LOGPROBS: tl.constexpr,
-    NEED_ENTROPY: tl.constexpr, SHARED: tl.constexpr,
-):  # fmt: skip
-    """Gradients of the tokens of one split.
-
-    SHARED 0: each token its own. A sequence's ratio hands the same share to all its tokens: pass 1
-    writes the sums of each split to `shared`, pass 2 reads them.
-    """
-    b = (tl.program_id(0) // SPLITS).to(tl.int64)
-    split = tl.program_id(0) % SPLITS
-    first, length, flaw = span(b, cu_seqlens, width, total_tokens, PACKED)
-    upstream = tl.load(grad_loss).to(tl.float64)
-    policy_scale = (upstream * tl.load(token_weights + b)).to(tl.float32)
-    kl_scale = (upstream * tl.load(token_weights + batch + b)).to(tl.float32)
-    entropy_scale = (upstream * tl.load(token_weights + 2 * batch + b)).to(tl.float32)
-    collected = tl.zeros([], tl.float64)
-    tokens = tl.zeros([], tl.float64)
-    for start in range(split * BLOCK, length, SPLITS * BLOCK):
-        at = start + tl.arange(0, BLOCK)
-        inside = at < length
-        at += first
-        dense = b * width + at
-        used = counted(mask, dense, inside, HAS_MASK)
-        if NEED_ENTROPY:
-            grad = tl.where(used, entropy_scale, 0.0)
-            tl.store(by_entropy + dense, grad.to(by_entropy.dtype.element_ty), mask=inside)
-        if NEED_LOGPROBS:
-            x = take(new, new_stride, b, at, used, True)
-            exponent = x * 0.0
-            if SEQUENCE:
-                exponent += tl.load(token_weights + 3 * batch + b).to(tl.float32)
-            elif HAS_OLD:
-                exponent = x - take(old, old_stride, b, at, used, True)
-            held = (exponent < low) | (exponent > high)
-            ratio = tl.exp(clamp(exponent, low, high))
-            direct = x * 0.0
-            by_ratio = x * 0.0
-            if KL > 0:
-                kl, slope = kl_terms(x, take(ref, ref_stride, b, at, used, True), KL, kl_bound,
-                                     kl_value_bound)  # fmt: skip
-                if KL_WEIGHTED:
-                    slope = slope * ratio
-                    by_ratio = kl_scale * tl.where(held, 0.0, kl * ratio)
-                direct = kl_scale * slope
-            if HAS_POLICY:
-                advantage = take(advantages, advantage_stride, b, at, used, TOKEN_ADVANTAGE)
-                value, by_logprob, by_log_ratio, cut_low, cut_high, cut_dual = policy_terms(
-                    x, ratio, advantage, SURROGATE, clip_min, clip_max, dual_clip, delta
-                )
-                by_log_ratio = tl.where(held, 0.0, by_log_ratio)
-                if HAS_WEIGHT:
-                    weight = take(weights, weight_stride, b, at, used, TOKEN_WEIGHT)
-                    by_logprob = by_logprob * weight
-                    by_log_ratio = by_log_ratio * weight
-                direct += policy_scale * by_logprob
-                by_ratio += policy_scale * by_log_ratio
-            if SHARED == 1:
-                collected += total(tl.where(used, by_ratio, 0.0))
-                tokens += total(tl.where(used, 1.0, 0.0))
-            else:
-                if SHARED == 2:
-                    by_ratio = x * 0.0 + _mean(shared, b).to(tl.float32)
-                grad = tl.where(used, direct + by_ratio, 0.0)
-                tl.store(by_logprobs + dense, grad.to(by_logprobs.dtype.element_ty), mask=inside)
-    if SHARED == 1:
-        out = shared + (b * SPLITS + split) * 2
-        tl.store(out, collected)
-        tl.store(out + 1, tokens)
 
 
 class _Options:
@@ -375,7 +197,7 @@ def policy_loss(
             **at.flags(), **flags, **choice.flags, HAS_ENTROPY=entropy is not None,
         )  # fmt: skip
         sequence_sums[(ceil_div(at.batch, 16),)](sums, by_sequence, at.batch)
-    _total_kernel[(1,)](
+    total_kernel[(1,)](
         by_sequence, loss if count is None else count, loss, metrics, weights, at.batch,
         max_length, single(choice.policy_coef), single(choice.kl_coef),
         single(choice.entropy_coef), HAS_COUNT=count is not None, **choice.modes, num_warps=8,
@@ -400,7 +222,7 @@ def policy_loss_backward(
     shared = logprobs.new_empty((programs, 2), dtype=torch.float64)
     passes = (1, 2) if choice.ratio == 1 and grad_logprobs else (0,)
     for number in passes:
-        _backward_kernel[(programs,)](
+        backward_kernel[(programs,)](
             *tensors, *at.arguments(), grad_loss, weights.contiguous(), at.batch, shared,
             by_logprobs, by_entropy, *choice.numbers, **at.flags(), **flags, **choice.flags,
             HAS_POLICY=choice.policy_coef != 0, NEED_LOGPROBS=grad_logprobs,

@@ -57,6 +57,14 @@ def clamp(x, low, high):
     return tl.where(x < low, low, tl.where(x > high, high, x))
 
 
+@triton.jit
+def mean_of(partial, b):
+    """Mean of a sequence from [B, SPLITS, 2] sums and counts, float64."""
+    splits = partial + (b * SPLITS + tl.arange(0, SPLITS)) * 2
+    tokens = tl.sum(tl.load(splits + 1), 0)
+    return tl.sum(tl.load(splits), 0) / tl.where(tokens < 1.0, 1.0, tokens)
+
+
 class Layout(NamedTuple):
     """Where tokens lie; kernels take `arguments` and the flags PACKED and HAS_MASK."""
 

@@ -16,7 +16,7 @@ FAMILIES = sorted(p.stem.removeprefix("compile_") for p in HERE.glob("cases/comp
 # Kernels that must read 16 bytes at a time, and those that must use tensor cores.
 WIDE = (
     "logprob._partial_kernel",
-    "logprob._backward_kernel",
+    "logprob_backward._backward_kernel",
     "routing._shrink_kernel",
     "routing._expand_kernel",
     "routing._outer_kernel",
@@ -38,7 +38,7 @@ def kernels_of(family, *archs):
     return lines
 
 
-def check(kernels, archs):
+def check(family, kernels, archs):
     assert {kernel["arch"] for kernel in kernels} == set(archs)
     for kernel in kernels:
         print(kernel)
@@ -46,17 +46,17 @@ def check(kernels, archs):
         assert kernel["shared"] <= SHARED_LIMIT[kernel["arch"]], kernel
     for arch in archs:
         for names, key, least in ((WIDE, "widest_load", 16), (TENSOR_CORES, "mma", True)):
-            for name in names:
+            for name in (name for name in names if name.startswith(family)):
                 own = [k[key] for k in kernels if k["kernel"] == name and k["arch"] == arch]
-                assert not own or max(own) >= least, f"{name} for sm_{arch}: {key} is {own}"
+                assert max(own, default=0) >= least, f"{name} for sm_{arch}: {key} is {own}"
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_kernels_compile(family):
-    check(kernels_of(family, 90), (90,))
+    check(family, kernels_of(family, 90), (90,))
 
 
 @pytest.mark.gpu_free
 @pytest.mark.parametrize("family", FAMILIES)
 def test_kernels_compile_for_every_target(family):
-    check(kernels_of(family, 80, 90, 100), (80, 90, 100))
+    check(family, kernels_of(family, 80, 90, 100), (80, 90, 100))
