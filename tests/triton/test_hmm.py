@@ -73,7 +73,7 @@ def test_forms_of_transitions(form):
 
 
 @pytest.mark.parametrize(
-    ("batch", "steps", "states"), [(1, 1, 1), (2, 1, 3), (1, 2, 2), (1, 21, 9)]
+    ("batch", "steps", "states"), [(1, 1, 1), (2, 1, 3), (1, 2, 2), (1, 11, 9)]
 )
 def test_sizes(batch, steps, states):
     check(make(batch, steps, states))
@@ -98,7 +98,7 @@ def test_many_states(form, states):
 @pytest.mark.gpu_free
 @pytest.mark.parametrize("form", ["tokens", "shared"])
 def test_long_sequences(form):
-    check(make(2, 1000, 7, form), 2e-5)
+    check(make(1, 250, 7, form), 2e-5)
 
 
 def test_chunks_of_summed_steps(monkeypatch):
