@@ -7,13 +7,14 @@ import json
 import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 USAGE = """\
 usage: oneshot <command> [options]
 
   rlvr train      post-train a language model on one (or a few) verifiable problems
-  rlvr eval       accuracy of a model on problems with known answers
+  rlvr eval       accuracy of a model on problems with known answers, or on benchmarks
+  rlvr select     rank training problems by a run's accuracy history; write few-shot files
+  rlvr relabel    a training file with wrong labels, one given or a fraction flipped
   chmm fit        one label sequence from many noisy sources (conditional HMM)
   chmm alt        the same, in turn with a BERT tagger (CHMM-ALT)
   chmm label      label sentences with a trained CHMM or tagger
@@ -59,66 +60,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _rlvr(words: list[str]) -> int:
-    commands = {"train": _rlvr_train, "eval": _rlvr_eval}
-    if not words or words[0] not in commands:
+    from oneshot.rlvr.commands import COMMANDS, run
+
+    if not words or words[0] not in COMMANDS:
         asked = bool(words) and words[0] in ("-h", "--help")
         print(USAGE, end="", file=sys.stdout if asked else sys.stderr)
         return 0 if asked else 2
-    return commands[words[0]](words[1:])
-
-
-def _rlvr_train(words: list[str]) -> int:
-    from oneshot.rlvr.config import TrainConfig
-    from oneshot.runs.config import argument_parser, instantiate
-
-    parser = argument_parser(TrainConfig, "oneshot rlvr train")
-    parser.add_argument(
-        "--resume", action="store_true", help="Continue the run in run.output (or start it)."
-    )
-    parsed = parser.parse_args(words)
     try:
-        config = instantiate(TrainConfig, parser, parsed)
-        from oneshot.rlvr.trainer import train
-
-        _hide_loading_bars()
-        result = train(config, resume=parsed.resume)
+        return run(words[0], words[1:])
     except (ValueError, OSError, RuntimeError, FloatingPointError) as error:
         return _failed(error)
     except KeyboardInterrupt:
         print("oneshot: interrupted; the same command with --resume continues", file=sys.stderr)
         return 130
-    figures = {k: v for row in result.history for k, v in row.items()}
-    accuracies = [
-        f"{row['validation/accuracy']:.3f} (step {row['step']})"
-        for row in result.history
-        if "validation/accuracy" in row
-    ]
-    print(f"step {figures['step']}: reward {figures['reward/mean']:.3f}")
-    if accuracies:
-        print("validation accuracy " + " -> ".join(dict.fromkeys([accuracies[0], accuracies[-1]])))
-    print(f"model   {result.checkpoint}\ncurves  {result.output / 'curves.png'}")
-    return 0
-
-
-def _rlvr_eval(words: list[str]) -> int:
-    from oneshot.rlvr.config import EvaluateConfig
-    from oneshot.runs.config import argument_parser, instantiate
-
-    parser = argument_parser(EvaluateConfig, "oneshot rlvr eval")
-    parsed = parser.parse_args(words)
-    try:
-        config = instantiate(EvaluateConfig, parser, parsed)
-        from oneshot.rlvr.evaluation import evaluate_config
-
-        _hide_loading_bars()
-        result = evaluate_config(config)
-    except (ValueError, OSError, RuntimeError) as error:
-        return _failed(error)
-    if config.output is not None:
-        rows = {**result.figures(), "records": result.records}
-        Path(config.output).write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
-    print(json.dumps(result.figures(), indent=1))
-    return 0
 
 
 def _chmm(words: list[str]) -> int:

@@ -99,13 +99,14 @@ def load_encoder(source: str) -> PreTrainedModel:
     return _load(AutoModel, source)
 
 
-def load_tagger(source: str, labels: Sequence[str]) -> PreTrainedModel:
-    """A text encoder with a head that labels tokens, in float32, on the CPU.
+def load_tagger(source: str, labels: Sequence[str], dtype: str = "float32") -> PreTrainedModel:
+    """A text encoder (or the trunk of a causal model) with a head that labels tokens, on the CPU.
 
     Args:
         source: As in `resolve`. The head is new (random, from torch's generator), unless the model
             is already a tagger with as many labels.
         labels: Names of the labels, in the order of their ids.
+        dtype: Type of its weights: "float32", "bfloat16" or "float16".
 
     Returns:
         The model, in evaluation mode.
@@ -119,6 +120,7 @@ def load_tagger(source: str, labels: Sequence[str]) -> PreTrainedModel:
     return _load(
         AutoModelForTokenClassification,
         source,
+        dtype=dtype,
         id2label=names,
         label2id={name: i for i, name in names.items()},
     )

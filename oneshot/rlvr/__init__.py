@@ -10,14 +10,15 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from oneshot.rlvr.config import EvaluateConfig, TrainConfig, load_train_config
+    from oneshot.rlvr.config import TrainConfig, load_train_config
     from oneshot.rlvr.data import Problem, read_problems
+    from oneshot.rlvr.evaluate_config import EvaluateConfig
     from oneshot.rlvr.evaluation import Evaluation, evaluate
     from oneshot.rlvr.rewards import make_reward
     from oneshot.rlvr.trainer import TrainResult, train
 
 _HOME = {
-    "EvaluateConfig": "config",
+    "EvaluateConfig": "evaluate_config",
     "Evaluation": "evaluation",
     "Problem": "data",
     "TrainConfig": "config",

@@ -1,8 +1,8 @@
 """What a checkpoint of a training run holds.
 
 A checkpoint is a folder in the Hugging Face layout (`AutoModelForCausalLM.from_pretrained` reads
-it) plus the optimizer's moments and `trainer_state.json`; `oneshot.runs.checkpoints` writes it so
-that it survives `kill -9` at any moment.
+it) plus the optimizer's moments and `trainer_state.json`; PPO's critic and its moments lie in its
+folder `critic`. `oneshot.runs.checkpoints` writes it so that it survives `kill -9` at any moment.
 """
 
 from __future__ import annotations
@@ -22,8 +22,11 @@ from oneshot.runs.checkpoints import CheckpointError
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from oneshot.rlvr.critic import Critic
+
 STATE = "trainer_state.json"
 OPTIMIZER = "optimizer.safetensors"
+CRITIC = "critic"
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,7 @@ class TrainerState:
         data_digest: Digest of the training prompts and answers.
         threads: torch threads; another number may change the last bits.
         torch_version: Version of torch.
+        critic_updates: Optimizer steps of the critic so far.
     """
 
     step: int
@@ -43,6 +47,7 @@ class TrainerState:
     data_digest: str
     threads: int
     torch_version: str
+    critic_updates: int = 0
 
 
 def save(
@@ -52,6 +57,7 @@ def save(
     optimizer: torch.optim.Optimizer,
     state: TrainerState,
     keep: int | None = None,
+    critic: Critic | None = None,
 ) -> Path:
     """Writes `folder/step_<step>` and removes all but the newest `keep` checkpoints.
 
@@ -65,6 +71,9 @@ def save(
         model.save_pretrained(checkpoint)
         tokenizer.save_pretrained(checkpoint)
         save_file(_moments(model, optimizer), checkpoint / OPTIMIZER)
+        if critic is not None:
+            critic.model.save_pretrained(checkpoint / CRITIC)
+            save_file(_moments(critic.model, critic.optimizer), checkpoint / CRITIC / OPTIMIZER)
         (checkpoint / STATE).write_text(json.dumps(asdict(state), indent=1) + "\n")
     checkpoints.prune(folder, keep)
     return checkpoints.path(folder, state.step)

@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from oneshot.rlvr.algorithm_config import AlgorithmConfig, CriticConfig, OptimizerConfig
+from oneshot.rlvr.presets import expand_presets
 from oneshot.runs.config import load, require
 
 
@@ -121,8 +123,9 @@ class RewardConfig:
     """What a response earns."""
 
     function: str = "math_verify"
-    """"math_verify" (last \\boxed answer), "format" (1 if there is a boxed answer), "random", or
-    "package.module:function" for your own."""
+    """"math_verify" or "strict" (last \\boxed answer; strict: the paper's own rules), "harness"
+    (nearly the lenient rules of the paper's evaluation), "choice" (a letter), "format" (1 if there
+    is a boxed answer), "random", or "package.module:function"."""
     timeout: float = 5.0
     """Seconds a grader may spend on one response; then it scores 0 and a warning is counted."""
     workers: int = 2
@@ -135,74 +138,13 @@ class RewardConfig:
         require(self.workers > 0, "reward.workers", "a positive number", self.workers)
         p = self.random_probability
         require(0 <= p <= 1, "reward.random_probability", "in [0, 1]", p)
-        known = self.function in ("math_verify", "format", "random")
+        names = ("math_verify", "strict", "harness", "choice", "format", "random")
         require(
-            known or self.function.count(":") == 1,
+            self.function in names or self.function.count(":") == 1,
             "reward.function",
-            '"math_verify", "format", "random" or "module:function"',
+            f'{", ".join(names)} or "module:function"',
             self.function,
         )
-
-
-@dataclass(frozen=True)
-class AlgorithmConfig:
-    """GRPO: loss = policy_coef * policy - entropy_coef * entropy + kl_coef * KL."""
-
-    policy_coef: float = 1.0
-    """Weight of the policy-gradient term; 0 leaves only the regularizers."""
-    entropy_coef: float = 0.001
-    """Weight of the entropy bonus (positive: more entropy)."""
-    kl_coef: float = 0.001
-    """Weight of the KL to the reference; 0 loads no reference model."""
-    kl: Literal["k1", "k2", "k3", "abs"] = "k3"
-    """Estimator of the KL; k3 is clamped to [-10, 10] per token, as in the released code."""
-    clip_ratio: float = 0.2
-    """PPO clip range. Never active when updates_per_rollout is 1."""
-    scale_by_std: bool = True
-    """Divide the advantage by the standard deviation of the group (ddof 1)."""
-    advantage_eps: float = 1e-6
-    """Added to that standard deviation."""
-    updates_per_rollout: int = 1
-    """Optimizer steps per rollout, each on its own share of the sequences. The released code does
-    1 where the paper's text says 8."""
-    microbatch_tokens: int = 24_000
-    """Padded tokens (prompt and response) per forward and backward pass."""
-    microbatch_weighting: Literal["tokens", "sequences"] = "tokens"
-    """"tokens": the exact token mean of the whole update, whatever the micro-batches;
-    "sequences": token mean inside a micro-batch and weight by its sequences, as in the released
-    code."""
-
-    def __post_init__(self) -> None:
-        require(self.policy_coef >= 0, "algorithm.policy_coef", ">= 0", self.policy_coef)
-        require(self.kl_coef >= 0, "algorithm.kl_coef", ">= 0", self.kl_coef)
-        require(self.clip_ratio > 0, "algorithm.clip_ratio", "> 0", self.clip_ratio)
-        updates = self.updates_per_rollout
-        require(updates > 0, "algorithm.updates_per_rollout", "a positive number", updates)
-        tokens = self.microbatch_tokens
-        require(tokens > 0, "algorithm.microbatch_tokens", "a positive number", tokens)
-
-
-@dataclass(frozen=True)
-class OptimizerConfig:
-    """AdamW with a constant learning rate."""
-
-    lr: float = 1e-6
-    """Learning rate."""
-    weight_decay: float = 0.01
-    """Decoupled weight decay."""
-    betas: tuple[float, float] = (0.9, 0.999)
-    """Decay of the two moments."""
-    eps: float = 1e-8
-    """Added to the root of the second moment."""
-    max_grad_norm: float = 1.0
-    """Global gradient norm above which gradients are scaled down."""
-    warmup_steps: int = 0
-    """Optimizer steps over which the learning rate rises linearly from lr / warmup_steps."""
-
-    def __post_init__(self) -> None:
-        require(self.lr >= 0, "optimizer.lr", ">= 0", self.lr)
-        require(self.max_grad_norm > 0, "optimizer.max_grad_norm", "> 0", self.max_grad_norm)
-        require(self.warmup_steps >= 0, "optimizer.warmup_steps", ">= 0", self.warmup_steps)
 
 
 @dataclass(frozen=True)
@@ -293,6 +235,8 @@ class TrainConfig:
     """Reward."""
     algorithm: AlgorithmConfig = field(default_factory=AlgorithmConfig)
     """Loss."""
+    critic: CriticConfig = field(default_factory=CriticConfig)
+    """Value model of PPO."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     """Optimizer."""
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
@@ -309,46 +253,9 @@ class TrainConfig:
         )
 
 
-@dataclass(frozen=True)
-class EvaluateConfig:
-    """`oneshot rlvr eval`: one model, one set of problems."""
-
-    model: ModelConfig
-    """The model, such as a checkpoint folder; `reference` plays no part."""
-    data: DataConfig
-    """Problems."""
-    grader: RewardConfig = field(default_factory=RewardConfig)
-    """What decides that a response is correct."""
-    temperature: float = 0.0
-    """Sampling temperature; 0 is greedy."""
-    samples: int = 1
-    """Responses per problem; more than one needs a temperature above 0."""
-    max_new_tokens: int = 3072
-    """Tokens after which a response is cut."""
-    batch_size: int = 128
-    """Sequences decoded at once."""
-    stop_tokens: tuple[str, ...] = ()
-    """As rollout.stop_tokens."""
-    seed: int = 0
-    """Seed of the sampling."""
-    threads: int | None = None
-    """torch threads on the CPU; by default torch's own choice."""
-    output: str | None = None
-    """JSON file for the figures and every response."""
-
-    def __post_init__(self) -> None:
-        for name in ("samples", "max_new_tokens", "batch_size"):
-            value = getattr(self, name)
-            require(value > 0, name, "a positive number", value)
-        require(self.temperature >= 0, "temperature", ">= 0", self.temperature)
-        require(
-            self.samples == 1 or self.temperature > 0,
-            "temperature",
-            "> 0 when samples is above 1",
-            self.temperature,
-        )
-
-
 def load_train_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -> TrainConfig:
-    """The training config of a YAML file with overrides (see `oneshot.runs.config.load`)."""
-    return load(TrainConfig, path, overrides)
+    """The training config of a YAML file with overrides (see `oneshot.runs.config.load`).
+
+    `--preset NAME` among the overrides stands for the options of that preset (`presets.py`).
+    """
+    return load(TrainConfig, path, expand_presets(overrides))

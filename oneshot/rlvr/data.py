@@ -69,7 +69,7 @@ def read_problems(
         FileNotFoundError: There is no such file.
         ValueError: Unknown suffix, no problem at all, or a malformed row (file and row named).
     """
-    rows = _hub_rows(str(path)) if str(path).startswith("hf:") else _file_rows(Path(path))
+    rows = source_rows(path)
     problems: list[Problem] = []
     for number, row in rows:
         if limit is not None and len(problems) == limit:
@@ -114,7 +114,13 @@ def batch_for_step(problems: Sequence[Item], size: int, step: int, seed: int) ->
     return [problems[i] for i in order[batch * size : (batch + 1) * size]]
 
 
-def _file_rows(path: Path) -> Iterator[tuple[int, Any]]:
+def source_rows(path: str | Path) -> Iterator[tuple[int, Any]]:
+    """The rows of a file or of a hub dataset ("hf:..."), with their numbers from 1."""
+    return _hub_rows(str(path)) if str(path).startswith("hf:") else file_rows(Path(path))
+
+
+def file_rows(path: Path) -> Iterator[tuple[int, Any]]:
+    """The rows of a .parquet, .jsonl or .json file, with their numbers from 1."""
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file of problems")
     if path.suffix == ".parquet":

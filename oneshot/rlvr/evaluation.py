@@ -7,8 +7,10 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from oneshot.rlvr.config import EvaluateConfig, PromptConfig
+from oneshot.rlvr.config import PromptConfig
 from oneshot.rlvr.data import Problem, read_problems
+from oneshot.rlvr.evaluate_config import EvaluateConfig
+from oneshot.rlvr.figures import reflection_shares
 from oneshot.rlvr.prompt import encode
 from oneshot.rlvr.rewards import Reward, has_boxed_answer, make_reward
 from oneshot.rlvr.rollout import TransformersEngine
@@ -16,6 +18,10 @@ from oneshot.runs.seeding import derive_seed
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+# Fields of a problem by which accuracies are split, where its rows have them.
+GROUP_FIELDS = ("subject", "level", "type", "subfield")
 
 
 @dataclass(frozen=True)
@@ -30,9 +36,12 @@ class Evaluation:
         boxed_ratio: Share of responses with a non-empty boxed answer.
         truncated_ratio: Share of responses cut at the length limit.
         mean_tokens: Mean response length in tokens.
+        max_tokens: Longest response in tokens.
+        reflection: Share of responses with each of `REFLECTION_WORDS` (any case) and with "any".
+        groups: For each of `GROUP_FIELDS` that the problems have: value -> problems, accuracy.
         pass_at_k: Unbiased pass@k for k = 1, 2, 4, ... up to the number of samples.
         timeouts: Responses whose grader ran out of time or died (counted as wrong).
-        records: Per problem: index, data source, answer, responses, scores.
+        records: Per problem: index, data source, answer, responses, tokens, scores.
     """
 
     accuracy: float
@@ -41,6 +50,9 @@ class Evaluation:
     boxed_ratio: float
     truncated_ratio: float
     mean_tokens: float
+    max_tokens: int
+    reflection: dict[str, float]
+    groups: dict[str, dict[str, dict[str, float]]]
     pass_at_k: dict[int, float]
     timeouts: int
     records: list[dict[str, Any]]
@@ -60,6 +72,7 @@ def evaluate(
     batch_size: int,
     temperature: float = 0.0,
     samples: int = 1,
+    top_p: float = 1.0,
     grader: Reward,
     seed: int = 0,
     stop_tokens: Sequence[str] = (),
@@ -75,6 +88,7 @@ def evaluate(
         batch_size: Sequences decoded at once.
         temperature: 0 for greedy decoding.
         samples: Responses per problem.
+        top_p: Nucleus mass when sampling.
         grader: Decides what is correct: a score above 0.5 is.
         seed: Seed of the sampling.
         stop_tokens: As `rollout.stop_tokens`.
@@ -89,6 +103,7 @@ def evaluate(
         tokenizer,
         temperature=temperature,
         max_new_tokens=max_new_tokens,
+        top_p=top_p,
         max_sequences=batch_size,
         stop_tokens=stop_tokens,
     )
@@ -132,6 +147,9 @@ def _summary(
         boxed_ratio=sum(map(has_boxed_answer, texts)) / len(texts),
         truncated_ratio=sum(not response.finished for response in flat) / len(flat),
         mean_tokens=sum(response.length for response in flat) / len(flat),
+        max_tokens=max(response.length for response in flat),
+        reflection=reflection_shares(texts),
+        groups=accuracy_by_group(problems, [sum(group) / samples for group in groups]),
         pass_at_k={
             k: sum(pass_at_k(samples, int(sum(group)), k) for group in groups) / len(groups)
             for k in ks
@@ -143,11 +161,30 @@ def _summary(
                 "data_source": problem.data_source,
                 "answer": problem.answer,
                 "responses": [response.text for response in group],
+                "tokens": [response.length for response in group],
                 "scores": scores,
             }
             for problem, group, scores in zip(problems, responses, groups, strict=True)
         ],
     )
+
+
+def accuracy_by_group(
+    problems: Sequence[Problem], accuracies: Sequence[float]
+) -> dict[str, dict[str, dict[str, float]]]:
+    """Number of problems and mean accuracy by each value of each of `GROUP_FIELDS`."""
+    result: dict[str, dict[str, dict[str, float]]] = {}
+    for name in GROUP_FIELDS:
+        values: dict[str, list[float]] = {}
+        for problem, accuracy in zip(problems, accuracies, strict=True):
+            if name in problem.extra:
+                values.setdefault(str(problem.extra[name]), []).append(accuracy)
+        if values:
+            result[name] = {
+                value: {"problems": len(found), "accuracy": sum(found) / len(found)}
+                for value, found in sorted(values.items())
+            }
+    return result
 
 
 def wilson_interval(share: float, count: int, z: float = 1.959963984540054) -> tuple[float, float]:
@@ -176,7 +213,7 @@ def pass_at_k(samples: int, correct: int, k: int) -> float:
 
 
 def evaluate_config(config: EvaluateConfig) -> Evaluation:
-    """What `oneshot rlvr eval` does: loads model and problems, then evaluates.
+    """What `oneshot rlvr eval` does without benchmarks: loads model and problems, then evaluates.
 
     Args:
         config: Model, problems, sampling, grader.
@@ -211,6 +248,7 @@ def evaluate_config(config: EvaluateConfig) -> Evaluation:
             batch_size=config.batch_size,
             temperature=config.temperature,
             samples=config.samples,
+            top_p=config.top_p,
             grader=grader,
             seed=config.seed,
             stop_tokens=config.stop_tokens,

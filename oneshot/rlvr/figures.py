@@ -1,4 +1,4 @@
-"""Figures of one step that come from the rollout and its rewards."""
+"""Figures that come from responses and their rewards."""
 
 from __future__ import annotations
 
@@ -11,6 +11,16 @@ import torch
 from oneshot.rlvr.data import Problem
 from oneshot.rlvr.rewards import RewardResult, has_boxed_answer
 from oneshot.rlvr.rollout import Rollout
+
+# Words that Wang et al. 2025 count as self-reflection (section 4.2).
+REFLECTION_WORDS = ("rethink", "recheck", "recalculate")
+
+
+def reflection_shares(texts: Sequence[str]) -> dict[str, float]:
+    """Share of texts that contain each of `REFLECTION_WORDS`, and any of them."""
+    found = [{word for word in REFLECTION_WORDS if word in text.lower()} for text in texts]
+    shares = {word: sum(word in words for words in found) / len(texts) for word in REFLECTION_WORDS}
+    return {**shares, "any": sum(map(bool, found)) / len(texts)}
 
 
 def rollout_figures(rollout: Rollout, result: RewardResult, group_size: int) -> dict[str, float]:
@@ -37,6 +47,7 @@ def rollout_figures(rollout: Rollout, result: RewardResult, group_size: int) -> 
     return {
         **{name: float(value) for name, value in figures.items()},
         "response/boxed_ratio": boxed,
+        "response/reflection_ratio": reflection_shares(rollout.texts)["any"],
         "reward/timeouts": result.timeouts,
         "reward/crashes": result.crashes,
     }

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 import signal
 import sys
 import traceback
@@ -44,6 +45,36 @@ def math_verify_grader() -> Callable[[str, str], float]:
     return grade
 
 
+def strict_grader() -> Callable[[str, str], float]:
+    """The grader of the released code; imports what it needs before the first time limit."""
+    import pylatexenc.latex2text  # noqa: F401
+    import sympy.parsing.sympy_parser  # noqa: F401
+
+    from oneshot.rlvr.strict_grader import is_correct
+
+    return lambda truth, answer: float(is_correct(truth, answer))
+
+
+def harness_grader() -> Callable[[str, str], float]:
+    """The lenient grader of the evaluation harness; math-verify decides what is no number."""
+    from oneshot.rlvr.harness_grader import is_correct
+
+    verify = math_verify_grader()
+    return lambda truth, answer: float(
+        is_correct(truth, answer, lambda gold, found: bool(verify(gold, found)))
+    )
+
+
+def choice_grader() -> Callable[[str, str], float]:
+    r"""The grader of multiple choice: the same label, whatever case, brackets or \text."""
+
+    def label(text: str) -> str:
+        enclosed = re.fullmatch(r"\\(?:text|textbf|mathrm|mathbf)\{(.*)\}", text.strip())
+        return (enclosed[1] if enclosed else text).strip(" ().:").upper()
+
+    return lambda truth, answer: float(label(truth) == label(answer))
+
+
 def named_grader(name: str) -> Callable[[str, Any], float]:
     """The grader that calls a reward function with one response and checks what it returns."""
     from oneshot.rlvr.rewards import is_score
@@ -58,6 +89,14 @@ def named_grader(name: str) -> Callable[[str, Any], float]:
         return float(scores[0])
 
     return grade
+
+
+GRADERS: dict[str, Callable[[], Callable[[str, str], float]]] = {
+    "math_verify": math_verify_grader,
+    "strict": strict_grader,
+    "harness": harness_grader,
+    "choice": choice_grader,
+}
 
 
 def grade_one(grader: Callable[..., float], item: tuple[Any, ...], seconds: float) -> Any:
@@ -82,7 +121,7 @@ def main() -> None:
     os.dup2(2, 1)  # a grader that prints does not disturb the run's output
     signal.signal(signal.SIGALRM, _alarm)
     try:
-        grader = math_verify_grader() if name == "math_verify" else named_grader(name)
+        grader = GRADERS[name]() if name in GRADERS else named_grader(name)
     except Exception:
         connection.send(("failed", traceback.format_exc(limit=-4)))
         return

@@ -67,7 +67,7 @@ class GraderPool:
     """Grades items in worker processes, started at the first use and kept.
 
     Args:
-        function: "math_verify" or "module:function".
+        function: "math_verify", "strict", "harness", "choice" or "module:function".
         workers: Number of processes.
         timeout: Seconds per item.
     """

@@ -1,10 +1,11 @@
-"""The GRPO loss of one micro-batch on the fused ops: a dataclass in, a dataclass out.
+"""The policy loss of one micro-batch on the fused ops: a dataclass in, a dataclass out.
 
     L = policy_coef * L_policy - entropy_coef * H + kl_coef * L_kl
 
-L_policy is the token-level clipped surrogate, H the full-vocabulary entropy and L_kl the clamped k3
-estimate; each is a mean over response tokens, and all of them are of the policy at the rollout
-temperature (logits are divided by it), as in the code released with Wang et al. 2025.
+L_policy is the surrogate that the config names, H the full-vocabulary entropy and L_kl the clamped
+KL estimate, aggregated alike (by default: means over response tokens). All of them are of the
+policy at the rollout temperature (logits are divided by it), as in the code released with Wang et
+al. 2025.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from oneshot import ops
 from oneshot.ops.policy_loss import PolicyMetric
-from oneshot.rlvr.config import AlgorithmConfig
+from oneshot.rlvr.algorithm_config import AlgorithmConfig
 from oneshot.rlvr.microbatch import MicroBatch, response_logits
 from oneshot.rlvr.rollout import Rollout
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 KL_CLAMP = 10.0
+OBJECTIVES = {"clip": "ppo", "cispo": "cispo", "reinforce": "reinforce"}  # names of the op
 
 
 @dataclass(frozen=True)
@@ -35,9 +37,11 @@ class LossInputs:
         logits: [b, R, V] of the current policy, before the temperature.
         response_ids: [b, R] int64.
         mask: [b, R] bool, tokens that count.
-        advantages: [b] float32.
+        advantages: [b], or [b, R] from a critic; float32.
         old_logprobs: [b, R] float32 of the policy that sampled; None: the current policy did.
         ref_logprobs: [b, R] float32 of the reference; None without a KL term.
+        importance_weights: [b] or [b, R] float32, of the policy term; None: all 1.
+        max_length: Divisor of the aggregate "seq-mean-token-sum-norm".
     """
 
     logits: Tensor
@@ -46,23 +50,28 @@ class LossInputs:
     advantages: Tensor
     old_logprobs: Tensor | None = None
     ref_logprobs: Tensor | None = None
+    importance_weights: Tensor | None = None
+    max_length: int | None = None
 
 
 @dataclass(frozen=True)
 class LossOutputs:
-    """The loss (a scalar with gradient) and its figures (scalars without)."""
+    """The loss (a scalar with gradient) and its figures (scalars without).
+
+    Figures named loss/... are aggregated like the loss, the others are means over tokens.
+    """
 
     loss: Tensor
     metrics: dict[str, Tensor]
 
 
-def grpo_loss(inputs: LossInputs, algorithm: AlgorithmConfig, temperature: float) -> LossOutputs:
-    """Loss and figures of one micro-batch, as token means over the micro-batch.
+def policy_loss(inputs: LossInputs, algorithm: AlgorithmConfig, temperature: float) -> LossOutputs:
+    """Loss and figures of one micro-batch, aggregated over the micro-batch.
 
     Args:
         inputs: Logits and what they are judged by. The logits buffer may be overwritten by the
             backward pass.
-        algorithm: Coefficients, clip range, KL estimator.
+        algorithm: Surrogate, coefficients, clip range, KL estimator, aggregate.
         temperature: The rollout temperature.
     """
     logprobs, entropy = ops.token_logprobs_and_entropy(
@@ -80,14 +89,20 @@ def grpo_loss(inputs: LossInputs, algorithm: AlgorithmConfig, temperature: float
         inputs.mask,
         ref_logprobs=inputs.ref_logprobs,
         entropy=entropy,
-        clip_low=algorithm.clip_ratio,
-        clip_high=algorithm.clip_ratio,
+        importance_weights=inputs.importance_weights,
+        objective=OBJECTIVES[algorithm.surrogate],
+        ratio=algorithm.ratio,
+        clip_low=algorithm.clip_low,
+        clip_high=algorithm.clip_high,
+        dual_clip=algorithm.dual_clip,
         policy_coef=algorithm.policy_coef,
         kl=algorithm.kl if with_reference else "none",
-        kl_coef=algorithm.kl_coef if with_reference else 0.0,
+        # A KL in the reward is only reported here.
+        kl_coef=algorithm.kl_coef if with_reference and algorithm.kl_in == "loss" else 0.0,
         kl_clamp=KL_CLAMP if with_reference else None,
         entropy_coef=algorithm.entropy_coef,
-        aggregate="token-mean",
+        aggregate=algorithm.aggregate,
+        max_length=inputs.max_length if algorithm.aggregate.endswith("-norm") else None,
     )
     figures = {
         "loss/total": result.loss.detach(),

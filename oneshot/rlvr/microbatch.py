@@ -110,3 +110,26 @@ def response_logits(model: PreTrainedModel, batch: MicroBatch) -> Tensor:
     )
     logits: Tensor = output.logits
     return logits
+
+
+def loss_weights(masks: Sequence[Tensor], aggregate: str) -> list[float]:
+    """Share of each micro-batch in the loss of the whole update.
+
+    With the shares of its aggregate, the sum over micro-batches is what the whole update in one
+    micro-batch would give.
+
+    Args:
+        masks: [b, R] bool of each micro-batch: the tokens that count.
+        aggregate: "token-mean": by tokens; "sequences": by rows; any other: by the rows that have
+            a token that counts.
+
+    Returns:
+        Numbers that sum to 1; zeros when nothing counts at all.
+    """
+    if aggregate == "token-mean":
+        sizes = torch.stack([mask.sum() for mask in masks]).tolist()
+    elif aggregate == "sequences":
+        sizes = [len(mask) for mask in masks]
+    else:
+        sizes = torch.stack([mask.any(1).sum() for mask in masks]).tolist()
+    return [size / max(1, sum(sizes)) for size in sizes]

@@ -15,6 +15,7 @@ PANELS = (
     ("KL to the reference", ("policy/kl",)),
     ("Gradient norm", ("optimizer/grad_norm",)),
     ("Boxed and truncated share", ("response/boxed_ratio", "response/truncated_ratio")),
+    ("Critic, squared error", ("critic/squared_error",)),
 )
 LABELS = {"response/length_mean": "training", "validation/mean_tokens": "validation"}
 

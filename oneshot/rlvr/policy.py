@@ -30,9 +30,13 @@ def load_policy(
             f"the tokenizer of {config.source!r} has {len(tokenizer)} tokens, but the model "
             f"{str(source)!r} has embeddings for {size}: they do not belong together"
         )
-    device = config.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
     module: torch.nn.Module = model  # transformers' own annotation of `to` is that of a decorator
-    module.to(device).eval()
+    module.to(resolve_device(config.device)).eval()
     return model
+
+
+def resolve_device(device: str) -> str:
+    """A torch device; "auto" is the first GPU if there is one, else the CPU."""
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return device

@@ -1,9 +1,9 @@
-r"""What a response earns: its boxed answer checked by math-verify, a mere box, chance, or yours.
+r"""What a response earns: its boxed answer checked by a grader, a mere box, chance, or yours.
 
 Only the response is looked at, never the prompt: prompts of this field often contain a literal
 `\boxed{}`, which would make a format reward on prompt and response always 1.
 
-math-verify and functions named in the config run in worker processes (`grading.py`), so a grader
+Graders and functions named in the config run in worker processes (`grading.py`), so a grader
 that never returns costs its time-out, scores 0 and is counted, and the run goes on. A function that
 raises is an error of the run: a reward that is wrong in silence is worse than none.
 """
@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from oneshot.rlvr import harness_grader, strict_grader
 from oneshot.rlvr.config import RewardConfig
 from oneshot.rlvr.data import Problem
 from oneshot.rlvr.grading import GraderPool
@@ -87,6 +88,15 @@ def has_boxed_answer(text: str) -> bool:
     return bool((last_boxed(text) or "").strip())
 
 
+# How each grader of answers finds the box.
+EXTRACTORS: dict[str, Callable[[str], str | None]] = {
+    "math_verify": last_boxed,
+    "strict": strict_grader.last_box,
+    "harness": harness_grader.extract,
+    "choice": last_boxed,
+}
+
+
 def make_reward(config: RewardConfig, seed: int = 0) -> Reward:
     """The reward that `config.function` names.
 
@@ -98,8 +108,8 @@ def make_reward(config: RewardConfig, seed: int = 0) -> Reward:
         return FormatReward()
     if config.function == "random":
         return RandomReward(config.random_probability, seed)
-    if config.function == "math_verify":
-        return MathVerifyReward(config.workers, config.timeout)
+    if config.function in EXTRACTORS:
+        return AnswerReward(config.function, config.workers, config.timeout)
     return WorkerReward(config.function, config.workers, config.timeout)
 
 
@@ -128,15 +138,20 @@ class RandomReward(Reward):
         return RewardResult([float(generator.random() < self.probability) for _ in responses])
 
 
-class MathVerifyReward(Reward):
-    """1 iff the last boxed answer equals the problem's answer according to math-verify.
+class AnswerReward(Reward):
+    """1 iff the last boxed answer equals the problem's answer according to a named grader.
 
-    Equal strings need no grader, and a pair of answer and response answer is graded once: in
-    one-example training nearly all responses of a step share a few answers.
+    Graders: "math_verify", "strict" (the rules of Wang et al. 2025, `strict_grader.py`), "harness"
+    (nearly those of its evaluation, which looks beyond boxes, `harness_grader.py`) and "choice" (a
+    letter of a multiple-choice question). Equal strings need no grader, and a pair of answer and
+    response answer is graded once: in one-example training nearly all responses of a step share a
+    few answers.
     """
 
-    def __init__(self, workers: int, timeout: float) -> None:
-        self._pool = GraderPool("math_verify", workers, timeout)
+    def __init__(self, grader: str, workers: int, timeout: float) -> None:
+        self.grader = grader
+        self._extract = EXTRACTORS[grader]
+        self._pool = GraderPool(grader, workers, timeout)
         self._known: dict[tuple[str, str], float] = {}
 
     def __call__(
@@ -146,7 +161,7 @@ class MathVerifyReward(Reward):
         _check_lengths(responses, problems)
         pairs: list[tuple[str, str] | None] = []
         for text, problem in zip(responses, problems, strict=True):
-            boxed = (last_boxed(text) or "").strip()
+            boxed = (self._extract(text) or "").strip()
             pairs.append((problem.answer, boxed) if boxed else None)
         unknown = dict.fromkeys(
             pair for pair in pairs if pair and pair[0] != pair[1] and pair not in self._known
@@ -157,7 +172,7 @@ class MathVerifyReward(Reward):
             graded = self._pool.grade(list(unknown))
             for pair, outcome in zip(unknown, graded, strict=True):
                 if outcome.status == "raised":
-                    raise RewardError(f"math_verify failed on {pair}: {outcome.detail}")
+                    raise RewardError(f"{self.grader} failed on {pair}: {outcome.detail}")
                 if outcome.status == "score":
                     self._known[pair] = outcome.score
                 else:

@@ -40,6 +40,8 @@ class Rollout:
         response_mask: [N, R] bool: the response up to its end-of-sequence token, which is included.
         texts: The N responses without special tokens.
         finished: [N] bool: ended by an end-of-sequence token, not cut at the length limit.
+        logprobs: [N, R] float32 of the tokens as the engine saw them, at its temperature; None
+            when it was not asked for them.
     """
 
     prompt_ids: Tensor
@@ -48,6 +50,7 @@ class Rollout:
     response_mask: Tensor
     texts: list[str]
     finished: Tensor
+    logprobs: Tensor | None = None
 
     def __len__(self) -> int:
         return self.response_ids.shape[0]
@@ -72,6 +75,8 @@ class TransformersEngine:
         top_k: Number of most likely tokens kept, -1 for all.
         max_sequences: Sequences decoded at once.
         stop_tokens: Token texts that end a response besides the model's end-of-sequence ids.
+        report_logprobs: Fill `Rollout.logprobs`: of the whole distribution at the temperature,
+            before top-k and top-p.
     """
 
     def __init__(
@@ -85,7 +90,11 @@ class TransformersEngine:
         top_k: int = -1,
         max_sequences: int = 256,
         stop_tokens: Sequence[str] = (),
+        report_logprobs: bool = False,
     ) -> None:
+        if report_logprobs and temperature == 0:
+            raise ValueError("report_logprobs needs a temperature above 0")
+        self.report_logprobs = report_logprobs
         self.model = model
         self.tokenizer = tokenizer
         self.temperature = temperature
@@ -117,6 +126,9 @@ class TransformersEngine:
         ids = torch.full((len(rows), width), self.pad_id, dtype=torch.int64, device=device)
         lengths = torch.zeros(len(rows), dtype=torch.int64, device=device)
         finished = torch.zeros(len(rows), dtype=torch.bool, device=device)
+        logprobs: Tensor | None = None
+        if self.report_logprobs:
+            logprobs = torch.zeros(len(rows), width, device=device)
         uniforms: Tensor | None = None
         if self.temperature > 0:
             generator = torch.Generator().manual_seed(seed)
@@ -132,6 +144,7 @@ class TransformersEngine:
                 ids[chunk],
                 lengths[chunk],
                 finished[chunk],
+                None if logprobs is None else logprobs[chunk],
             )
         self.model.train(was_training)
         longest = int(lengths.max())
@@ -144,7 +157,13 @@ class TransformersEngine:
             clean_up_tokenization_spaces=False,
         )
         return Rollout(
-            prompt_ids.to(device), prompt_mask.to(device), ids, mask, list(texts), finished
+            prompt_ids.to(device),
+            prompt_mask.to(device),
+            ids,
+            mask,
+            list(texts),
+            finished,
+            None if logprobs is None else torch.where(mask, logprobs[:, :longest], 0),
         )
 
     def _decode(
@@ -154,8 +173,9 @@ class TransformersEngine:
         ids: Tensor,
         lengths: Tensor,
         finished: Tensor,
+        logprobs: Tensor | None,
     ) -> None:
-        """Writes the responses of one chunk into `ids`, `lengths` and `finished`."""
+        """Writes the responses of one chunk into its last four arguments."""
         device = ids.device
         stops = torch.tensor(self.stop_ids, device=device)
         cache, logits, mask, positions = self._read_prompts(rows)
@@ -166,6 +186,9 @@ class TransformersEngine:
             tokens = choose(logits, draw, self.temperature, self.top_k, self.top_p)
             tokens = torch.where(alive, tokens, self.pad_id)
             ids[active, step] = tokens
+            if logprobs is not None:
+                scaled = torch.log_softmax(logits.float() / self.temperature, -1)
+                logprobs[active, step] = scaled.gather(1, tokens[:, None]).squeeze(1)
             lengths[active] += alive
             ended = alive & torch.isin(tokens, stops)
             finished[active] |= ended

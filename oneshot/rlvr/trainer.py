@@ -1,18 +1,17 @@
-"""GRPO on one (or a few) verifiable problems: the loop of Wang et al. 2025 (arXiv:2504.20571).
+"""RL on one (or a few) verifiable problems: the loop of Wang et al. 2025 (arXiv:2504.20571).
 
-One step: sample n responses to each prompt of the batch, score them, turn the scores of each group
-into advantages, take one optimizer step on the clipped policy loss with an entropy bonus and a
-small KL to the untrained model. The loss is in `loss.py`, its arithmetic in `oneshot.ops`. Every
-random number derives from the seed and the step, so a killed run continues bit for bit.
+One step: sample n responses to each prompt of the batch, score them, turn the scores into
+advantages (`credit.py`: against the group, or against a critic), take one optimizer step on the
+policy loss with an entropy bonus and a small KL to the untrained model (`loss.py`; its arithmetic
+is in `oneshot.ops`). Every random number derives from the seed and the step, so a killed run
+continues bit for bit.
 
 What it leaves out, on purpose: several devices, a separate generation engine, several epochs over
-a rollout, filtering of groups without signal, length penalties, PPO's critic, mixed precision.
+a rollout, dynamic sampling (replacing groups without signal), mixed precision.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,32 +20,37 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from oneshot import models, ops
+from oneshot import models
 from oneshot.rlvr import checkpoint, data
 from oneshot.rlvr.config import TrainConfig
-from oneshot.rlvr.data import Problem
+from oneshot.rlvr.credit import CreditInputs, credit, overlong_penalty
+from oneshot.rlvr.critic import Critic
 from oneshot.rlvr.figures import Stopwatch, rollout_figures, sample_rows
 from oneshot.rlvr.metrics import open_log
+from oneshot.rlvr.parts import (
+    data_digest,
+    make_engine,
+    make_updater,
+    open_critic,
+    training_rows,
+)
 from oneshot.rlvr.plots import plot_curves
 from oneshot.rlvr.policy import load_policy
-from oneshot.rlvr.prompt import drop_long, encode
 from oneshot.rlvr.rewards import FunctionReward, RewardFunction, make_reward
-from oneshot.rlvr.rollout import TransformersEngine
+from oneshot.rlvr.rollout import Rollout
+from oneshot.rlvr.selection import fold, step_accuracy, write_history
 from oneshot.rlvr.update import PolicyUpdater
 from oneshot.rlvr.validation import Validation
 from oneshot.runs import checkpoints
 from oneshot.runs.folder import open_run, write_config
-from oneshot.runs.jsonl import read_jsonl
+from oneshot.runs.jsonl import JsonLines, read_jsonl
 from oneshot.runs.seeding import derive_seed
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase
 
 # A resumed run may be longer, speak less or keep fewer checkpoints: that changes no number of it.
 MAY_CHANGE = {"run.steps", "run.keep_checkpoints", "run.progress"}
-
-Row = tuple[Problem, list[int]]
-"""A training problem and its prompt as token ids."""
 
 
 @dataclass(frozen=True)
@@ -94,13 +98,15 @@ def train(
     digest = data_digest(rows)
     policy = load_policy(config.model, start or config.model.source, tokenizer)
     updater = make_updater(config, policy, tokenizer)
-    step = 0 if start is None else _resume(start, updater, digest, config.run.steps)
+    critic = open_critic(config, start)
+    step = 0 if start is None else _resume(start, updater, critic, digest, config.run.steps)
     engine = make_engine(config, policy, tokenizer)
     seed, n = config.run.seed, config.rollout.samples_per_prompt
     score = make_reward(config.reward, seed) if reward is None else FunctionReward(reward)
     validation = Validation(config, policy, tokenizer, folder)
     write_config(folder, config)  # not before everything that can be wrong with it has been seen
     log = open_log(folder, config.run.steps, step if start else None, config.run.progress)
+    visits = JsonLines(folder / "accuracy.jsonl", step if start else None)
     rows = data.repeat_to_batch(rows, config.rollout.batch_size)
     try:
         if dropped:
@@ -117,14 +123,9 @@ def train(
             rollout = engine.generate(prompts, n, derive_seed(seed, "rollout", step))
             watch.lap("rollout")
             result = score(rollout.texts, problems, step)
+            visits.write({"step": step, "accuracy": step_accuracy(problems, result.scores)})
             watch.lap("reward")
-            advantages = ops.group_advantages(
-                torch.tensor(result.scores, device=policy.device),
-                n,
-                scale="std" if config.algorithm.scale_by_std else "none",
-                eps=config.algorithm.advantage_eps,
-            )
-            losses = updater.update(rollout, advantages, step)
+            losses = learn(config, updater, critic, rollout, result.scores, step)
             watch.lap("update")
             figures = {**rollout_figures(rollout, result, n), **losses, **watch.figures(rollout)}
             if validation.due(step):
@@ -132,15 +133,19 @@ def train(
             log.step(step, figures, sample_rows(rollout, result, problems, config.run.log_samples))
             if step % config.run.save_every == 0 or step == config.run.steps:
                 log.sync()
-                _save(folder, config, tokenizer, updater, step, digest)
+                visits.sync()
+                _save(folder, config, tokenizer, updater, critic, step, digest)
             if validation.due(step):
                 log.plot()
     finally:
         score.close()
         validation.close()
+        visits.close()
         log.close()
     # A kill between the last checkpoint and the removal of older ones leaves nothing to train.
     checkpoints.prune(folder / "checkpoints", config.run.keep_checkpoints)
+    accuracy = fold(read_jsonl(folder / "accuracy.jsonl"))
+    write_history(folder / f"acc_step_{config.run.steps}.json", accuracy)
     history = read_jsonl(folder / "metrics.jsonl")
     plot_curves(history, folder / "curves.png")
     last = checkpoints.latest(folder / "checkpoints")
@@ -149,70 +154,45 @@ def train(
     return TrainResult(folder, last, history, dropped)
 
 
-def training_rows(config: TrainConfig, tokenizer: PreTrainedTokenizerBase) -> tuple[list[Row], int]:
-    """The training problems with their prompts as token ids, and how many were too long."""
-    problems = data.read_problems(
-        config.data.path,
-        problem_key=config.data.problem_key,
-        answer_key=config.data.answer_key,
-        empty_answers=config.data.empty_answers,
-        limit=config.data.limit,
+def learn(
+    config: TrainConfig,
+    updater: PolicyUpdater,
+    critic: Critic | None,
+    rollout: Rollout,
+    scores: Sequence[float],
+    step: int,
+) -> dict[str, float]:
+    """One step's learning: scores to credit, then the critic's and the policy's updates."""
+    logprobs = updater.logprobs(rollout)
+    values = None if critic is None else critic.values(rollout)
+    lengths = rollout.response_mask.sum(1)
+    overlong = overlong_penalty(lengths, config.rollout.max_new_tokens, config.algorithm)
+    found = credit(
+        CreditInputs(
+            scores=torch.tensor(scores, device=lengths.device) - overlong,
+            mask=rollout.response_mask,
+            group_size=config.rollout.samples_per_prompt,
+            old_logprobs=logprobs.old,
+            ref_logprobs=logprobs.ref,
+            values=values,
+        ),
+        config.algorithm,
+        config.critic,
     )
-    prompts = encode(problems, tokenizer, config.data.prompt)
-    problems, prompts, dropped = drop_long(problems, prompts, config.rollout.max_prompt_tokens)
-    return list(zip(problems, prompts, strict=True)), dropped
+    figures = dict(found.figures)
+    if config.algorithm.overlong_buffer > 0:
+        figures["reward/overlong_penalty"] = float(overlong.mean())
+    if critic is not None and values is not None and found.returns is not None:
+        figures.update(critic.update(rollout, values, found.returns, step))
+    if critic is None or step > config.critic.warmup_steps:
+        figures.update(updater.update(rollout, found.advantages, step, logprobs))
+    return figures
 
 
-def make_updater(
-    config: TrainConfig, policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
-) -> PolicyUpdater:
-    """Optimizer and, when the KL counts, reference model."""
-    reference = None
-    if config.algorithm.kl_coef > 0:
-        source = config.model.reference or config.model.source
-        reference = load_policy(config.model, source, tokenizer).requires_grad_(False)
-    optimizer = torch.optim.AdamW(
-        policy.parameters(),
-        lr=config.optimizer.lr,
-        betas=config.optimizer.betas,
-        eps=config.optimizer.eps,
-        weight_decay=config.optimizer.weight_decay,
-        fused=True,
-    )
-    return PolicyUpdater(
-        policy=policy,
-        reference=reference,
-        optimizer=optimizer,
-        algorithm=config.algorithm,
-        schedule=config.optimizer,
-        temperature=config.rollout.temperature,
-    )
-
-
-def make_engine(
-    config: TrainConfig, policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
-) -> TransformersEngine:
-    """The engine that samples from the policy as the config says."""
-    return TransformersEngine(
-        policy,
-        tokenizer,
-        temperature=config.rollout.temperature,
-        max_new_tokens=config.rollout.max_new_tokens,
-        top_p=config.rollout.top_p,
-        top_k=config.rollout.top_k,
-        max_sequences=config.rollout.max_sequences,
-        stop_tokens=config.rollout.stop_tokens,
-    )
-
-
-def data_digest(rows: Sequence[Row]) -> str:
-    """Digest of prompts and answers, by which a resumed run knows its data."""
-    text = json.dumps([(prompt, problem.answer) for problem, prompt in rows])
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _resume(start: Path, updater: PolicyUpdater, digest: str, steps: int) -> int:
-    """Gives the updater its state back; returns the step to continue after."""
+def _resume(
+    start: Path, updater: PolicyUpdater, critic: Critic | None, digest: str, steps: int
+) -> int:
+    """Gives updater and critic their state back; returns the step to continue after."""
     state = checkpoint.read_state(start)
     if state.data_digest != digest:
         raise ValueError(f"the training data is not that of the run to resume ({start})")
@@ -227,6 +207,9 @@ def _resume(start: Path, updater: PolicyUpdater, digest: str, steps: int) -> int
         )
     checkpoint.load_optimizer(start, updater.policy, updater.optimizer)
     updater.updates = state.updates
+    if critic is not None:
+        checkpoint.load_optimizer(start / checkpoint.CRITIC, critic.model, critic.optimizer)
+        critic.updates = state.critic_updates
     return state.step
 
 
@@ -235,6 +218,7 @@ def _save(
     config: TrainConfig,
     tokenizer: PreTrainedTokenizerBase,
     updater: PolicyUpdater,
+    critic: Critic | None,
     step: int,
     digest: str,
 ) -> None:
@@ -244,6 +228,7 @@ def _save(
         data_digest=digest,
         threads=torch.get_num_threads(),
         torch_version=torch.__version__,
+        critic_updates=0 if critic is None else critic.updates,
     )
     checkpoint.save(
         folder / "checkpoints",
@@ -252,4 +237,5 @@ def _save(
         updater.optimizer,
         state,
         keep=config.run.keep_checkpoints,
+        critic=critic,
     )

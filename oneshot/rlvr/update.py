@@ -1,25 +1,37 @@
-"""One rollout's worth of optimizer steps."""
+"""One rollout's worth of optimizer steps of the policy."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from oneshot.rlvr.config import AlgorithmConfig, OptimizerConfig
-from oneshot.rlvr.loss import LossInputs, grpo_loss, response_logprobs
-from oneshot.rlvr.microbatch import MicroBatch, response_logits, split
+from oneshot import ops
+from oneshot.ops.policy_loss import WeightMetric
+from oneshot.rlvr.algorithm_config import AlgorithmConfig, OptimizerConfig
+from oneshot.rlvr.loss import LossInputs, policy_loss, response_logprobs
+from oneshot.rlvr.microbatch import MicroBatch, loss_weights, response_logits, split
+from oneshot.rlvr.optimizer import take_step
 from oneshot.rlvr.rollout import Rollout
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-class NonFiniteLossError(FloatingPointError):
-    """The loss or its gradient is NaN or infinite; the weights were not touched by it."""
+@dataclass(frozen=True)
+class RolloutLogprobs:
+    """Log-probs [N, R] of the sampled tokens before the update, 0 where masked.
+
+    Attributes:
+        old: Of the policy; None when nothing needs them (the policy is still the one that sampled).
+        ref: Of the reference; None without one.
+    """
+
+    old: Tensor | None = None
+    ref: Tensor | None = None
 
 
 @dataclass
@@ -29,11 +41,12 @@ class PolicyUpdater:
     Attributes:
         policy: The model that learns. Dropout stays off: a rollout's log-probs must be those of
             the update.
-        reference: The model of the KL term; None without one.
+        reference: The model of the KL; None without one.
         optimizer: Over the policy's parameters.
-        algorithm: Coefficients and micro-batching.
+        algorithm: Loss, coefficients and micro-batching.
         schedule: Learning rate, warm-up, clipping.
         temperature: Of the rollouts.
+        max_length: `rollout.max_new_tokens`, for the aggregate that divides by it.
         updates: Optimizer steps so far.
     """
 
@@ -43,97 +56,144 @@ class PolicyUpdater:
     algorithm: AlgorithmConfig
     schedule: OptimizerConfig
     temperature: float
+    max_length: int | None = None
     updates: int = 0
 
-    def update(self, rollout: Rollout, advantages: Tensor, step: int) -> dict[str, float]:
+    def logprobs(self, rollout: Rollout) -> RolloutLogprobs:
+        """What the credit and the update need to know of policy and reference at rollout time."""
+        algorithm = self.algorithm
+        need_old = (
+            algorithm.updates_per_rollout > 1
+            or algorithm.correction.level != "none"
+            or (algorithm.kl_in == "reward" and self.reference is not None)
+        )
+        old = ref = None
+        if self.reference is None and not need_old:
+            return RolloutLogprobs()
+        batches = split(rollout, list(range(len(rollout))), algorithm.microbatch_tokens)
+        if self.reference is not None:
+            ref = response_logprobs(self.reference, rollout, batches, self.temperature)
+        if need_old:
+            old = response_logprobs(self.policy, rollout, batches, self.temperature)
+        return RolloutLogprobs(old, ref)
+
+    def update(
+        self,
+        rollout: Rollout,
+        advantages: Tensor,
+        step: int,
+        logprobs: RolloutLogprobs | None = None,
+    ) -> dict[str, float]:
         """Takes `updates_per_rollout` optimizer steps, each on its own rows of the rollout.
 
         Args:
             rollout: N sampled responses.
-            advantages: [N] float32.
+            advantages: [N], or [N, R] from a critic; float32.
             step: Rollout step, for the message of an error.
+            logprobs: Of `self.logprobs(rollout)`, if they are already known.
 
         Returns:
             Figures of the update (means over its optimizer steps).
 
         Raises:
             NonFiniteLossError: Before the optimizer step that would have spread it.
+            ValueError: The correction is on and the engine reported no log-probs.
         """
-        rows = list(range(len(rollout)))
-        limit, steps = self.algorithm.microbatch_tokens, self.algorithm.updates_per_rollout
-        old = ref = None
-        if self.reference is not None or steps > 1:
-            batches = split(rollout, rows, limit)
-            if self.reference is not None:
-                ref = response_logprobs(self.reference, rollout, batches, self.temperature)
-            if steps > 1:  # with a single step the policy is still the one that sampled
-                old = response_logprobs(self.policy, rollout, batches, self.temperature)
-        size = len(rows) // steps
-        figures: dict[str, float] = {}
-        for begin in range(0, len(rows), size):
-            batches = split(rollout, rows[begin : begin + size], limit)
-            for name, value in self._step(batches, advantages, old, ref, step).items():
+        if logprobs is None:
+            logprobs = self.logprobs(rollout)
+        weights, figures = self._correction(rollout, logprobs)
+        steps = self.algorithm.updates_per_rollout
+        size = len(rollout) // steps
+        for begin in range(0, len(rollout), size):
+            rows = list(range(begin, begin + size))
+            part = self._step(rollout, rows, advantages, logprobs, weights, step)
+            for name, value in part.items():
                 figures[name] = figures.get(name, 0.0) + value / steps
         return figures
 
+    def _correction(
+        self, rollout: Rollout, logprobs: RolloutLogprobs
+    ) -> tuple[Tensor | None, dict[str, float]]:
+        """Importance weights of trainer against engine, and their figures."""
+        options = self.algorithm.correction
+        if options.level == "none":
+            return None, {}
+        if rollout.logprobs is None:
+            raise ValueError(
+                f"algorithm.correction.level is {options.level!r}, but the rollout engine reported "
+                "no log-probs"
+            )
+        assert logprobs.old is not None
+        weights, metrics = ops.importance_weights(
+            logprobs.old,
+            rollout.logprobs,
+            rollout.response_mask,
+            level=options.level,
+            mode=options.mode,
+            low=options.low,
+            high=options.high,
+            normalize=options.normalize,
+        )
+        values = metrics.tolist()
+        return weights, {
+            "correction/weight_mean": values[WeightMetric.MEAN],
+            "correction/effective_sample_size": values[WeightMetric.EFFECTIVE_SAMPLE_SIZE],
+            "correction/outside": values[WeightMetric.FRACTION_LOW]
+            + values[WeightMetric.FRACTION_HIGH],
+            "correction/kl": values[WeightMetric.KL],
+        }
+
     def _step(
         self,
-        batches: Sequence[MicroBatch],
+        rollout: Rollout,
+        rows: Sequence[int],
         advantages: Tensor,
-        old: Tensor | None,
-        ref: Tensor | None,
+        logprobs: RolloutLogprobs,
+        importance: Tensor | None,
         step: int,
     ) -> dict[str, float]:
+        batches = split(rollout, rows, self.algorithm.microbatch_tokens)
+        masks = [self._mask(rollout, batch) for batch in batches]
+        exact = self.algorithm.microbatch_weighting == "exact"
+        by_token = loss_weights(masks, "token-mean" if exact else "sequences")
+        weights = loss_weights(masks, self.algorithm.aggregate) if exact else by_token
         totals: dict[str, Tensor] = {}
-        weights = microbatch_weights(batches, self.algorithm.microbatch_weighting)
-        for batch, weight in zip(batches, weights, strict=True):
-            width = batch.response_ids.shape[1]
+        for batch, mask, weight, share in zip(batches, masks, weights, by_token, strict=True):
             inputs = LossInputs(
                 logits=response_logits(self.policy, batch),
                 response_ids=batch.response_ids,
-                mask=batch.response_mask,
-                advantages=advantages[batch.rows],
-                old_logprobs=None if old is None else old[batch.rows, :width],
-                ref_logprobs=None if ref is None else ref[batch.rows, :width],
+                mask=mask,
+                advantages=batch_part(advantages, batch),
+                old_logprobs=None if logprobs.old is None else batch_part(logprobs.old, batch),
+                ref_logprobs=None if logprobs.ref is None else batch_part(logprobs.ref, batch),
+                importance_weights=None if importance is None else batch_part(importance, batch),
+                max_length=self.max_length,
             )
-            outputs = grpo_loss(inputs, self.algorithm, self.temperature)
+            outputs = policy_loss(inputs, self.algorithm, self.temperature)
             (outputs.loss * weight).backward()
             for name, value in outputs.metrics.items():
-                totals[name] = totals.get(name, 0) + value * weight
-        norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.schedule.max_grad_norm)
-        totals["optimizer/grad_norm"] = norm
+                part = value * (weight if name.startswith("loss/") else share)
+                totals[name] = totals.get(name, 0) + part
         values = torch.stack([value.double() for value in totals.values()]).tolist()
         figures = dict(zip(totals, values, strict=True))
-        if not torch.isfinite(torch.tensor([figures["loss/total"], values[-1]])).all():
-            self.optimizer.zero_grad(set_to_none=True)
-            raise NonFiniteLossError(
-                f"step {step}: loss {figures['loss/total']}, gradient norm {values[-1]} (optimizer "
-                f"step {self.updates + 1}); the weights were not updated by it and the checkpoints "
-                "of earlier steps are intact"
-            )
-        figures["optimizer/lr"] = self._learning_rate()
-        for group in self.optimizer.param_groups:
-            group["lr"] = figures["optimizer/lr"]
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        taken = take_step(
+            self.policy,
+            self.optimizer,
+            self.schedule,
+            self.updates,
+            figures["loss/total"],
+            f"step {step}: loss",
+        )
         self.updates += 1
-        return figures
+        return {**figures, **{f"optimizer/{name}": value for name, value in taken.items()}}
 
-    def _learning_rate(self) -> float:
-        warmup = self.schedule.warmup_steps
-        return self.schedule.lr * (min(1.0, (self.updates + 1) / warmup) if warmup else 1.0)
+    def _mask(self, rollout: Rollout, batch: MicroBatch) -> Tensor:
+        """The tokens that count in the loss."""
+        if self.algorithm.mask_truncated:
+            return batch.response_mask & rollout.finished[batch.rows][:, None]
+        return batch.response_mask
 
 
-def microbatch_weights(
-    batches: Sequence[MicroBatch], weighting: Literal["tokens", "sequences"]
-) -> list[float]:
-    """Share of each micro-batch in the loss of the whole update.
-
-    "tokens": by its response tokens, so that the sum of the micro-batches' token means is the token
-    mean of all of them. "sequences": by its number of sequences.
-    """
-    if weighting == "tokens":
-        sizes = torch.stack([batch.response_mask.sum() for batch in batches]).tolist()
-    else:
-        sizes = [len(batch.rows) for batch in batches]
-    return [size / sum(sizes) for size in sizes]
+def batch_part(x: Tensor, batch: MicroBatch) -> Tensor:
+    """The rows of a micro-batch, and its columns, of a tensor [N] or [N, R] of the rollout."""
+    return x[batch.rows] if x.dim() == 1 else x[batch.rows, : batch.response_ids.shape[1]]

@@ -76,6 +76,7 @@ class Validation:
             "boxed_ratio": result.boxed_ratio,
             "truncated_ratio": result.truncated_ratio,
             "mean_tokens": result.mean_tokens,
+            "reflection_ratio": result.reflection["any"],
             "timeouts": result.timeouts,
             **{f"pass_at_{k}": value for k, value in result.pass_at_k.items() if k > 1},
         }

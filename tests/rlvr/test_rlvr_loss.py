@@ -8,11 +8,12 @@ import pytest
 import torch
 
 from oneshot import ops
-from oneshot.rlvr.config import AlgorithmConfig, OptimizerConfig
-from oneshot.rlvr.loss import LossInputs, grpo_loss, response_logprobs
-from oneshot.rlvr.microbatch import plan, response_logits, split
+from oneshot.rlvr.algorithm_config import AlgorithmConfig, CorrectionConfig, OptimizerConfig
+from oneshot.rlvr.loss import LossInputs, policy_loss, response_logprobs
+from oneshot.rlvr.microbatch import loss_weights, plan, response_logits, split
+from oneshot.rlvr.optimizer import NonFiniteLossError
 from oneshot.rlvr.rollout import TransformersEngine, token_positions
-from oneshot.rlvr.update import NonFiniteLossError, PolicyUpdater, microbatch_weights
+from oneshot.rlvr.update import PolicyUpdater
 
 TEMPERATURE = 0.6
 
@@ -37,7 +38,7 @@ def oracle(model, reference, rollout, advantages, algorithm, old=None):
     entropy = -(log_softmax.exp() * log_softmax).sum(-1)
     ratio = torch.exp(logp - (logp.detach() if old is None else old.double()))
     a = advantages.double()[:, None]
-    clipped = ratio.clamp(1 - algorithm.clip_ratio, 1 + algorithm.clip_ratio)
+    clipped = ratio.clamp(1 - algorithm.clip_low, 1 + algorithm.clip_high)
     loss = algorithm.policy_coef * masked_mean(torch.maximum(-a * ratio, -a * clipped), mask)
     loss = loss - algorithm.entropy_coef * masked_mean(entropy, mask)
     if algorithm.kl_coef:
@@ -144,7 +145,7 @@ def test_sequence_weighting_is_that_of_the_released_code(scene):
     )
     batches = split(rollout, list(range(12)), 60)
     assert len(batches) > 2
-    assert sum(microbatch_weights(batches, "sequences")) == pytest.approx(1)
+    assert sum(loss_weights([b.response_mask for b in batches], "sequences")) == pytest.approx(1)
     fields = ("prompt_ids", "prompt_mask", "response_ids", "response_mask")
     total = 0
     for batch in batches:
@@ -191,7 +192,7 @@ def test_figures_of_the_paper_sheet():
         inputs = LossInputs(
             logits.clone(), torch.zeros(1, 1, dtype=torch.int64), one, torch.zeros(1)
         )
-        output = grpo_loss(inputs, AlgorithmConfig(entropy_coef=1.0, kl_coef=0.0), temperature)
+        output = policy_loss(inputs, AlgorithmConfig(entropy_coef=1.0, kl_coef=0.0), temperature)
         assert output.loss.item() == pytest.approx(-entropy, abs=1e-5)
     logp = torch.log_softmax(logits, -1)[0, 0, 0].item()
     for d, k3 in ((-1, 0.367879), (0.1, 0.005171), (1, 0.718282), (3, 10.0)):
@@ -203,7 +204,7 @@ def test_figures_of_the_paper_sheet():
             ref_logprobs=torch.full((1, 1), logp + d),
         )
         algorithm = AlgorithmConfig(entropy_coef=0.0, kl_coef=1.0)
-        assert grpo_loss(inputs, algorithm, 1.0).loss.item() == pytest.approx(k3, abs=2e-6)
+        assert policy_loss(inputs, algorithm, 1.0).loss.item() == pytest.approx(k3, abs=2e-6)
 
 
 def test_not_a_number_stops_before_the_step(scene):
@@ -259,3 +260,92 @@ def test_response_logits_has_one_row_per_response_token(scene):
         logits = response_logits(model, batch)
         assert logits.shape[:2] == batch.response_ids.shape
         assert logits.is_contiguous()
+
+
+def correction(level, **options):
+    return AlgorithmConfig(
+        entropy_coef=0.0,
+        kl_coef=0.0,
+        correction=CorrectionConfig(level=level, **options),
+        microbatch_tokens=60,
+    )
+
+
+@pytest.mark.parametrize(
+    ("level", "mode"), [("token", "truncate"), ("token", "mask"), ("sequence", "truncate")]
+)
+def test_an_engine_whose_logprobs_differ_is_corrected(scene, level, mode):
+    """Loss and gradient of sum(w A log p), with w from the formula in float64."""
+    model, _, rollout, advantages = scene
+    mask = rollout.response_mask
+    batches = split(rollout, list(range(12)), 10**6)
+    logp = response_logprobs(model, rollout, batches, TEMPERATURE)
+    generator = torch.Generator().manual_seed(5)
+    noise = 0.5 * torch.randn(logp.shape, generator=generator, dtype=torch.float64)
+    sampler = torch.where(mask, logp + noise, torch.nan)
+    d = torch.where(mask, logp - sampler, 0)
+    w = d.exp() if level == "token" else d.sum(1, keepdim=True).exp()
+    inside = (w >= 0.5) & (w <= 1.5)
+    w = torch.where(inside, w, 0) if mode == "mask" else w.clamp(0.5, 1.5)
+    assert 0.1 < inside.double().mean() < 0.9
+
+    ids = torch.cat([rollout.prompt_ids, rollout.response_ids], 1)
+    attention = torch.cat([rollout.prompt_mask, mask], 1)
+    out = model(ids, attention_mask=attention, position_ids=token_positions(attention)).logits
+    x = torch.log_softmax(out[:, rollout.prompt_ids.shape[1] - 1 : -1].double() / TEMPERATURE, -1)
+    now = x.gather(-1, rollout.response_ids[..., None]).squeeze(-1)
+    ratio = torch.exp(now - now.detach())
+    expected = masked_mean(-w * advantages.double()[:, None] * ratio, mask)
+    gradients = torch.autograd.grad(expected, list(model.parameters()))
+
+    run = updater(model, None, correction(level, mode=mode, low=0.5, high=1.5))
+    figures = run.update(replace(rollout, logprobs=sampler.float()), advantages, 1)
+    assert figures["loss/total"] == pytest.approx(expected.item(), abs=1e-6)
+    kl = masked_mean(-d, mask).item()
+    assert figures["correction/kl"] == pytest.approx(kl, abs=1e-6)
+    assert 0 < figures["correction/effective_sample_size"] < 1
+    assert 0 < figures["correction/outside"] < 1
+    for a, b in zip(run.optimizer.seen[0], gradients, strict=True):
+        torch.testing.assert_close(a, b, atol=5e-7, rtol=1e-5)
+
+
+def test_correction_needs_the_logprobs_of_the_engine(scene):
+    model, _, rollout, advantages = scene
+    with pytest.raises(ValueError, match="'token', but the rollout engine reported no log-probs"):
+        updater(model, None, correction("token")).update(rollout, advantages, 1)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.6])
+def test_the_engine_reports_the_logprobs_of_the_trainer(tiny, temperature):
+    model, tokenizer = tiny
+    engine = TransformersEngine(
+        model, tokenizer, temperature=temperature, max_new_tokens=15, report_logprobs=True,
+        max_sequences=5,
+    )  # fmt: skip
+    rollout = engine.generate([[5, 9, 12], [7], [30, 31, 8, 9, 10]], 4, 11)
+    expected = response_logprobs(model, rollout, split(rollout, list(range(12)), 60), temperature)
+    torch.testing.assert_close(rollout.logprobs, expected, atol=2e-5, rtol=0)
+    with pytest.raises(ValueError, match="temperature above 0"):
+        TransformersEngine(model, tokenizer, temperature=0, max_new_tokens=3, report_logprobs=True)
+
+
+@pytest.mark.parametrize("aggregate", ["token-mean", "seq-mean-token-mean"])
+def test_masked_truncated_responses_leave_the_loss(scene, aggregate):
+    """Whatever the micro-batches, loss and gradient are those of the finished responses alone."""
+    model, _, rollout, advantages = scene
+    algorithm = AlgorithmConfig(
+        entropy_coef=0.3, kl_coef=0.0, aggregate=aggregate, microbatch_tokens=40
+    )
+    kept = rollout.finished.nonzero().squeeze(1)
+    fields = ("prompt_ids", "prompt_mask", "response_ids", "response_mask", "finished")
+    parts = {name: getattr(rollout, name)[kept] for name in fields}
+    alone = updater(model, None, algorithm)
+    expected = alone.update(replace(rollout, texts=[""] * len(kept), **parts), advantages[kept], 1)
+    run = updater(model, None, replace(algorithm, mask_truncated=True))
+    figures = run.update(rollout, advantages, 1)
+    for name in ("loss/total", "policy/entropy"):
+        assert figures[name] == pytest.approx(expected[name], abs=1e-6)
+    for a, b in zip(run.optimizer.seen[0], alone.optimizer.seen[0], strict=True):
+        torch.testing.assert_close(a, b, atol=5e-7, rtol=1e-5)
+    nothing = replace(rollout, finished=torch.zeros_like(rollout.finished))
+    assert run.update(nothing, advantages, 2)["optimizer/grad_norm"] == 0

@@ -33,14 +33,18 @@ def whole(runner, tiny_folder, tmp_path_factory):
 def fingerprint(output):
     """Bytes of the last checkpoint, and every figure but the times."""
     last = checkpoints.latest(output / "checkpoints")
-    files = {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(last.iterdir())}
+    files = {
+        str(p.relative_to(last)): hashlib.sha256(p.read_bytes()).hexdigest()
+        for p in sorted(last.rglob("*"))
+        if p.is_file()
+    }
     assert {"model.safetensors", "optimizer.safetensors", "trainer_state.json"} <= set(files)
     rows = [
         {k: v for k, v in row.items() if not k.startswith("perf/")}
         for row in read_jsonl(output / "metrics.jsonl")
     ]
-    samples = (output / "samples.jsonl").read_bytes()
-    return last.name, files, rows, samples
+    lines = [(output / name).read_bytes() for name in ("samples.jsonl", "accuracy.jsonl")]
+    return last.name, files, rows, lines
 
 
 def assert_same_end(output, whole):
@@ -79,6 +83,39 @@ def test_killed_three_times(runner, tiny_folder, whole, tmp_path):
     assert_same_end(tmp_path / "run", whole[0])
 
 
+PPO = [
+    "--run.keep_checkpoints=2",
+    "--algorithm.advantage=gae",
+    "--algorithm.updates_per_rollout=2",
+    "--algorithm.kl_in=reward",
+    "--algorithm.kl=k1",
+    "--algorithm.correction.level=token",
+    "--critic.optimizer.lr=1e-3",
+    "--critic.optimizer.warmup_steps=9",
+]
+
+
+@pytest.fixture(scope="module")
+def whole_ppo(runner, tiny_folder, tmp_path_factory):
+    output = tmp_path_factory.mktemp("ppo") / "run"
+    status, touches = runner.run(tiny_folder, output, overrides=PPO)
+    assert status == 0
+    return output, touches
+
+
+@pytest.mark.parametrize("share", [0.6, 0.9])
+def test_ppo_killed_and_resumed(runner, tiny_folder, whole_ppo, tmp_path, share):
+    """Critic, its moments and its learning-rate warm-up are part of the checkpoint."""
+    output = tmp_path / "run"
+    kill_at = round(share * whole_ppo[1])
+    status, _ = runner.run(tiny_folder, output, kill_at=kill_at, overrides=PPO)
+    assert status == -signal.SIGKILL
+    assert runner.run(tiny_folder, output, resume=True, overrides=PPO)[0] == 0
+    assert_same_end(output, whole_ppo[0])
+    files = fingerprint(output)[1]
+    assert {"critic/model.safetensors", "critic/optimizer.safetensors"} <= set(files)
+
+
 @pytest.mark.slow
 def test_killed_at_every_file_operation(runner, tiny_folder, whole, tmp_path):
     for touch in range(1, whole[1] + 1):
@@ -106,9 +143,9 @@ def test_a_longer_run_continues_a_finished_one(runner, tiny_folder, whole, tmp_p
     for steps, resume in ((4, False), (6, True)):
         overrides = [*options, f"--run.steps={steps}"]
         assert runner.run(tiny_folder, output, resume=resume, overrides=overrides)[0] == 0
-    last, files, _, samples = fingerprint(output)
-    assert (last, files) == fingerprint(whole[0])[:2]
-    assert samples == (whole[0] / "samples.jsonl").read_bytes()
+    last, files, _, lines = fingerprint(output)
+    expected = fingerprint(whole[0])
+    assert (last, files, lines) == (expected[0], expected[1], expected[3])
 
 
 def test_resume_refuses_another_run(tiny_folder, whole, tmp_path):

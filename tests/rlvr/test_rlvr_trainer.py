@@ -10,9 +10,9 @@ from safetensors.torch import load_file, save_file
 
 from oneshot.rlvr import checkpoint, trainer
 from oneshot.rlvr.config import load_train_config
+from oneshot.rlvr.optimizer import NonFiniteLossError
 from oneshot.rlvr.rewards import RewardError
 from oneshot.rlvr.trainer import train
-from oneshot.rlvr.update import NonFiniteLossError
 from oneshot.runs import checkpoints
 from oneshot.runs.jsonl import read_jsonl
 

@@ -1,0 +1,153 @@
+"""`oneshot rlvr train|eval|select|relabel`: parse the words, call the layer, print the outcome."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+
+def run(name: str, words: list[str]) -> int:
+    """Runs one command of `COMMANDS`; returns its exit status."""
+    return COMMANDS[name](words)
+
+
+def train(words: list[str]) -> int:
+    """`oneshot rlvr train`."""
+    from oneshot.rlvr.config import TrainConfig
+    from oneshot.rlvr.presets import PRESETS, expand_presets
+    from oneshot.runs.config import argument_parser, instantiate
+
+    parser = argument_parser(TrainConfig, "oneshot rlvr train")
+    parser.add_argument(
+        "--resume", action="store_true", help="Continue the run in run.output (or start it)."
+    )
+    parser.add_argument(
+        "--preset", choices=list(PRESETS), help="Options of a published algorithm, at this place."
+    )
+    parsed = parser.parse_args(expand_presets(words))
+    config = instantiate(TrainConfig, parser, parsed)
+    from oneshot.rlvr import trainer
+
+    _hide_loading_bars()
+    result = trainer.train(config, resume=parsed.resume)
+    figures = {k: v for row in result.history for k, v in row.items()}
+    accuracies = [
+        f"{row['validation/accuracy']:.3f} (step {row['step']})"
+        for row in result.history
+        if "validation/accuracy" in row
+    ]
+    print(f"step {figures['step']}: reward {figures['reward/mean']:.3f}")
+    if accuracies:
+        print("validation accuracy " + " -> ".join(dict.fromkeys([accuracies[0], accuracies[-1]])))
+    print(f"model   {result.checkpoint}\ncurves  {result.output / 'curves.png'}")
+    return 0
+
+
+def evaluate(words: list[str]) -> int:
+    """`oneshot rlvr eval`."""
+    from oneshot.rlvr.evaluate_config import EvaluateConfig
+    from oneshot.runs.config import argument_parser, instantiate
+
+    parser = argument_parser(EvaluateConfig, "oneshot rlvr eval")
+    config = instantiate(EvaluateConfig, parser, parser.parse_args(words))
+    _hide_loading_bars()
+    if config.benchmarks:
+        from oneshot.rlvr.suite import run_suite
+
+        print(run_suite(config))
+        return 0
+    from oneshot.rlvr.evaluation import evaluate_config
+
+    result = evaluate_config(config)
+    if config.output is not None:
+        rows = {**result.figures(), "records": result.records}
+        Path(config.output).write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+    print(json.dumps(result.figures(), indent=1))
+    return 0
+
+
+def select(words: list[str]) -> int:
+    """`oneshot rlvr select`."""
+    from oneshot.rlvr import selection
+    from oneshot.rlvr.datafiles import read_rows, write_rows
+
+    parser = argparse.ArgumentParser(
+        prog="oneshot rlvr select",
+        description="Rank training problems by the accuracy history of a run on the whole set.",
+    )
+    add = parser.add_argument
+    add("--history", required=True, help="acc_step_<n>.json, or the accuracy.jsonl of a run")
+    add("--output", required=True, help="CSV to write: rank, index, std, mean, label")
+    add("--method", choices=selection.METHODS, default="variance", help="default: variance")
+    add("--seed", type=int, default=0, help="of --method random")
+    add("--data", help="the whole training set; fills the column label")
+    add("--shots", type=int, nargs="+", default=[], help="write files of the first N ranks")
+    add("--ranks", type=int, nargs="+", default=[], help="write a file of exactly these ranks")
+    add("--files", help="folder of those files (default: that of --output)")
+    add("--rows", type=int, default=128, help="rows of each file, copies included (default 128)")
+    parsed = parser.parse_args(words)
+    ranking = selection.rank(selection.read_history(parsed.history), parsed.method, parsed.seed)
+    wanted = {f"shots_{n}": range(1, n + 1) for n in parsed.shots}
+    if parsed.ranks:
+        wanted["ranks_" + "_".join(map(str, parsed.ranks))] = parsed.ranks
+    if wanted and parsed.data is None:
+        raise ValueError("--shots and --ranks need --data, the whole training set")
+    labels = None
+    files = {}
+    if parsed.data is not None:
+        rows = selection.rows_by_index(read_rows(parsed.data))
+        labels = selection.labels_by_index(rows)
+        folder = Path(parsed.files or Path(parsed.output).parent)
+        for name, ranks in wanted.items():
+            path = folder / f"{name}{Path(parsed.data).suffix}"
+            files[path] = selection.shots(rows, ranking, list(ranks), parsed.rows)
+    selection.write_ranking(parsed.output, ranking, labels)
+    for path, content in files.items():
+        write_rows(path, content)
+        print(f"{path}: {len(content)} rows")
+    best = ", ".join(str(entry.index) for entry in ranking[:5])
+    print(f"{parsed.output}: {len(ranking)} problems, first {best}")
+    return 0
+
+
+def relabel(words: list[str]) -> int:
+    """`oneshot rlvr relabel`."""
+    from oneshot.rlvr import label_noise
+    from oneshot.rlvr.datafiles import read_rows, write_rows
+
+    parser = argparse.ArgumentParser(
+        prog="oneshot rlvr relabel", description="Write a training file with wrong labels."
+    )
+    parser.add_argument("--data", required=True, help=".parquet, .jsonl or .json file")
+    parser.add_argument("--output", required=True, help="file to write, of any of these kinds")
+    how = parser.add_mutually_exclusive_group(required=True)
+    how.add_argument("--label", help="this label for every row (one-example files)")
+    how.add_argument("--fraction", type=float, help="flip this share of the labels, e.g. 0.6")
+    parser.add_argument("--seed", type=int, default=0, help="of --fraction")
+    parsed = parser.parse_args(words)
+    rows = read_rows(parsed.data)
+    if parsed.label is not None:
+        changed = label_noise.relabel(rows, parsed.label)
+        print(f"{parsed.output}: {len(changed)} rows with the label {parsed.label}")
+    else:
+        changed, flipped = label_noise.flip_labels(rows, parsed.fraction, parsed.seed)
+        print(f"{parsed.output}: {len(flipped)} of {len(changed)} labels flipped")
+    write_rows(parsed.output, changed)
+    return 0
+
+
+def _hide_loading_bars() -> None:
+    """Switches off transformers' bars for reading and writing weights."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+
+
+COMMANDS: dict[str, Callable[[list[str]], int]] = {
+    "train": train,
+    "eval": evaluate,
+    "select": select,
+    "relabel": relabel,
+}
