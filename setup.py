@@ -97,9 +97,13 @@ def packages() -> list[str]:
 
 setup(
     version=VERSION,
-    packages=[*packages(), "oneshot.bench"],
-    # The folder stays at the top level; it installs inside the package so that it shadows nothing.
-    package_dir={"oneshot": "oneshot", "oneshot.bench": "bench"},
+    packages=[*packages(), "oneshot.bench", "oneshot.triton_kernels"],
+    # These folders stay at the top level; they install inside the package and so shadow nothing.
+    package_dir={
+        "oneshot": "oneshot",
+        "oneshot.bench": "bench",
+        "oneshot.triton_kernels": "triton_kernels",
+    },
     include_package_data=False,  # only what is named: no benchmark results, no sources
     package_data={"oneshot": ["py.typed", "_build_info.json"], "oneshot.embedded": ["model/*"]},
     ext_modules=[Extension("oneshot._C", sources=[])] if native_wanted() else [],
