@@ -113,7 +113,7 @@ def test_right_kernels_pass(seed: int) -> None:
 def test_the_sanitizers_stop_a_planted_bug(name: str) -> None:
     if VARIANT != "address":
         pytest.skip("needs the address build: make test-gpu-free")
-    code = f"import test_planted_bugs as t; t.run({name!r}, 0)"
+    code = f"import test_cuda_planted_bugs as t; t.run({name!r}, 0)"
     ran = subprocess.run([sys.executable, "-c", code], cwd=HERE, capture_output=True, text=True)
     assert ran.returncode != 0
     assert "AddressSanitizer: use-after-poison" in ran.stderr or "misaligned address" in ran.stderr
