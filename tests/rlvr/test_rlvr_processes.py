@@ -75,6 +75,7 @@ def assert_same_run(output, single):
                 torch.testing.assert_close(found[key], value, atol=2e-4, rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_curve_of_one(tiny_folder, single, tmp_path):
     processes = start(tiny_folder, tmp_path / "run", tmp_path / "logs", *OPTIONS)
     for rank, process in enumerate(processes):
@@ -84,6 +85,7 @@ def test_two_processes_give_the_curve_of_one(tiny_folder, single, tmp_path):
     assert all(row["engine/logprob_difference_max"] < 1e-4 for row in compared)
 
 
+@pytest.mark.slow
 def test_a_killed_process_ends_the_run_which_resumes(tiny_folder, single, tmp_path):
     output = tmp_path / "run"
     processes = start(tiny_folder, output, tmp_path / "logs", *OPTIONS)
