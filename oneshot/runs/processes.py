@@ -144,7 +144,8 @@ def shard(model: torch.nn.Module, device: str, processes: Processes) -> None:
     names: Any = getattr(model, "_no_split_modules", None) or ()  # transformers: its blocks
     blocks = [m for m in model.modules() if type(m).__name__ in names]
     for module in [*blocks, model]:
-        fully_shard(module, mesh=mesh).set_gradient_divide_factor(1.0)
+        # The root, too: else its parameters stay whole after a pass without a backward pass.
+        fully_shard(module, mesh=mesh, reshard_after_forward=True).set_gradient_divide_factor(1.0)
 
 
 def whole(tensor: Tensor) -> Tensor:
