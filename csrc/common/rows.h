@@ -3,6 +3,8 @@
 
 #include <cstdint>
 
+#include "common/host_device.h"
+
 namespace oneshot {
 
 // The leading dimensions of a tensor [..., row length], with adjacent ones merged where the strides
@@ -28,7 +30,7 @@ struct Rows {
     return true;
   }
 
-  int64_t offset(int64_t row) const {
+  ONESHOT_HOST_DEVICE int64_t offset(int64_t row) const {
     int64_t elements = 0;
     for (int d = dims - 1; d > 0; --d) {
       elements += (row % size[d]) * stride[d];

@@ -6,6 +6,7 @@
 // where V(z) adds up upstream[t, z_t] and upstream[t, z_t, z_{t+1}] along a path. E[V | z_t = i] is
 // before_t(i), collected up to step t, plus after_t(i): conditional means, each by one recursion.
 #include <algorithm>
+#include <utility>
 #include <vector>
 
 #include "cpu/hmm_exact.h"
@@ -66,25 +67,66 @@ void put_everywhere(const HmmSequence<T>& s, const SequenceGradients<T>& out, do
   }
 }
 
-// Means of V over the paths that end in each state of step t, from those of step t - 1. Nothing
-// passes through a pair of weight 0, whatever its upstream gradient.
+// sum_n weight_n value_n / sum_n weight_n. Nothing passes through a weight of 0, whatever its
+// value.
+template <typename N>
+class Mean {
+ public:
+  void add(N weight, double value) {
+    if (Number<N>::is_zero(weight)) return;
+    weights_.push_back(weight);
+    values_.push_back(value);
+    total_ = total_ + weight;
+  }
+  double take() {
+    double mean = 0.0;
+    for (size_t n = 0; n < values_.size(); ++n) {
+      mean += Number<N>::ratio(weights_[n], total_) * values_[n];
+    }
+    weights_.clear();
+    values_.clear();
+    total_ = N{};
+    return mean;
+  }
+
+ private:
+  std::vector<N> weights_;
+  std::vector<double> values_;
+  N total_{};
+};
+
+template <>
+class Mean<double> {
+ public:
+  void add(double weight, double value) {
+    total_ += weight;
+    sum_ += weight == 0.0 ? 0.0 : weight * value;
+  }
+  double take() {
+    const double mean = total_ == 0.0 ? 0.0 : sum_ / total_;
+    total_ = sum_ = 0.0;
+    return mean;
+  }
+
+ private:
+  double total_ = 0.0, sum_ = 0.0;
+};
+
+// Means of V over the paths that end in each state of step t, from those of step t - 1.
 template <typename N, typename T>
-void mean_before(const ExactSweep<N, T>& sweep, const Direction<T>& v, int64_t t, double* before) {
+void mean_before(const ExactSweep<N, T>& sweep, const Direction<T>& v, int64_t t,
+                 std::vector<Mean<N>>& means, double* before) {
   const size_t states = v.states;
   const double* from = before + size_t(t - 1) * states;
   double* to = before + size_t(t) * states;
-  for (size_t j = 0; j < states; ++j) {
-    const auto weight = [&](size_t i) {
-      return sweep.alpha(t - 1)[i] * sweep.trans()[i * states + j];
-    };
-    N total{};
-    for (size_t i = 0; i < states; ++i) total = total + weight(i);
-    to[j] = v.state(t, j);
-    for (size_t i = 0; i < states; ++i) {
-      if (Number<N>::is_zero(weight(i))) continue;
-      to[j] += Number<N>::ratio(weight(i), total) * (from[i] + v.pair(t, i * states + j));
+  for (size_t i = 0; i < states; ++i) {
+    const N alpha = sweep.alpha(t - 1)[i];
+    for (size_t j = 0; j < states; ++j) {
+      const size_t ij = i * states + j;
+      means[j].add(alpha * sweep.trans()[ij], from[i] + v.pair(t, ij));
     }
   }
+  for (size_t j = 0; j < states; ++j) to[j] = v.state(t, j) + means[j].take();
 }
 
 // False if N has lost weight that may matter; then nothing was written.
@@ -94,8 +136,9 @@ bool gradients(const HmmSequence<T>& s, const Direction<T>& v, const SequenceGra
   ExactSweep<N, T> sweep(s);
   std::vector<double> before(size_t(s.length) * states);
   for (size_t i = 0; i < states; ++i) before[i] = v.state(0, i);
+  std::vector<Mean<N>> means(states);
   sweep.forward([&](int64_t t) {
-    if (t > 0) mean_before(sweep, v, t, before.data());
+    if (t > 0) mean_before(sweep, v, t, means, before.data());
   });
   if (sweep.impossible()) {
     if (!std::isinf(Number<N>::kLowestExponent) && !sweep.lossless()) return false;
@@ -107,11 +150,11 @@ bool gradients(const HmmSequence<T>& s, const Direction<T>& v, const SequenceGra
     for (int64_t t = s.length - 1; t > 0; --t) sweep.back(t);
     if (!sweep.certified()) return false;
   }
-  std::vector<double> after(states), pair(states * states), value(states * states);
+  std::vector<double> after(states), behind(states), gamma(states), both(states);
+  std::vector<double> pair(states * states), value(states * states);
 
   const auto put_states = [&](int64_t t) {
     double mean = 0.0;
-    std::vector<double> gamma(states), both(states);
     for (size_t i = 0; i < states; ++i) {
       gamma[i] = Number<N>::ratio(sweep.alpha(t)[i] * sweep.beta()[i], Number<N>::from_log(0.0));
       both[i] = before[size_t(t) * states + i] + after[i];
@@ -130,27 +173,25 @@ bool gradients(const HmmSequence<T>& s, const Direction<T>& v, const SequenceGra
   for (int64_t t = s.length - 1; t > 0; --t) {
     sweep.back(t);
     double mean = 0.0;
-    std::vector<double> behind(states);
+    Mean<N> onward_mean;
     for (size_t i = 0; i < states; ++i) {
-      N total{};
-      for (size_t j = 0; j < states; ++j) total = total + sweep.onward()[i * states + j];
+      const N alpha = sweep.alpha(t - 1)[i];
       for (size_t j = 0; j < states; ++j) {
         const size_t ij = i * states + j;
         const N onward = sweep.onward()[ij];
-        pair[ij] = 0.0;
-        if (Number<N>::is_zero(onward)) continue;
         const double ahead = v.pair(t, ij) + v.state(t, j) + after[j];
-        behind[i] += Number<N>::ratio(onward, total) * ahead;
-        pair[ij] = Number<N>::ratio(sweep.alpha(t - 1)[i] * onward, sweep.pair_total());
+        onward_mean.add(onward, ahead);
+        pair[ij] = Number<N>::ratio(alpha * onward, sweep.pair_total());
         value[ij] = before[size_t(t - 1) * states + i] + ahead;
         if (pair[ij] != 0.0) mean += pair[ij] * value[ij];
       }
+      behind[i] = onward_mean.take();
     }
     for (size_t ij = 0; ij < pair.size(); ++ij) {
       out.trans.put(size_t(t - 1) * out.trans_step + ij,
                     pair[ij] == 0.0 ? 0.0 : pair[ij] * (value[ij] - mean + v.scale));
     }
-    after = behind;
+    std::swap(after, behind);
     put_states(t - 1);
   }
   return true;

@@ -1,8 +1,16 @@
 #include "cpu/hmm_exact.h"
 
-#include <type_traits>
+#include <algorithm>
+
+#define ONESHOT_KERNEL_BODY "cpu/hmm_exact.inc"
+#include "cpu/foreach_isa.h"
 
 namespace oneshot::cpu {
+
+double hmm_exponentials(const float* x, int64_t count, double* out, double* lowest) {
+  ONESHOT_DISPATCH_ISA(exact::load, x, count, out, lowest);
+}
+
 namespace {
 
 template <typename T>

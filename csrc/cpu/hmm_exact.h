@@ -6,6 +6,7 @@
 #include <cmath>
 #include <cstdint>
 #include <limits>
+#include <type_traits>
 #include <vector>
 
 #include "cpu/hmm_number.h"
@@ -28,6 +29,30 @@ bool hmm_is_bad(const HmmSequence<T>& s) {
   return found;
 }
 
+// out = exp(x - largest), 0 below e^-708; returns the largest. `lowest`: that of the finite ones,
+// minus the largest. Nothing finite: zeros, 0 and 0. No NaN, no +inf.
+double hmm_exponentials(const float* x, int64_t count, double* out, double* lowest);
+
+// The same for every kind of number, with the exponent of the lowest.
+template <typename N, typename T>
+double hmm_load(const T* x, size_t count, N* out, double* lowest_exponent = nullptr) {
+  constexpr double kNever = -std::numeric_limits<double>::infinity();
+  double high = kNever, lowest = 0.0;
+  if constexpr (std::is_same<N, double>::value && std::is_same<T, float>::value) {
+    high = hmm_exponentials(x, int64_t(count), out, &lowest);
+  } else {
+    for (size_t i = 0; i < count; ++i) high = std::max(high, double(x[i]));
+    if (high == kNever) high = 0.0;
+    for (size_t i = 0; i < count; ++i) {
+      const double shifted = double(x[i]) - high;
+      out[i] = Number<N>::from_log(shifted);
+      if (shifted != kNever) lowest = std::min(lowest, shifted);
+    }
+  }
+  if (lowest_exponent != nullptr) *lowest_exponent = std::min(*lowest_exponent, lowest / kLn2);
+  return high;
+}
+
 // Weights are exp(potential - largest of the row or matrix), and the forward message of every step
 // is scaled by a power of two to a sum in [1, 2), so that only ratios of weights have to fit the
 // range of N. Where they do not fit double, weight is lost; see lossless() and certified().
@@ -47,9 +72,9 @@ class ExactSweep {
   template <typename Visit>
   void forward(const Visit& visit) {
     alpha_.assign(size_t(s_.length) * states_, N{});
-    log_z_ = load(s_.init, states_, emit_.data(), lowest_alpha_);
+    log_z_ = hmm_load(s_.init, states_, emit_.data(), &lowest_alpha_);
     std::copy(emit_.begin(), emit_.end(), alpha_.begin());
-    log_z_ += load(s_.emit(0), states_, emit_.data(), lowest_emit_);
+    log_z_ += hmm_load(s_.emit(0), states_, emit_.data(), &lowest_emit_);
     for (size_t i = 0; i < states_; ++i) alpha_[i] = alpha_[i] * emit_[i];
     settle(0);
     visit(0);
@@ -64,7 +89,7 @@ class ExactSweep {
       settle(t);
       visit(t);
     }
-    if (s_.final != nullptr) log_z_ += load(s_.final, states_, final_.data(), lowest_emit_);
+    if (s_.final != nullptr) log_z_ += hmm_load(s_.final, states_, final_.data(), &lowest_emit_);
     N total{};
     for (size_t i = 0; i < states_; ++i) total = total + alpha(s_.length - 1)[i] * final_[i];
     impossible_ = Number<N>::is_zero(total);
@@ -124,27 +149,12 @@ class ExactSweep {
   }
 
  private:
-  // exp(x - largest) of `count` potentials; returns the largest. `lowest` follows the exponent of
-  // the smallest finite one.
-  static double load(const T* x, size_t count, N* out, double& lowest) {
-    constexpr double kNever = -std::numeric_limits<double>::infinity();
-    double high = kNever;
-    for (size_t i = 0; i < count; ++i) high = std::max(high, double(x[i]));
-    if (high == kNever) high = 0.0;
-    for (size_t i = 0; i < count; ++i) {
-      const double shifted = double(x[i]) - high;
-      out[i] = Number<N>::from_log(shifted);
-      if (shifted != kNever) lowest = std::min(lowest, shifted / kLn2);
-    }
-    return high;
-  }
-
   double load_step(int64_t t) {
     if (loaded_ != s_.trans_into(t)) {
       loaded_ = s_.trans_into(t);
-      loaded_high_ = load(loaded_, trans_.size(), trans_.data(), lowest_trans_);
+      loaded_high_ = hmm_load(loaded_, trans_.size(), trans_.data(), &lowest_trans_);
     }
-    return loaded_high_ + load(s_.emit(t), states_, emit_.data(), lowest_emit_);
+    return loaded_high_ + hmm_load(s_.emit(t), states_, emit_.data(), &lowest_emit_);
   }
 
   void settle(int64_t t) {

@@ -54,9 +54,15 @@ struct Number<double> {
   static double log(double x) { return std::log(x); }
   // 0 for 0, so that an impossible step scales by 1.
   static double exponent(double x) {
-    return x > 0.0 && std::isfinite(x) ? double(std::ilogb(x)) : 0.0;
+    if (!(x > 0.0 && std::isfinite(x))) return 0.0;
+    uint64_t bits;
+    std::memcpy(&bits, &x, sizeof(bits));
+    const auto biased = int64_t(bits >> 52);
+    return biased == 0 ? double(std::ilogb(x)) : double(biased - 1023);
   }
-  static double scaled(double x, double n) { return std::ldexp(x, int(n)); }
+  static double scaled(double x, double n) {
+    return std::fabs(n) <= 1022.0 ? x * pow2_of(int64_t(n)) : std::ldexp(x, int(n));
+  }
   static double ratio(double a, double b) { return a / b; }
 };
 

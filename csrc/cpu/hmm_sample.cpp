@@ -60,7 +60,8 @@ bool sample(const HmmSequence<T>& s, const HmmSampling& how, uint64_t id, int64_
   if (!sweep.lossless()) return false;
   if (sweep.impossible()) return true;
   const auto states = size_t(s.states);
-  std::vector<N> weight(states);
+  std::vector<N> weight(states), leads(states);
+  std::vector<T> column(states);
   std::vector<double> cumulative(states);
   for (int64_t n = 0; n < how.samples; ++n) {
     int64_t* z = path + n * sample_stride;
@@ -69,13 +70,10 @@ bool sample(const HmmSequence<T>& s, const HmmSampling& how, uint64_t id, int64_
       if (t == s.length - 1) {
         for (size_t i = 0; i < states; ++i) weight[i] = weight[i] * sweep.final()[i];
       } else {
-        const T* column = s.trans_into(t + 1) + z[t + 1];
-        T high = -std::numeric_limits<T>::infinity();
-        for (size_t i = 0; i < states; ++i) high = std::max(high, column[i * states]);
-        for (size_t i = 0; i < states; ++i) {
-          const double shifted = double(column[i * states]) - double(high);
-          weight[i] = weight[i] * Number<N>::from_log(shifted);
-        }
+        const T* matrix = s.trans_into(t + 1) + z[t + 1];
+        for (size_t i = 0; i < states; ++i) column[i] = matrix[i * states];
+        hmm_load(column.data(), states, leads.data());
+        for (size_t i = 0; i < states; ++i) weight[i] = weight[i] * leads[i];
       }
       z[t] = draw(weight, uniform<T>(how.seed, id, n, t), cumulative);
     }

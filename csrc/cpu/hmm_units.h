@@ -28,9 +28,10 @@ class HmmScratch {
  public:
   static int64_t lines(int64_t floats) { return (floats + 15) / 16 * 16; }
   HmmScratch() = default;
-  // `floats`: the sum of lines() of all pieces.
+  // `floats`: the sum of lines() of all pieces. The allocator wants whole lines too.
   explicit HmmScratch(int64_t floats)
-      : memory_(static_cast<float*>(std::aligned_alloc(64, size_t(floats + 16) * sizeof(float)))),
+      : memory_(static_cast<float*>(
+            std::aligned_alloc(64, size_t(lines(floats) + 16) * sizeof(float)))),
         next_(memory_.get()) {
     if (memory_ == nullptr) throw std::bad_alloc();
   }

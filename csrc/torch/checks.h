@@ -42,9 +42,15 @@ inline bool same_shape(const Tensor& a, const Tensor& b) {
   return true;
 }
 
-inline void check_cpu(const Tensor& t, const char* name) {
-  if (!t.is_cpu()) fail(name, " must be a CPU tensor");
+// Which library an op belongs to.
+enum class On { kCpu, kCuda };
+
+inline void check_on(On on, const Tensor& t, const char* name) {
+  if (on == On::kCpu && !t.is_cpu()) fail(name, " must be a CPU tensor");
+  if (on == On::kCuda && !t.is_cuda()) fail(name, " must be a CUDA tensor");
 }
+
+inline void check_cpu(const Tensor& t, const char* name) { check_on(On::kCpu, t, name); }
 
 inline void check_same_shape(const Tensor& t, const char* name, const Tensor& other,
                              const char* other_name) {

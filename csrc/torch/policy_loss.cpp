@@ -6,111 +6,11 @@
 #include <tuple>
 #include <vector>
 
-#include "torch/checks.h"
 #include "torch/huge_pages.h"
+#include "torch/policy_loss_layout.h"
 
 namespace oneshot {
 namespace {
-
-using OptionalTensor = std::optional<Tensor>;
-using std::int64_t;
-
-// The layout of `tokens`, with mask and cu_seqlens held dense for as long as the op runs.
-class Layout {
- public:
-  Layout(const Tensor& tokens, const char* name, const OptionalTensor& mask,
-         const OptionalTensor& cu_seqlens)
-      : name_(name), tokens_(tokens) {
-    check_cpu(tokens, name);
-    if (tokens.dim() != (cu_seqlens ? 1 : 2)) {
-      fail(name, cu_seqlens ? " must be [N] with cu_seqlens" : " must be [B, T]", ", got ",
-           shape_text(tokens));
-    }
-    rows.wide = dtype_of(tokens, name) == DType::kFloat64;
-    if (mask) {
-      check_cpu(*mask, "mask");
-      check_dtype(*mask, "mask", ScalarType::Bool, "bool");
-      check_same_shape(*mask, "mask", tokens, name);
-      mask_ = torch::stable::contiguous(*mask);
-      rows.mask = mask_pointer(*mask_);
-    }
-    if (cu_seqlens) {
-      take_bounds(*cu_seqlens);
-    } else {
-      rows.batch = tokens.size(0);
-      rows.width = tokens.size(1);
-    }
-  }
-
-  // A tensor in the shape of the tokens or, if allowed, with one value a sequence.
-  cpu::TokenView view(const OptionalTensor& t, const char* name, bool per_sequence = false) const {
-    cpu::TokenView v;
-    if (!t) return v;
-    check_cpu(*t, name);
-    v.data = t->const_data_ptr();
-    v.dtype = dtype_of(*t, name);
-    if (t->numel() == tokens_.numel() && t->dim() == tokens_.dim()) {
-      check_same_shape(*t, name, tokens_, name_);
-      v.row_stride = t->dim() == 2 ? t->stride(0) : 0;
-      v.token_stride = t->stride(t->dim() - 1);
-      return v;
-    }
-    if (!per_sequence || t->dim() != 1 || t->size(0) != rows.batch) {
-      fail(name, " must have the shape of ", name_, " ", shape_text(tokens_),
-           per_sequence ? " or one value a sequence" : "", ", got ", shape_text(*t));
-    }
-    v.row_stride = t->stride(0);
-    v.token_stride = 0;
-    return v;
-  }
-
-  ScalarType result_type() const { return rows.wide ? ScalarType::Double : ScalarType::Float; }
-
-  Tensor result(std::vector<int64_t> sizes) const {
-    return torch::stable::new_empty(tokens_, sizes, result_type());
-  }
-
-  void put(Tensor& t, const double* values) const {
-    for (int64_t i = 0; i < t.numel(); ++i) {
-      if (rows.wide) {
-        static_cast<double*>(t.mutable_data_ptr())[i] = values[i];
-      } else {
-        static_cast<float*>(t.mutable_data_ptr())[i] = float(values[i]);
-      }
-    }
-  }
-
-  // About 32k tokens a task: less than that is not worth another thread.
-  template <typename F>
-  void parallel(const F& f) const {
-    const int64_t tokens = rows.batch > 0 ? tokens_.numel() / rows.batch : 0;
-    const int64_t grain = 32768 / (tokens > 0 ? tokens : 1);
-    torch::stable::parallel_for(0, rows.batch, grain > 1 ? grain : 1, f);
-  }
-
-  cpu::Sequences rows;
-
- private:
-  void take_bounds(const Tensor& cu_seqlens) {
-    check_cpu(cu_seqlens, "cu_seqlens");
-    check_dtype(cu_seqlens, "cu_seqlens", ScalarType::Long, "int64");
-    if (cu_seqlens.dim() != 1 || cu_seqlens.size(0) < 1) {
-      fail("cu_seqlens must be [B + 1], got ", shape_text(cu_seqlens));
-    }
-    bounds_ = torch::stable::contiguous(cu_seqlens);
-    rows.cu_seqlens = static_cast<const int64_t*>(bounds_->const_data_ptr());
-    rows.batch = bounds_->size(0) - 1;
-    bool rises = rows.cu_seqlens[0] == 0 && rows.cu_seqlens[rows.batch] == tokens_.numel();
-    for (int64_t b = 0; b < rows.batch; ++b) {
-      rises = rises && rows.cu_seqlens[b] <= rows.cu_seqlens[b + 1];
-    }
-    if (!rises) fail("cu_seqlens must rise from 0 to ", tokens_.numel(), " (the tokens)");
-  }
-
-  const char* name_;
-  Tensor tokens_;
-  OptionalTensor mask_, bounds_;
-};
 
 // A result of this shape; a large one is written faster into huge pages.
 Tensor fresh(const Tensor& like, const std::vector<int64_t>& shape,
@@ -141,7 +41,7 @@ std::tuple<Tensor, Tensor, Tensor> policy_loss(
     const OptionalTensor& mask, const OptionalTensor& ref_logprobs, const OptionalTensor& entropy,
     const OptionalTensor& importance_weights, const OptionalTensor& cu_seqlens,
     const OptionalTensor& count, const std::vector<double>& options, int64_t max_length) {
-  const Layout layout(logprobs, "logprobs", mask, cu_seqlens);
+  const Layout layout(On::kCpu, logprobs, "logprobs", mask, cu_seqlens);
   const cpu::PolicyInputs in{layout.rows,
                              layout.view(logprobs, "logprobs"),
                              layout.view(old_logprobs, "old_logprobs"),
@@ -170,7 +70,7 @@ std::tuple<Tensor, Tensor> policy_loss_backward(
     const OptionalTensor& importance_weights, const OptionalTensor& cu_seqlens,
     const Tensor& weights, bool grad_logprobs, bool grad_entropy,
     const std::vector<double>& options, int64_t max_length) {
-  const Layout layout(logprobs, "logprobs", mask, cu_seqlens);
+  const Layout layout(On::kCpu, logprobs, "logprobs", mask, cu_seqlens);
   const cpu::PolicyInputs in{layout.rows,
                              layout.view(logprobs, "logprobs"),
                              layout.view(old_logprobs, "old_logprobs"),
@@ -209,7 +109,7 @@ std::tuple<Tensor, Tensor, Tensor> value_loss(
     const Tensor& values, const OptionalTensor& old_values, const Tensor& returns,
     const OptionalTensor& mask, const OptionalTensor& cu_seqlens, const OptionalTensor& count,
     double clip, int64_t aggregate, bool count_empty, int64_t max_length) {
-  const Layout layout(values, "values", mask, cu_seqlens);
+  const Layout layout(On::kCpu, values, "values", mask, cu_seqlens);
   const cpu::ValueInputs in = value_inputs(layout, values, old_values, returns, clip);
   if (aggregate < 0 || aggregate > 4) fail("aggregate is unknown: ", aggregate);
   const cpu::Normalizer how{cpu::Aggregate(aggregate), count_empty, scalar_or_nan(count, "count"),
@@ -231,7 +131,7 @@ Tensor value_loss_backward(const Tensor& grad_loss, const Tensor& values,
                            const OptionalTensor& old_values, const Tensor& returns,
                            const OptionalTensor& mask, const OptionalTensor& cu_seqlens,
                            const Tensor& weights, double clip) {
-  const Layout layout(values, "values", mask, cu_seqlens);
+  const Layout layout(On::kCpu, values, "values", mask, cu_seqlens);
   const cpu::ValueInputs in = value_inputs(layout, values, old_values, returns, clip);
   check_cpu(weights, "weights");
   check_dtype(weights, "weights", ScalarType::Double, "float64");
@@ -253,7 +153,7 @@ std::tuple<Tensor, Tensor> importance_weights(
     const Tensor& logprobs, const Tensor& sampler_logprobs, const OptionalTensor& mask,
     const OptionalTensor& cu_seqlens, bool per_sequence, bool truncate, double low, double high,
     double log_ratio_clamp, bool normalize, bool ignore_nan) {
-  const Layout layout(logprobs, "logprobs", mask, cu_seqlens);
+  const Layout layout(On::kCpu, logprobs, "logprobs", mask, cu_seqlens);
   std::vector<int64_t> shape{layout.rows.batch};
   if (!per_sequence) shape.assign(logprobs.sizes().begin(), logprobs.sizes().end());
   Tensor weights = fresh(logprobs, shape, layout.result_type());

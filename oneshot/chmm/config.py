@@ -87,6 +87,10 @@ class InitialConfig:
     """Prior precision of a source on a type that `priors` and the data set say nothing about."""
     recall: float = 0.7
     """The same for its recall."""
+    transitions: Literal["sources", "vote"] = "sources"
+    """Whose neighbouring labels are counted: each source's own (the paper's), or those of the
+    majority vote. No source that knows one type only ever follows it by another, so "sources" makes
+    neighbouring entities of different types all but impossible where every source is such a one."""
     priors: dict[str, dict[str, tuple[float, float]]] = field(default_factory=dict)
     """{source: {type: [precision, recall]}}; win over those of the data set."""
     out_precision: float = 0.8

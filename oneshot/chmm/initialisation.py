@@ -65,6 +65,8 @@ def initial_matrices(
     for name, count in zip(sources, np.asarray(counts, np.float64), strict=True):
         pairs = {**(priors or {}).get(name, {}), **config.priors.get(name, {})}
         emissions.append(_emissions(labels, count, pairs, config))
+    if config.transitions == "vote":
+        told = [_majority(v, len(labels)) for v in votes]
     return Matrices(_start(labels), _transitions(labels, told), np.stack(emissions))
 
 
@@ -149,7 +151,7 @@ def _start(labels: LabelSpace) -> Floats:
 
 
 def _transitions(labels: LabelSpace, told: Sequence[Ids]) -> Floats:
-    """Pairs of neighbouring labels of all sources; a sentence begins after an O."""
+    """Pairs of neighbouring labels in each column [T, ...]; a sentence begins after an O."""
     size = len(labels)
     counts = labels.legal_transitions.astype(np.float64)
     for votes in told:
@@ -158,6 +160,13 @@ def _transitions(labels: LabelSpace, told: Sequence[Ids]) -> Floats:
             size, size
         )
     return _stochastic(counts / counts.sum(1, keepdims=True))
+
+
+def _majority(votes: Ids, size: int) -> Ids:
+    """[T, 1]: the label with most votes that are not silence or O, else O."""
+    counts = (votes[:, :, None] == np.arange(size)).sum(1)
+    counts[:, 0] = 0
+    return counts.argmax(1)[:, None]
 
 
 def _emissions(

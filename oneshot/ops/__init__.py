@@ -1,6 +1,7 @@
 """The drop-in torch ops, one module per family."""
 
 from oneshot._load import load as _load
+from oneshot.ops._library import serve_by_triton as _serve_by_triton
 from oneshot.ops.advantage import gae, group_advantages, whiten
 from oneshot.ops.hmm import hmm_entropy, hmm_log_likelihood, hmm_posteriors
 from oneshot.ops.hmm_emissions import combine_emissions
@@ -10,6 +11,7 @@ from oneshot.ops.policy_loss import importance_weights, policy_loss, value_loss
 from oneshot.ops.routing import mix_adapters, routed_ia3, routed_lora, routing_weights
 
 _load()
+_serve_by_triton()  # last: a compiled kernel comes first
 
 __all__ = [
     "combine_emissions",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 from collections.abc import Callable
 from typing import Any
 
@@ -9,6 +11,7 @@ import torch
 
 # IMPL blocks of the native library attach to these schemas, whichever is loaded first.
 _LIBRARY = torch.library.Library("oneshot", "FRAGMENT")
+_REFERENCES: dict[str, Callable[..., Any]] = {}
 
 
 def define(
@@ -30,6 +33,7 @@ def define(
     name = schema.split("(", 1)[0]
     _LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
     _LIBRARY.impl(name, reference, "CompositeExplicitAutograd")
+    _REFERENCES[name] = reference
     torch.library.register_fake(f"oneshot::{name}", fake, lib=_LIBRARY)
     return getattr(torch.ops.oneshot, name).default
 
@@ -43,3 +47,45 @@ def differentiable(
     torch.library.register_autograd(
         f"oneshot::{name}", backward, setup_context=setup_context, lib=_LIBRARY
     )
+
+
+def serve_by_triton(key: str = "CUDA") -> tuple[str, ...]:
+    """Let `oneshot.triton_kernels` serve this dispatch key where no compiled kernel does.
+
+    Triton and the launchers are imported by the first call of an op. float64 stays with the
+    reference, except in `hmm`, whose entropy works in it.
+
+    Args:
+        key: ``"CUDA"``; under the interpreter of Triton, tests also take ``"CPU"``.
+
+    Returns:
+        The names of the ops; none where triton is not installed.
+    """
+    if importlib.util.find_spec("triton") is None:
+        return ()
+    from oneshot.triton_kernels import FAMILY
+
+    served = tuple(
+        name
+        for name in FAMILY
+        if not torch._C._dispatch_has_kernel_for_dispatch_key(f"oneshot::{name}", key)
+    )
+    for name in served:
+        _LIBRARY.impl(name, _launcher(name, FAMILY[name]), key)
+    return served
+
+
+def _launcher(name: str, family: str) -> Callable[..., Any]:
+    reference = _REFERENCES[name]
+
+    def launch(*arguments: Any) -> Any:
+        first = next(x for x in arguments if isinstance(x, torch.Tensor))
+        if first.dtype == torch.float64 and family != "hmm":
+            return reference(*arguments)
+        module = importlib.import_module(f"oneshot.triton_kernels.{family}")
+        if first.device.type != "cuda":
+            return getattr(module, name)(*arguments)
+        with torch.cuda.device(first.device):  # Triton launches on the current one
+            return getattr(module, name)(*arguments)
+
+    return launch

@@ -14,12 +14,16 @@ import yaml
 
 from oneshot.runs import checkpoints
 from oneshot.runs.config import to_dict
+from oneshot.runs.lock import hold
 
 
 def open_run(
     folder: Path, config: Any, resume: bool, may_change: Collection[str]
 ) -> tuple[Path, Path | None]:
-    """Checks the output folder and looks for the checkpoint to continue from. Creates nothing.
+    """Checks the output folder and looks for the checkpoint to continue from.
+
+    Creates nothing but the lock of a folder that is there: two processes that write one run would
+    delete each other's checkpoints.
 
     Args:
         folder: Output folder (the field `run.output` of the config).
@@ -34,6 +38,7 @@ def open_run(
     Raises:
         FileExistsError: The folder has files in it and `resume` is False.
         ValueError: The earlier run has another config.
+        RuntimeError: Another process is writing this folder.
     """
     if folder.exists() and not folder.is_dir():
         raise FileExistsError(f"run.output: {folder} is a file")
@@ -42,6 +47,8 @@ def open_run(
         raise FileExistsError(
             f"run.output: {folder} is not empty; continue its run with --resume, or name another"
         )
+    if folder.is_dir():
+        hold(folder)
     if written.exists():
         before = yaml.safe_load(written.read_text(encoding="utf-8"))
         _check_same(before, to_dict(config), may_change, written)
@@ -55,6 +62,7 @@ def open_run(
 def write_config(folder: Path, config: Any) -> None:
     """Creates the folder, if need be, with the resolved config in it."""
     folder.mkdir(parents=True, exist_ok=True)
+    hold(folder)
     temporary = folder / "config.writing"
     temporary.write_text(yaml.safe_dump(to_dict(config), sort_keys=False), encoding="utf-8")
     temporary.replace(folder / "config.yaml")

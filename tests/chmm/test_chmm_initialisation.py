@@ -43,6 +43,20 @@ def test_transitions_are_counts_of_all_sources_and_one_for_each_legal_pair():
     assert 0 < found[OUT, IN] < 2e-6
 
 
+def test_transitions_of_the_majority_vote_know_neighbours_of_two_types():
+    """Two sources of one type each: neither has ever seen the other's type follow its own."""
+    votes = [[[B, -1], [-1, BY], [OUT, IY], [OUT, OUT], [-1, -1]]]
+    apart = matrices(TWO, votes).transitions
+    assert apart[B, BY] == pytest.approx(1 / 5, rel=1e-5)  # the pseudo-count of four, and B O
+    together = matrices(TWO, votes, InitialConfig(transitions="vote")).transitions
+    counts = np.ones(5)  # from B: one for each label that may follow, none for I-y
+    counts[[BY, IY]] = 2, 0
+    expected = np.maximum(counts / counts.sum(), 1e-6)
+    np.testing.assert_allclose(together[B], expected / expected.sum(), rtol=1e-12)
+    assert together[OUT] == pytest.approx([2 / 5, 2 / 5, 1e-6, 1 / 5, 1e-6], rel=1e-5)
+    assert together[IY] == pytest.approx([2 / 5, 1 / 5, 1e-6, 1 / 5, 1 / 5], rel=1e-5)
+
+
 def by_hand(labels, recall, precision, count):
     """The recipe, entry by entry."""
     size = len(labels)

@@ -14,6 +14,7 @@ from oneshot.chmm.data import ABSTAIN
 from oneshot.chmm.metrics import evaluate
 from oneshot.chmm.observations import observations
 from oneshot.chmm.synthetic import GUESSES, KNOWN, KNOWS, LABELS, generate
+from oneshot.chmm.synthetic_runs import run_seeds, table
 
 
 @pytest.fixture(scope="module")
@@ -118,3 +119,31 @@ def test_each_model_has_room_above_the_last(made):
     assert max(votes) + 0.05 < of_hmm["f1"]
     assert of_hmm["f1"] + 0.05 < of_domains["f1"]
     assert of_domains["nll"] < 0.8 * of_hmm["nll"]
+
+
+@pytest.mark.slow
+def test_chmm_above_hmm_above_vote_by_five_points_on_five_seeds(tmp_path):
+    found = run_seeds(range(5), tmp_path, say=lambda _: None)
+    f1, nll, likelihood = (
+        {name: np.array(row[key]) for name, row in found.items() if key in row}
+        for key in ("f1", "nll", "log_likelihood_per_token")
+    )
+    assert (f1["CHMM"] > f1["HMM"] + 0.05).all()
+    assert (f1["HMM"] > f1["majority vote"] + 0.05).all()
+    assert (nll["CHMM"] < nll["HMM"]).all()
+    assert (nll["HMM"] < nll["majority vote"]).all()
+    assert (likelihood["CHMM"] > likelihood["HMM"]).all()
+
+
+def test_table_of_seeds():
+    rows = {"vote": {"f1": [0.5, 0.6], "nll": [float("inf"), 1.0]}, "HMM": {"f1": [0.7]}}
+    assert table(rows).splitlines()[2:] == [
+        "| vote | 55.0 ± 7.1 |  |  | inf |  |  |",
+        "| HMM | 70.0 |  |  |  |  |  |",
+    ]
+
+
+@pytest.mark.parametrize("seeds", [[], [1, 1]])
+def test_seeds_must_differ(seeds, tmp_path):
+    with pytest.raises(ValueError, match="seeds must be different numbers"):
+        run_seeds(seeds, tmp_path)

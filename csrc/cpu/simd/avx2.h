@@ -154,6 +154,12 @@ inline F32 scale_exponent(F32 a, F32 n) {
   const F32 half = round_even(n * set1(0.5f));
   return a * exp2_integral(half) * exp2_integral(n - half);
 }
+inline F32 split_exponent(F32 x, F32* n) {
+  const __m256i bits = _mm256_castps_si256(x.v);
+  n->v = _mm256_cvtepi32_ps(_mm256_sub_epi32(_mm256_srli_epi32(bits, 23), _mm256_set1_epi32(127)));
+  const __m256i fraction = _mm256_and_si256(bits, _mm256_set1_epi32(0x7fffff));
+  return {_mm256_castsi256_ps(_mm256_or_si256(fraction, _mm256_set1_epi32(0x3f800000)))};
+}
 inline F32 round_even(F32 a) {
   return {_mm256_round_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
 }

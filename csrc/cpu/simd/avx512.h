@@ -134,6 +134,10 @@ inline F32 scale_exponent(F32 a, F32 n) { return {_mm512_scalef_ps(a.v, n.v)}; }
 inline F32 round_even(F32 a) {
   return {_mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
 }
+inline F32 split_exponent(F32 x, F32* n) {
+  n->v = _mm512_getexp_ps(x.v);
+  return {_mm512_getmant_ps(x.v, _MM_MANT_NORM_1_2, _MM_MANT_SIGN_src)};
+}
 
 inline void transpose(F32 (&rows)[16]) {
   __m512 a[16], b[16];

@@ -128,6 +128,13 @@ inline F32 scale_exponent(F32 a, F32 n) {
   return a * exp2_integral(half) * exp2_integral(n - half);
 }
 inline F32 round_even(F32 a) { return {std::nearbyint(a.v)}; }
+// x = m * 2^n with 1 <= m < 2, for positive normal x; returns m.
+inline F32 split_exponent(F32 x, F32* n) {
+  int exponent;
+  const float m = std::frexp(x.v, &exponent);
+  *n = {float(exponent - 1)};
+  return {m * 2.0f};
+}
 
 // kWidth vectors as the rows of a square: rows become columns.
 inline void transpose(F32 (&)[1]) {}

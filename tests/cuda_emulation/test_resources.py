@@ -1,0 +1,87 @@
+"""What ptxas says of every kernel: nothing spills, and vectors move where docs/gpu.md claims so."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from emulation import ROOT
+
+SOURCES = sorted(path.stem for path in (ROOT / "csrc" / "cuda").glob("*.cu"))
+ARCHITECTURES = ("sm_80", "sm_90", "sm_100")
+QUICK = {("advantage_gae", "sm_90"), ("logprob", "sm_90")}
+# Kernel (by a part of its name) -> least number of 128-bit accesses it makes: of loads, of stores.
+VECTORS = {
+    "logprob_segments_kernelIf": (8, 0),
+    "logprob_segments_kernelINS_8BFloat16": (4, 0),
+    "logprob_segments_kernelINS_7Float16": (4, 0),
+    "logprob_backward_kernelIf": (8, 8),
+    "logprob_backward_kernelINS_8BFloat16": (4, 4),
+    "logprob_backward_kernelINS_7Float16": (4, 4),
+}
+
+pytestmark = pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not installed")
+
+
+def compile_for(stem: str, architecture: str, *options: str) -> str:
+    command = ["nvcc", "-std=c++17", "-O3", f"-arch={architecture}", "-I", ROOT / "csrc", *options,
+               ROOT / "csrc" / "cuda" / f"{stem}.cu"]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stderr
+
+
+def report(text: str) -> dict[str, dict[str, int]]:
+    """Kernel -> stack, spill stores, spill loads, registers, static shared memory."""
+    kernels: dict[str, dict[str, int]] = {}
+    for part in re.split(r"Compiling entry function '", text)[1:]:
+        frame = re.search(
+            r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", part
+        )
+        shared, registers = re.search(r"(\d+) bytes smem", part), re.search(r"Used (\d+) reg", part)
+        assert frame, part
+        assert registers, part
+        kernels[part.split("'", 1)[0]] = {
+            "stack": int(frame[1]), "spills": int(frame[2]) + int(frame[3]),
+            "registers": int(registers[1]), "shared": int(shared[1]) if shared else 0,
+        }  # fmt: skip
+    return kernels
+
+
+@pytest.mark.parametrize(
+    ("stem", "architecture"),
+    [
+        pytest.param(s, a, marks=() if (s, a) in QUICK else pytest.mark.gpu_free)
+        for s in SOURCES
+        for a in ARCHITECTURES
+    ],
+)
+def test_no_kernel_spills(stem: str, architecture: str, tmp_path: Path) -> None:
+    text = compile_for(
+        stem, architecture, "-Xptxas", "-v", "-cubin", "-o", str(tmp_path / "kernels.cubin")
+    )
+    kernels = report(text)
+    assert kernels
+    for name, used in kernels.items():
+        assert used["spills"] == 0, (name, used)
+        assert used["stack"] == 0, (name, used)
+        assert used["registers"] <= 128, (name, used)
+        assert used["shared"] <= 48 * 1024, (name, used)
+
+
+@pytest.mark.parametrize(
+    "architecture",
+    [pytest.param(a, marks=() if a == "sm_90" else pytest.mark.gpu_free) for a in ARCHITECTURES],
+)
+def test_vector_accesses_where_claimed(architecture: str, tmp_path: Path) -> None:
+    ptx = tmp_path / "logprob.ptx"
+    compile_for("logprob", architecture, "-ptx", "-o", str(ptx))
+    bodies = dict(re.findall(r"\.entry (\w+)\(.*?\n\{(.*?)\n\}", ptx.read_text(), re.DOTALL))
+    wide = r"\.global[.a-z]*\.(?:v4\.[buf]32|v2\.[buf]64)"
+    for part, (loads, stores) in VECTORS.items():
+        (body,) = [body for name, body in bodies.items() if part in name]
+        assert len(re.findall("ld" + wide, body)) >= loads, part
+        assert len(re.findall("st" + wide, body)) >= stores, part

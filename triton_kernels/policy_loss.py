@@ -1,0 +1,231 @@
+"""Triton kernels of the policy loss: one pass over the tokens forward, one backward.
+
+Ratios of whole sequences take one more pass each way. A last small kernel turns the sums of the
+sequences into loss, metrics and token weights, so that nothing waits for the host.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+from oneshot.triton_kernels._launch import ceil_div, single
+from oneshot.triton_kernels.policy_loss_backward import backward_kernel
+from oneshot.triton_kernels.policy_loss_sums import SUMS, sequence_sums
+from oneshot.triton_kernels.policy_loss_terms import kl_terms, policy_terms
+from oneshot.triton_kernels.policy_loss_tokens import (
+    BLOCK,
+    SPLITS,
+    Layout,
+    clamp,
+    counted,
+    layout,
+    mean_of,
+    span,
+    take,
+    total,
+)  # fmt: skip
+from oneshot.triton_kernels.policy_loss_total import total_kernel
+from oneshot.triton_kernels.policy_loss_values import value_loss, value_loss_backward
+from oneshot.triton_kernels.policy_loss_weights import importance_weights
+
+__all__ = [
+    "importance_weights",
+    "policy_loss",
+    "policy_loss_backward",
+    "value_loss",
+    "value_loss_backward",
+]
+
+
+@triton.jit(do_not_specialize=["width", "total_tokens", "new_stride", "old_stride"])
+def _log_ratio_kernel(
+    new, new_stride, old, old_stride, cu_seqlens, width, total_tokens, mask, partial,
+    PACKED: tl.constexpr, HAS_MASK: tl.constexpr,
+):  # fmt: skip
+    """Of each split: the sum of its log-ratios, and how many tokens count."""
+    b = (tl.program_id(0) // SPLITS).to(tl.int64)
+    split = tl.program_id(0) % SPLITS
+    first, length, flaw = span(b, cu_seqlens, width, total_tokens, PACKED)
+    log_ratios = tl.zeros([], tl.float64) + flaw
+    tokens = tl.zeros([], tl.float64)
+    for start in range(split * BLOCK, length, SPLITS * BLOCK):
+        at = start + tl.arange(0, BLOCK)
+        used = counted(mask, b * width + first + at, at < length, HAS_MASK)
+        log_ratio = take(new, new_stride, b, first + at, used, True)
+        log_ratio -= take(old, old_stride, b, first + at, used, True)
+        log_ratios += total(log_ratio)
+        tokens += total(tl.where(used, 1.0, 0.0))
+    out = partial + (b * SPLITS + split) * 2
+    tl.store(out, log_ratios)
+    tl.store(out + 1, tokens)
+
+
+@triton.jit(do_not_specialize=[
+    "width", "total_tokens", "new_stride", "old_stride", "advantage_stride", "ref_stride",
+    "weight_stride", "entropy_stride",
+])  # fmt: skip
+def _forward_kernel(
+    new, new_stride, old, old_stride, advantages, advantage_stride, ref, ref_stride,
+    weights, weight_stride, entropy, entropy_stride, cu_seqlens, width, total_tokens, mask,
+    log_ratios, sums,
+    clip_min, clip_max, dual_clip, delta, low, high, kl_bound, kl_value_bound,
+    PACKED: tl.constexpr, HAS_MASK: tl.constexpr, HAS_OLD: tl.constexpr,
+    TOKEN_ADVANTAGE: tl.constexpr, HAS_WEIGHT: tl.constexpr, TOKEN_WEIGHT: tl.constexpr,
+    HAS_ENTROPY: tl.constexpr, SURROGATE: tl.constexpr, SEQUENCE: tl.constexpr,
+    KL: tl.constexpr, KL_WEIGHTED: tl.constexpr,
+):  # fmt: skip
+    """Sums over the blocks of one split."""
+    b = (tl.program_id(0) // SPLITS).to(tl.int64)
+    split = tl.program_id(0) % SPLITS
+    first, length, flaw = span(b, cu_seqlens, width, total_tokens, PACKED)
+    zero = tl.zeros([], tl.float64)
+    policy, kl_sum, entropies, log_ratio_sum = zero + flaw, zero, zero, zero
+    ratios, tokens, lows, highs, duals = zero, zero, zero, zero, zero
+    smallest, largest = zero + float("inf"), zero - float("inf")
+    for start in range(split * BLOCK, length, SPLITS * BLOCK):
+        at = start + tl.arange(0, BLOCK)
+        used = counted(mask, b * width + first + at, at < length, HAS_MASK)
+        at += first
+        x = take(new, new_stride, b, at, used, True)
+        log_ratio = x * 0.0
+        if HAS_OLD:
+            log_ratio = x - take(old, old_stride, b, at, used, True)
+        exponent = log_ratio
+        if SEQUENCE:
+            exponent = log_ratio * 0.0 + mean_of(log_ratios, b).to(tl.float32)
+        ratio = tl.exp(clamp(exponent, low, high))
+        advantage = take(advantages, advantage_stride, b, at, used, TOKEN_ADVANTAGE)
+        value, by_logprob, by_log_ratio, cut_low, cut_high, cut_dual = policy_terms(
+            x, ratio, advantage, SURROGATE, clip_min, clip_max, dual_clip, delta
+        )
+        if HAS_WEIGHT:
+            value = value * take(weights, weight_stride, b, at, used, TOKEN_WEIGHT)
+        policy += total(tl.where(used, value, 0.0))
+        if KL > 0:
+            kl, slope = kl_terms(x, take(ref, ref_stride, b, at, used, True), KL, kl_bound,
+                             kl_value_bound)  # fmt: skip
+            if KL_WEIGHTED:
+                kl = kl * ratio
+            kl_sum += total(tl.where(used, kl, 0.0))
+        if HAS_ENTROPY:
+            entropies += total(take(entropy, entropy_stride, b, at, used, True))
+        log_ratio_sum += total(log_ratio)
+        ratios += total(tl.where(used, ratio, 0.0))
+        tokens += total(tl.where(used, 1.0, 0.0))
+        lows += total(tl.where(used & cut_low, 1.0, 0.0))
+        highs += total(tl.where(used & cut_high, 1.0, 0.0))
+        duals += total(tl.where(used & cut_dual, 1.0, 0.0))
+        wide = ratio.to(tl.float64)
+        smallest = tl.minimum(smallest, tl.min(tl.where(used, wide, float("inf")), 0))
+        largest = tl.maximum(largest, tl.max(tl.where(used, wide, -float("inf")), 0))
+    out = sums + (b * SPLITS + split) * SUMS
+    tl.store(out, policy)
+    tl.store(out + 1, kl_sum)
+    tl.store(out + 2, entropies)
+    tl.store(out + 3, log_ratio_sum)
+    tl.store(out + 4, ratios)
+    tl.store(out + 5, tokens)
+    tl.store(out + 6, lows)
+    tl.store(out + 7, highs)
+    tl.store(out + 8, duals)
+    tl.store(out + 9, smallest)
+    tl.store(out + 10, largest)
+
+
+class _Options:
+    """The list `options` of the schema, sorted into numbers and switches of the kernels."""
+
+    def __init__(self, options, has_ref):
+        (
+            surrogate, ratio, clip_min, clip_max, dual_clip, delta, low, high, kl, kl_weighted,
+            kl_bound, kl_value_bound, self.policy_coef, self.kl_coef, self.entropy_coef,
+            aggregate, kl_aggregate, entropy_aggregate, count_empty,
+        ) = options  # fmt: skip
+        self.numbers = [single(x) for x in (clip_min, clip_max, dual_clip, delta, low, high,
+                                            kl_bound, kl_value_bound)]  # fmt: skip
+        self.ratio = int(ratio)
+        self.flags = {
+            "SURROGATE": int(surrogate),
+            "SEQUENCE": self.ratio != 0,
+            "KL": int(kl) if has_ref else 0,
+            "KL_WEIGHTED": bool(kl_weighted),
+        }
+        self.modes = {
+            "COUNT_EMPTY": bool(count_empty),
+            "AGGREGATE": int(aggregate),
+            "KL_AGGREGATE": int(kl_aggregate),
+            "ENTROPY_AGGREGATE": int(entropy_aggregate),
+        }
+
+
+def _inputs(at: Layout, new, old, advantages, ref, weights):
+    """Pointers and strides of the data, and their switches."""
+    tensors = [argument for x in (new, old, advantages, ref, weights) for argument in at.tokens(x)]
+    return tensors, {
+        "HAS_OLD": old is not None,
+        "TOKEN_ADVANTAGE": at.per_token(advantages),
+        "HAS_WEIGHT": weights is not None,
+        "TOKEN_WEIGHT": at.per_token(weights),
+    }
+
+
+def policy_loss(
+    logprobs, old_logprobs, advantages, mask, ref_logprobs, entropy, importance_weights,
+    cu_seqlens, count, options, max_length,
+):  # fmt: skip
+    """Launcher of the op."""
+    at = layout(logprobs, mask, cu_seqlens)
+    choice = _Options(options, ref_logprobs is not None)
+    tensors, flags = _inputs(
+        at, logprobs, old_logprobs, advantages, ref_logprobs, importance_weights
+    )
+    double = {"dtype": torch.float64}
+    loss = logprobs.new_empty((), dtype=torch.float32)
+    metrics = logprobs.new_empty(14, dtype=torch.float32)
+    weights = logprobs.new_empty((4, at.batch), **double)
+    programs = at.batch * SPLITS.value
+    log_ratios = logprobs.new_zeros((programs, 2), **double)
+    if choice.flags["SEQUENCE"] and old_logprobs is not None and programs:
+        _log_ratio_kernel[(programs,)](*tensors[:4], *at.arguments(), log_ratios, **at.flags())
+    sums = logprobs.new_empty((programs, SUMS.value), **double)
+    by_sequence = logprobs.new_empty((SUMS.value, at.batch), **double)
+    if programs:
+        _forward_kernel[(programs,)](
+            *tensors, *at.tokens(entropy), *at.arguments(), log_ratios, sums, *choice.numbers,
+            **at.flags(), **flags, **choice.flags, HAS_ENTROPY=entropy is not None,
+        )  # fmt: skip
+        sequence_sums[(ceil_div(at.batch, 16),)](sums, by_sequence, at.batch)
+    total_kernel[(1,)](
+        by_sequence, loss if count is None else count, loss, metrics, weights, at.batch,
+        max_length, single(choice.policy_coef), single(choice.kl_coef),
+        single(choice.entropy_coef), HAS_COUNT=count is not None, **choice.modes, num_warps=8,
+    )  # fmt: skip
+    return loss, metrics, weights
+
+
+def policy_loss_backward(
+    grad_loss, logprobs, old_logprobs, advantages, mask, ref_logprobs, importance_weights,
+    cu_seqlens, weights, grad_logprobs, grad_entropy, options, max_length,
+):  # fmt: skip
+    """Launcher of the op."""
+    at = layout(logprobs, mask, cu_seqlens)
+    choice = _Options(options, ref_logprobs is not None and options[13] != 0)
+    tensors, flags = _inputs(
+        at, logprobs, old_logprobs, advantages, ref_logprobs, importance_weights
+    )
+    by_logprobs, by_entropy = at.fresh(grad_logprobs), at.fresh(grad_entropy)
+    programs = at.batch * SPLITS.value
+    if programs == 0 or not (grad_logprobs or grad_entropy):
+        return by_logprobs, by_entropy
+    shared = logprobs.new_empty((programs, 2), dtype=torch.float64)
+    passes = (1, 2) if choice.ratio == 1 and grad_logprobs else (0,)
+    for number in passes:
+        backward_kernel[(programs,)](
+            *tensors, *at.arguments(), grad_loss, weights.contiguous(), at.batch, shared,
+            by_logprobs, by_entropy, *choice.numbers, **at.flags(), **flags, **choice.flags,
+            HAS_POLICY=choice.policy_coef != 0, NEED_LOGPROBS=grad_logprobs,
+            NEED_ENTROPY=grad_entropy and number != 1, SHARED=number,
+        )  # fmt: skip
+    return by_logprobs, by_entropy

@@ -1,0 +1,100 @@
+"""Triton kernel of the gradient of the policy loss."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from oneshot.triton_kernels.policy_loss_terms import kl_terms, policy_terms
+from oneshot.triton_kernels.policy_loss_tokens import (
+    BLOCK,
+    SPLITS,
+    clamp,
+    counted,
+    mean_of,
+    span,
+    take,
+    total,
+)  # fmt: skip
+
+
+@triton.jit(do_not_specialize=[
+    "width", "total_tokens", "batch", "new_stride", "old_stride", "advantage_stride",
+    "ref_stride", "weight_stride",
+])  # fmt: skip
+def backward_kernel(
+    new, new_stride, old, old_stride, advantages, advantage_stride, ref, ref_stride,
+    weights, weight_stride, cu_seqlens, width, total_tokens, mask,
+    grad_loss, token_weights, batch, shared, by_logprobs, by_entropy,
+    clip_min, clip_max, dual_clip, delta, low, high, kl_bound, kl_value_bound,
+    PACKED: tl.constexpr, HAS_MASK: tl.constexpr, HAS_OLD: tl.constexpr,
+    TOKEN_ADVANTAGE: tl.constexpr, HAS_WEIGHT: tl.constexpr, TOKEN_WEIGHT: tl.constexpr,
+    SURROGATE: tl.constexpr, SEQUENCE: tl.constexpr, KL: tl.constexpr,
+    KL_WEIGHTED: tl.constexpr, HAS_POLICY: tl.constexpr, NEED_LOGPROBS: tl.constexpr,
+    NEED_ENTROPY: tl.constexpr, SHARED: tl.constexpr,
+):  # fmt: skip
+    """Gradients of the tokens of one split.
+
+    SHARED 0: each token its own. A sequence's ratio hands the same share to all its tokens: pass 1
+    writes the sums of each split to `shared`, pass 2 reads them.
+    """
+    b = (tl.program_id(0) // SPLITS).to(tl.int64)
+    split = tl.program_id(0) % SPLITS
+    first, length, flaw = span(b, cu_seqlens, width, total_tokens, PACKED)
+    upstream = tl.load(grad_loss).to(tl.float64)
+    policy_scale = (upstream * tl.load(token_weights + b)).to(tl.float32)
+    kl_scale = (upstream * tl.load(token_weights + batch + b)).to(tl.float32)
+    entropy_scale = (upstream * tl.load(token_weights + 2 * batch + b)).to(tl.float32)
+    collected = tl.zeros([], tl.float64)
+    tokens = tl.zeros([], tl.float64)
+    for start in range(split * BLOCK, length, SPLITS * BLOCK):
+        at = start + tl.arange(0, BLOCK)
+        inside = at < length
+        at += first
+        dense = b * width + at
+        used = counted(mask, dense, inside, HAS_MASK)
+        if NEED_ENTROPY:
+            grad = tl.where(used, entropy_scale, 0.0)
+            tl.store(by_entropy + dense, grad.to(by_entropy.dtype.element_ty), mask=inside)
+        if NEED_LOGPROBS:
+            x = take(new, new_stride, b, at, used, True)
+            exponent = x * 0.0
+            if SEQUENCE:
+                exponent += tl.load(token_weights + 3 * batch + b).to(tl.float32)
+            elif HAS_OLD:
+                exponent = x - take(old, old_stride, b, at, used, True)
+            held = (exponent < low) | (exponent > high)
+            ratio = tl.exp(clamp(exponent, low, high))
+            direct = x * 0.0
+            by_ratio = x * 0.0
+            if KL > 0:
+                kl, slope = kl_terms(x, take(ref, ref_stride, b, at, used, True), KL, kl_bound,
+                                     kl_value_bound)  # fmt: skip
+                if KL_WEIGHTED:
+                    slope = slope * ratio
+                    by_ratio = kl_scale * tl.where(held, 0.0, kl * ratio)
+                direct = kl_scale * slope
+            if HAS_POLICY:
+                advantage = take(advantages, advantage_stride, b, at, used, TOKEN_ADVANTAGE)
+                value, by_logprob, by_log_ratio, cut_low, cut_high, cut_dual = policy_terms(
+                    x, ratio, advantage, SURROGATE, clip_min, clip_max, dual_clip, delta
+                )
+                by_log_ratio = tl.where(held, 0.0, by_log_ratio)
+                if HAS_WEIGHT:
+                    weight = take(weights, weight_stride, b, at, used, TOKEN_WEIGHT)
+                    by_logprob = by_logprob * weight
+                    by_log_ratio = by_log_ratio * weight
+                direct += policy_scale * by_logprob
+                by_ratio += policy_scale * by_log_ratio
+            if SHARED == 1:
+                collected += total(tl.where(used, by_ratio, 0.0))
+                tokens += total(tl.where(used, 1.0, 0.0))
+            else:
+                if SHARED == 2:
+                    by_ratio = x * 0.0 + mean_of(shared, b).to(tl.float32)
+                grad = tl.where(used, direct + by_ratio, 0.0)
+                tl.store(by_logprobs + dense, grad.to(by_logprobs.dtype.element_ty), mask=inside)
+    if SHARED == 1:
+        out = shared + (b * SPLITS + split) * 2
+        tl.store(out, collected)
+        tl.store(out + 1, tokens)
