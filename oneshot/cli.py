@@ -12,6 +12,7 @@ USAGE = """\
 usage: oneshot <command> [options]
 
   rlvr train      post-train a language model on one (or a few) verifiable problems
+  rlvr serve      a vLLM server for the rollouts of a run (rollout.engine: vllm_server)
   rlvr eval       accuracy of a model on problems with known answers, or on benchmarks
   rlvr select     rank training problems by a run's accuracy history; write few-shot files
   rlvr relabel    a training file with wrong labels, one given or a fraction flipped

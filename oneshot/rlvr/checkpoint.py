@@ -8,6 +8,8 @@ folder `critic`. `oneshot.runs.checkpoints` writes it so that it survives `kill 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +20,7 @@ from safetensors.torch import load_file, save_file
 
 from oneshot.runs import checkpoints
 from oneshot.runs.checkpoints import CheckpointError
+from oneshot.runs.processes import like, whole
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -58,8 +61,19 @@ def save(
     state: TrainerState,
     keep: int | None = None,
     critic: Critic | None = None,
+    moments: Mapping[str, torch.Tensor] | None = None,
 ) -> Path:
     """Writes `folder/step_<step>` and removes all but the newest `keep` checkpoints.
+
+    Args:
+        folder: Of the checkpoints.
+        model: Whole weights.
+        tokenizer: Written beside them.
+        optimizer: Its moments are written.
+        state: The rest.
+        keep: Number of newest checkpoints that stay; None: all.
+        critic: PPO's.
+        moments: Instead of those of `optimizer`: the gathered ones of a sharded model.
 
     Returns:
         The folder of the new checkpoint.
@@ -70,13 +84,33 @@ def save(
     with checkpoints.writing(folder, state.step) as checkpoint:
         model.save_pretrained(checkpoint)
         tokenizer.save_pretrained(checkpoint)
-        save_file(_moments(model, optimizer), checkpoint / OPTIMIZER)
+        save_file(dict(moments or gather_moments(model, optimizer)), checkpoint / OPTIMIZER)
         if critic is not None:
             critic.model.save_pretrained(checkpoint / CRITIC)
-            save_file(_moments(critic.model, critic.optimizer), checkpoint / CRITIC / OPTIMIZER)
+            save_file(
+                gather_moments(critic.model, critic.optimizer), checkpoint / CRITIC / OPTIMIZER
+            )
         (checkpoint / STATE).write_text(json.dumps(asdict(state), indent=1) + "\n")
     checkpoints.prune(folder, keep)
     return checkpoints.path(folder, state.step)
+
+
+@contextmanager
+def reading(checkpoint: Path | None) -> Iterator[None]:
+    """Names the checkpoint, and what to do, when its model cannot be read inside the block.
+
+    Raises:
+        CheckpointError: Instead of what transformers or safetensors raised.
+    """
+    try:
+        yield
+    except (OSError, SafetensorError, RuntimeError, json.JSONDecodeError) as error:
+        if checkpoint is None:
+            raise
+        raise CheckpointError(
+            f"{checkpoint} is damaged ({error}); remove that folder, and --resume continues from "
+            "the checkpoint before it"
+        ) from error
 
 
 def read_state(checkpoint: Path) -> TrainerState:
@@ -105,13 +139,18 @@ def load_optimizer(
                 f"{checkpoint}: moments of {name} have shape {tuple(entry['exp_avg'].shape)}, "
                 f"the parameter has {tuple(parameter.shape)}"
             )
+        for key in ("exp_avg", "exp_avg_sq"):
+            entry[key] = like(entry[key], parameter)
         state[i] = entry
     optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
 
 
-def _moments(model: PreTrainedModel, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+def gather_moments(
+    model: PreTrainedModel, optimizer: torch.optim.Optimizer
+) -> dict[str, torch.Tensor]:
+    """The optimizer's moments by name, whole; of a sharded model all processes must call this."""
     moments = {}
     for name, parameter in model.named_parameters():
         for key, value in optimizer.state.get(parameter, {}).items():
-            moments[f"{key}.{name}"] = value.detach().cpu().contiguous()
+            moments[f"{key}.{name}"] = whole(value.detach()).cpu().contiguous()
     return moments

@@ -1,4 +1,4 @@
-"""`oneshot rlvr train|eval|select|relabel`: parse the words, call the layer, print the outcome."""
+"""`oneshot rlvr ...`: parse the words, call the layer, print the outcome."""
 
 from __future__ import annotations
 
@@ -138,6 +138,24 @@ def relabel(words: list[str]) -> int:
     return 0
 
 
+def serve(words: list[str]) -> int:
+    """`oneshot rlvr serve`: becomes the rollout server; words after `--` are vLLM's own."""
+    from oneshot import models
+    from oneshot.rlvr.config import TrainConfig
+    from oneshot.rlvr.presets import expand_presets
+    from oneshot.runs.config import argument_parser, instantiate
+
+    end = words.index("--") if "--" in words else len(words)
+    parser = argument_parser(TrainConfig, "oneshot rlvr serve")
+    parsed = parser.parse_args(expand_presets(words[:end]))
+    config = instantiate(TrainConfig, parser, parsed)
+    from oneshot.rlvr import vllm_server
+
+    source = str(models.resolve(config.model.source))
+    vllm_server.serve(source, config.model, config.rollout, config.run.seed, words[end + 1 :])
+    return 0
+
+
 def _hide_loading_bars() -> None:
     """Switches off transformers' bars for reading and writing weights."""
     from transformers.utils import logging
@@ -150,4 +168,5 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "eval": evaluate,
     "select": select,
     "relabel": relabel,
+    "serve": serve,
 }

@@ -15,6 +15,7 @@ from typing import Literal
 
 from oneshot.rlvr.algorithm_config import AlgorithmConfig, CriticConfig, OptimizerConfig
 from oneshot.rlvr.presets import expand_presets
+from oneshot.rlvr.rollout_config import RolloutConfig
 from oneshot.runs.config import load, require
 
 
@@ -82,40 +83,6 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         require(self.limit is None or self.limit > 0, "data.limit", "a positive number", self.limit)
-
-
-@dataclass(frozen=True)
-class RolloutConfig:
-    """How responses are sampled."""
-
-    batch_size: int = 128
-    """Prompts per step. Fewer problems than this are repeated to fill it."""
-    samples_per_prompt: int = 8
-    """Responses per prompt: the size of a group."""
-    temperature: float = 0.6
-    """Sampling temperature; logits are divided by it in log-probs, entropy and KL too."""
-    top_p: float = 1.0
-    """Nucleus mass; 1 samples from the whole distribution."""
-    top_k: int = -1
-    """Number of most likely tokens kept; -1 keeps all."""
-    max_prompt_tokens: int = 1024
-    """Problems with a longer prompt are left out; their number is reported."""
-    max_new_tokens: int = 3072
-    """Tokens after which a response is cut."""
-    max_sequences: int = 256
-    """Sequences decoded at once."""
-    stop_tokens: tuple[str, ...] = ()
-    """Tokens, as text, that end a response besides the model's own end-of-sequence tokens."""
-
-    def __post_init__(self) -> None:
-        for name in ("batch_size", "max_prompt_tokens", "max_new_tokens", "max_sequences"):
-            value = getattr(self, name)
-            require(value > 0, f"rollout.{name}", "a positive number", value)
-        n = self.samples_per_prompt
-        require(n > 0, "rollout.samples_per_prompt", "a positive number", n)
-        require(self.temperature > 0, "rollout.temperature", "> 0", self.temperature)
-        require(0 < self.top_p <= 1, "rollout.top_p", "in (0, 1]", self.top_p)
-        require(self.top_k == -1 or self.top_k > 0, "rollout.top_k", "-1 or > 0", self.top_k)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from oneshot.rlvr.evaluate_config import EvaluateConfig
 from oneshot.rlvr.figures import reflection_shares
 from oneshot.rlvr.prompt import encode
 from oneshot.rlvr.rewards import Reward, has_boxed_answer, make_reward
-from oneshot.rlvr.rollout import TransformersEngine
+from oneshot.rlvr.transformers_engine import TransformersEngine
 from oneshot.runs.seeding import derive_seed
 
 if TYPE_CHECKING:

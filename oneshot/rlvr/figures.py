@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ import torch
 from oneshot.rlvr.data import Problem
 from oneshot.rlvr.rewards import RewardResult, has_boxed_answer
 from oneshot.rlvr.rollout import Rollout
+from oneshot.runs.processes import Processes, interleave
 
 # Words that Wang et al. 2025 count as self-reflection (section 4.2).
 REFLECTION_WORDS = ("rethink", "recheck", "recalculate")
@@ -23,17 +25,61 @@ def reflection_shares(texts: Sequence[str]) -> dict[str, float]:
     return {**shares, "any": sum(map(bool, found)) / len(texts)}
 
 
-def rollout_figures(rollout: Rollout, result: RewardResult, group_size: int) -> dict[str, float]:
+@dataclass(frozen=True)
+class Outcome:
+    """The responses of one step, of all processes, in the order of the batch.
+
+    Attributes:
+        texts: The N responses.
+        lengths: Their tokens.
+        finished: Whether each ended by itself.
+        scores: Their scores.
+        timeouts: Responses whose grader ran out of time.
+        crashes: Responses whose grader died.
+    """
+
+    texts: list[str]
+    lengths: list[int]
+    finished: list[bool]
+    scores: list[float]
+    timeouts: int
+    crashes: int
+
+
+def outcome(
+    rollout: Rollout, result: RewardResult, group_size: int, processes: Processes
+) -> Outcome:
+    """Gathers the outcome of a step; all processes must call this."""
+    own = Outcome(
+        rollout.texts,
+        rollout.response_mask.sum(1).tolist(),
+        rollout.finished.tolist(),
+        list(result.scores),
+        result.timeouts,
+        result.crashes,
+    )
+    parts = processes.gather(own)
+    return Outcome(
+        interleave([part.texts for part in parts], group_size),
+        interleave([part.lengths for part in parts], group_size),
+        interleave([part.finished for part in parts], group_size),
+        interleave([part.scores for part in parts], group_size),
+        sum(part.timeouts for part in parts),
+        sum(part.crashes for part in parts),
+    )
+
+
+def rollout_figures(found: Outcome, group_size: int) -> dict[str, float]:
     """Reward, groups and responses of one step.
 
     Only mixed groups carry a policy gradient: the advantages of the others are all 0. A group is
     all right when every score in it is the same and above 0.5.
     """
-    scores = torch.tensor(result.scores, dtype=torch.float64)
+    scores = torch.tensor(found.scores, dtype=torch.float64)
     groups = scores.view(-1, group_size)
     same = (groups == groups[:, :1]).all(1)
     right = same & (groups[:, 0] > 0.5)
-    lengths = rollout.response_mask.sum(1).double()
+    lengths = torch.tensor(found.lengths, dtype=torch.float64)
     figures = {
         "reward/mean": scores.mean(),
         "group/mixed": (~same).double().mean(),
@@ -41,30 +87,28 @@ def rollout_figures(rollout: Rollout, result: RewardResult, group_size: int) -> 
         "group/all_wrong": (same & ~right).double().mean(),
         "response/length_mean": lengths.mean(),
         "response/length_max": lengths.max(),
-        "response/truncated_ratio": (~rollout.finished).double().mean(),
+        "response/truncated_ratio": 1 - torch.tensor(found.finished, dtype=torch.float64).mean(),
     }
-    boxed = sum(map(has_boxed_answer, rollout.texts)) / len(rollout)
+    boxed = sum(map(has_boxed_answer, found.texts)) / len(found.texts)
     return {
         **{name: float(value) for name, value in figures.items()},
         "response/boxed_ratio": boxed,
-        "response/reflection_ratio": reflection_shares(rollout.texts)["any"],
-        "reward/timeouts": result.timeouts,
-        "reward/crashes": result.crashes,
+        "response/reflection_ratio": reflection_shares(found.texts)["any"],
+        "reward/timeouts": found.timeouts,
+        "reward/crashes": found.crashes,
     }
 
 
-def sample_rows(
-    rollout: Rollout, result: RewardResult, problems: Sequence[Problem], count: int
-) -> list[dict[str, Any]]:
+def sample_rows(found: Outcome, problems: Sequence[Problem], count: int) -> list[dict[str, Any]]:
     """The first `count` responses, for reading."""
     return [
         {
             "index": problems[i].index,
             "answer": problems[i].answer,
-            "reward": result.scores[i],
-            "response": rollout.texts[i],
+            "reward": found.scores[i],
+            "response": found.texts[i],
         }
-        for i in range(min(count, len(rollout)))
+        for i in range(min(count, len(found.texts)))
     ]
 
 
@@ -81,10 +125,10 @@ class Stopwatch:
         self._laps[name] = now - self._last
         self._last = now
 
-    def figures(self, rollout: Rollout) -> dict[str, float]:
+    def figures(self, found: Outcome) -> dict[str, float]:
         """Seconds of each part and of the whole, and response tokens per second of the whole."""
         seconds = self._last - self._begin
-        tokens = int(rollout.response_mask.sum())
+        tokens = sum(found.lengths)
         return {
             "perf/tokens_per_second": tokens / seconds,
             "perf/step_seconds": seconds,

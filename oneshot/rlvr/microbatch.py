@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from oneshot.rlvr.rollout import Rollout, token_positions
+from oneshot.runs.processes import Processes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -112,8 +113,10 @@ def response_logits(model: PreTrainedModel, batch: MicroBatch) -> Tensor:
     return logits
 
 
-def loss_weights(masks: Sequence[Tensor], aggregate: str) -> list[float]:
-    """Share of each micro-batch in the loss of the whole update.
+def loss_weights(
+    masks: Sequence[Tensor], aggregate: str, processes: Processes | None = None
+) -> list[float]:
+    """Share of each micro-batch in the loss of the whole update, over all processes.
 
     With the shares of its aggregate, the sum over micro-batches is what the whole update in one
     micro-batch would give.
@@ -122,9 +125,10 @@ def loss_weights(masks: Sequence[Tensor], aggregate: str) -> list[float]:
         masks: [b, R] bool of each micro-batch: the tokens that count.
         aggregate: "token-mean": by tokens; "sequences": by rows; any other: by the rows that have
             a token that counts.
+        processes: Those that share the update; by default this one alone.
 
     Returns:
-        Numbers that sum to 1; zeros when nothing counts at all.
+        Numbers that sum to 1 over the processes; zeros when nothing counts at all.
     """
     if aggregate == "token-mean":
         sizes = torch.stack([mask.sum() for mask in masks]).tolist()
@@ -132,4 +136,5 @@ def loss_weights(masks: Sequence[Tensor], aggregate: str) -> list[float]:
         sizes = [len(mask) for mask in masks]
     else:
         sizes = torch.stack([mask.any(1).sum() for mask in masks]).tolist()
-    return [size / max(1, sum(sizes)) for size in sizes]
+    total = sum(sizes) if processes is None else processes.sums([sum(sizes)])[0]
+    return [size / max(1, total) for size in sizes]

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from oneshot.rlvr.algorithm_config import OptimizerConfig
+from oneshot.runs.processes import whole
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -52,7 +53,7 @@ def take_step(
     Raises:
         NonFiniteLossError: Loss or gradient is not finite; nothing was changed.
     """
-    norm = float(torch.nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm))
+    norm = float(whole(torch.nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm)))
     if not torch.isfinite(torch.tensor([loss, norm])).all():
         optimizer.zero_grad(set_to_none=True)
         raise NonFiniteLossError(

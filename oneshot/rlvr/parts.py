@@ -1,4 +1,4 @@
-"""The parts of a run from its config: training rows, policy updater, critic, rollout engine."""
+"""The parts of a run from its config: training rows, policy updater, critic, reward; checks."""
 
 from __future__ import annotations
 
@@ -15,8 +15,11 @@ from oneshot.rlvr.data import Problem
 from oneshot.rlvr.optimizer import make_optimizer
 from oneshot.rlvr.policy import load_policy, resolve_device
 from oneshot.rlvr.prompt import drop_long, encode
-from oneshot.rlvr.rollout import TransformersEngine
+from oneshot.rlvr.rewards import FunctionReward, Reward, RewardFunction, make_reward
 from oneshot.rlvr.update import PolicyUpdater
+from oneshot.runs.config import require
+from oneshot.runs.processes import Processes, shard
+from oneshot.runs.seeding import derive_seed
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -40,13 +43,17 @@ def training_rows(config: TrainConfig, tokenizer: PreTrainedTokenizerBase) -> tu
 
 
 def make_updater(
-    config: TrainConfig, policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+    config: TrainConfig,
+    policy: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    processes: Processes,
 ) -> PolicyUpdater:
     """Optimizer and, when the KL counts, reference model."""
     reference = None
     if config.algorithm.kl_coef > 0:
         source = config.model.reference or config.model.source
         reference = load_policy(config.model, source, tokenizer).requires_grad_(False)
+        shard(reference, resolve_device(config.model.device), processes)
     return PolicyUpdater(
         policy=policy,
         reference=reference,
@@ -55,6 +62,90 @@ def make_updater(
         schedule=config.optimizer,
         temperature=config.rollout.temperature,
         max_length=config.rollout.max_new_tokens,
+        processes=processes,
+    )
+
+
+def whole_copy(
+    config: TrainConfig,
+    start: Path | None,
+    tokenizer: PreTrainedTokenizerBase,
+    processes: Processes,
+) -> PreTrainedModel | None:
+    """The copy of a policy that is going to be sharded; None on one process.
+
+    It samples (with the transformers engine, on every process), is validated and saved (by the
+    first process).
+    """
+    if processes.size == 1:
+        return None
+    if not processes.is_main and config.rollout.engine != "transformers":
+        return None
+    source = start or config.model.source
+    return load_policy(config.model, source, tokenizer).requires_grad_(False)
+
+
+def make_score(config: TrainConfig, reward: RewardFunction | None, processes: Processes) -> Reward:
+    """The reward of a run; each process scores its own responses."""
+    if reward is not None:
+        return FunctionReward(reward)
+    seed = config.run.seed  # of the random reward
+    if not processes.is_main:
+        seed = derive_seed(seed, "process", processes.rank)
+    return make_reward(config.reward, seed)
+
+
+def check_shares(config: TrainConfig, processes: Processes) -> None:
+    """Refuses what several processes cannot share.
+
+    Raises:
+        ValueError: The batch cannot be shared evenly, or an option needs the whole rollout.
+    """
+    size, rollout = processes.size, config.rollout
+    if size == 1:
+        return
+    require(
+        rollout.batch_size % size == 0,
+        "rollout.batch_size",
+        f"a multiple of the {size} processes",
+        rollout.batch_size,
+    )
+    share = rollout.batch_size * rollout.samples_per_prompt // size
+    updates = config.algorithm.updates_per_rollout
+    require(
+        share % updates == 0,
+        "algorithm.updates_per_rollout",
+        f"a divisor of the {share} sequences of each process",
+        updates,
+    )
+    algorithm = config.algorithm
+    alone = "with one process only (it needs the whole rollout in one place)"
+    require(algorithm.advantage != "gae", "algorithm.advantage", f"'gae' {alone}", "gae")
+    require(
+        not algorithm.correction.normalize, "algorithm.correction.normalize", f"on {alone}", True
+    )
+    require(
+        rollout.engine != "vllm",
+        "rollout.engine",
+        "transformers or vllm_server with several processes",
+        rollout.engine,
+    )
+
+
+def check_lengths(config: TrainConfig, rows: Sequence[Row], policy: PreTrainedModel) -> None:
+    """Refuses responses that would run out of the model's positions.
+
+    Raises:
+        ValueError: Longest prompt and longest response together have more tokens than positions.
+    """
+    positions = getattr(policy.config, "max_position_embeddings", None)
+    longest = max(len(prompt) for _, prompt in rows)
+    new = config.rollout.max_new_tokens
+    require(
+        positions is None or longest + new <= positions,
+        "rollout.max_new_tokens",
+        f"at most {positions} (positions of the model) - {longest} (longest prompt)",
+        new,
     )
 
 
@@ -69,23 +160,6 @@ def open_critic(config: TrainConfig, start: Path | None) -> Critic | None:
         config.algorithm,
         dtype=config.model.dtype,
         device=resolve_device(config.model.device),
-    )
-
-
-def make_engine(
-    config: TrainConfig, policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
-) -> TransformersEngine:
-    """The engine that samples from the policy as the config says."""
-    return TransformersEngine(
-        policy,
-        tokenizer,
-        temperature=config.rollout.temperature,
-        max_new_tokens=config.rollout.max_new_tokens,
-        top_p=config.rollout.top_p,
-        top_k=config.rollout.top_k,
-        max_sequences=config.rollout.max_sequences,
-        stop_tokens=config.rollout.stop_tokens,
-        report_logprobs=config.algorithm.correction.level != "none",
     )
 
 

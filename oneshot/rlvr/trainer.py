@@ -6,8 +6,12 @@ policy loss with an entropy bonus and a small KL to the untrained model (`loss.p
 is in `oneshot.ops`). Every random number derives from the seed and the step, so a killed run
 continues bit for bit.
 
-What it leaves out, on purpose: several devices, a separate generation engine, several epochs over
-a rollout, dynamic sampling (replacing groups without signal), mixed precision.
+Several processes (`torchrun`, `accelerate launch`) share each batch by prompts, the models are
+sharded over them (FSDP2), and the first one writes. The engine may have weights of its own
+(`rollout.engine`); they are renewed after every update and compared with the policy's.
+
+What it leaves out, on purpose: several epochs over a rollout, dynamic sampling (replacing groups
+without signal), mixed precision.
 """
 
 from __future__ import annotations
@@ -16,7 +20,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -25,29 +29,30 @@ from oneshot.rlvr import checkpoint, data
 from oneshot.rlvr.config import TrainConfig
 from oneshot.rlvr.credit import CreditInputs, credit, overlong_penalty
 from oneshot.rlvr.critic import Critic
-from oneshot.rlvr.figures import Stopwatch, rollout_figures, sample_rows
-from oneshot.rlvr.metrics import open_log
+from oneshot.rlvr.engines import make_engine
+from oneshot.rlvr.figures import Stopwatch, outcome, rollout_figures
 from oneshot.rlvr.parts import (
+    check_lengths,
+    check_shares,
     data_digest,
-    make_engine,
+    make_score,
     make_updater,
     open_critic,
     training_rows,
+    whole_copy,
 )
 from oneshot.rlvr.plots import plot_curves
-from oneshot.rlvr.policy import load_policy
-from oneshot.rlvr.rewards import FunctionReward, RewardFunction, make_reward
+from oneshot.rlvr.policy import load_policy, resolve_device
+from oneshot.rlvr.recorder import Recorder
+from oneshot.rlvr.rewards import RewardFunction
 from oneshot.rlvr.rollout import Rollout
-from oneshot.rlvr.selection import fold, step_accuracy, write_history
 from oneshot.rlvr.update import PolicyUpdater
-from oneshot.rlvr.validation import Validation
+from oneshot.rlvr.weight_sync import make_sync
 from oneshot.runs import checkpoints
-from oneshot.runs.folder import open_run, write_config
-from oneshot.runs.jsonl import JsonLines, read_jsonl
+from oneshot.runs.folder import open_run
+from oneshot.runs.jsonl import read_jsonl
+from oneshot.runs.processes import Processes, joined, shard
 from oneshot.runs.seeding import derive_seed
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 # A resumed run may be longer, speak less or keep fewer checkpoints: that changes no number of it.
 MAY_CHANGE = {"run.steps", "run.keep_checkpoints", "run.progress"}
@@ -88,66 +93,91 @@ def train(
         FileExistsError: The output folder has files in it and `resume` is False.
         ValueError: Bad data, a tokenizer that does not fit the model, or a resumed run with
             another config or other data.
+        ParityError: The engine does not sample from the policy's weights.
+        ProcessLostError: Another process of the run has died.
         NonFiniteLossError: The loss or its gradient became NaN or infinite.
     """
     if config.run.threads is not None:
         torch.set_num_threads(config.run.threads)
-    folder, start = open_run(Path(config.run.output), config, resume, MAY_CHANGE)
+    with joined(resolve_device(config.model.device)) as processes:
+        return _train(config, resume, reward, processes)
+
+
+def _train(
+    config: TrainConfig, resume: bool, reward: RewardFunction | None, processes: Processes
+) -> TrainResult:
+    check_shares(config, processes)
+    folder, start = Path(config.run.output), None
+    if processes.is_main:
+        folder, start = open_run(folder, config, resume, MAY_CHANGE)
+    start = processes.gather(start)[0]
     tokenizer = models.load_tokenizer(config.model.source)
     rows, dropped = training_rows(config, tokenizer)
     digest = data_digest(rows)
-    policy = load_policy(config.model, start or config.model.source, tokenizer)
-    updater = make_updater(config, policy, tokenizer)
+    with checkpoint.reading(start):
+        policy = load_policy(config.model, start or config.model.source, tokenizer)
+    check_lengths(config, rows, policy)
+    copy = whole_copy(config, start, tokenizer, processes)
+    shard(policy, resolve_device(config.model.device), processes)
+    updater = make_updater(config, policy, tokenizer, processes)
     critic = open_critic(config, start)
     step = 0 if start is None else _resume(start, updater, critic, digest, config.run.steps)
-    engine = make_engine(config, policy, tokenizer)
-    seed, n = config.run.seed, config.rollout.samples_per_prompt
-    score = make_reward(config.reward, seed) if reward is None else FunctionReward(reward)
-    validation = Validation(config, policy, tokenizer, folder)
-    write_config(folder, config)  # not before everything that can be wrong with it has been seen
-    log = open_log(folder, config.run.steps, step if start else None, config.run.progress)
-    visits = JsonLines(folder / "accuracy.jsonl", step if start else None)
+    engine = make_engine(config, copy or policy, tokenizer, copy=processes.size > 1)
+    sync = make_sync(config, policy, engine, processes, copy)
+    score = make_score(config, reward, processes)
     rows = data.repeat_to_batch(rows, config.rollout.batch_size)
+    seed, n = config.run.seed, config.rollout.samples_per_prompt
+    recorder = None
     try:
-        if dropped:
-            log.say(f"{dropped} training problems left out: prompt over rollout.max_prompt_tokens")
-        if start is None and config.evaluation.before_training:
-            log.step(0, validation.run(0))
+        if sync is not None:
+            sync.rehearse([rows[0][1]], derive_seed(seed, "rehearsal"))
+        if processes.is_main:
+            # Not before everything that can be wrong has been seen.
+            resumed = None if start is None else step
+            recorder = Recorder(config, folder, copy or policy, tokenizer, digest, resumed)
+            recorder.begin(dropped, start is None)
         while step < config.run.steps:
             step += 1
             torch.manual_seed(derive_seed(seed, "torch", step))
             watch = Stopwatch()
             batch = data.batch_for_step(rows, config.rollout.batch_size, step, seed)
-            prompts = [prompt for _, prompt in batch]
-            problems = [problem for problem, _ in batch for _ in range(n)]
-            rollout = engine.generate(prompts, n, derive_seed(seed, "rollout", step))
+            places = processes.share(range(len(batch)))
+            prompts = [batch[place][1] for place in places]
+            rollout_seed = derive_seed(seed, "rollout", step)
+            rollout = engine.generate(prompts, n, rollout_seed, places=places)
             watch.lap("rollout")
-            result = score(rollout.texts, problems, step)
-            visits.write({"step": step, "accuracy": step_accuracy(problems, result.scores)})
+            compared = {} if sync is None else sync.compare(rollout, f"step {step}")
+            watch.lap("parity")
+            result = score(rollout.texts, [batch[i][0] for i in places for _ in range(n)], step)
+            found = outcome(rollout, result, n, processes)
             watch.lap("reward")
             losses = learn(config, updater, critic, rollout, result.scores, step)
             watch.lap("update")
-            figures = {**rollout_figures(rollout, result, n), **losses, **watch.figures(rollout)}
-            if validation.due(step):
-                figures.update(validation.run(step))
-            log.step(step, figures, sample_rows(rollout, result, problems, config.run.log_samples))
-            if step % config.run.save_every == 0 or step == config.run.steps:
-                log.sync()
-                visits.sync()
-                _save(folder, config, tokenizer, updater, critic, step, digest)
-            if validation.due(step):
-                log.plot()
+            if sync is not None:
+                sync.send()
+                watch.lap("weights")
+            saving = step % config.run.save_every == 0 or step == config.run.steps
+            moments = None
+            if saving and processes.size > 1:
+                moments = checkpoint.gather_moments(policy, updater.optimizer)
+            if recorder is None:
+                continue  # the others wait for the first process in the next step
+            problems = [problem for problem, _ in batch for _ in range(n)]
+            figures = {**rollout_figures(found, n), **compared, **losses, **watch.figures(found)}
+            recorder.step(step, found, problems, figures)
+            if saving:
+                recorder.save(step, updater, critic, moments)
     finally:
         score.close()
-        validation.close()
-        visits.close()
-        log.close()
-    # A kill between the last checkpoint and the removal of older ones leaves nothing to train.
-    checkpoints.prune(folder / "checkpoints", config.run.keep_checkpoints)
-    accuracy = fold(read_jsonl(folder / "accuracy.jsonl"))
-    write_history(folder / f"acc_step_{config.run.steps}.json", accuracy)
+        engine.close()
+        if recorder is not None:
+            recorder.close()
+    if recorder is not None:
+        recorder.finish()
+    processes.wait()  # the last checkpoint is there
     history = read_jsonl(folder / "metrics.jsonl")
-    plot_curves(history, folder / "curves.png")
+    if processes.is_main:
+        plot_curves(history, folder / "curves.png")
     last = checkpoints.latest(folder / "checkpoints")
     if last is None:
         raise checkpoints.CheckpointError(f"{folder}: the run has no checkpoint")
@@ -211,31 +241,3 @@ def _resume(
         checkpoint.load_optimizer(start / checkpoint.CRITIC, critic.model, critic.optimizer)
         critic.updates = state.critic_updates
     return state.step
-
-
-def _save(
-    folder: Path,
-    config: TrainConfig,
-    tokenizer: PreTrainedTokenizerBase,
-    updater: PolicyUpdater,
-    critic: Critic | None,
-    step: int,
-    digest: str,
-) -> None:
-    state = checkpoint.TrainerState(
-        step=step,
-        updates=updater.updates,
-        data_digest=digest,
-        threads=torch.get_num_threads(),
-        torch_version=torch.__version__,
-        critic_updates=0 if critic is None else critic.updates,
-    )
-    checkpoint.save(
-        folder / "checkpoints",
-        updater.policy,
-        tokenizer,
-        updater.optimizer,
-        state,
-        keep=config.run.keep_checkpoints,
-        critic=critic,
-    )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
@@ -16,6 +16,7 @@ from oneshot.rlvr.loss import LossInputs, policy_loss, response_logprobs
 from oneshot.rlvr.microbatch import MicroBatch, loss_weights, response_logits, split
 from oneshot.rlvr.optimizer import take_step
 from oneshot.rlvr.rollout import Rollout
+from oneshot.runs.processes import Processes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -48,6 +49,7 @@ class PolicyUpdater:
         temperature: Of the rollouts.
         max_length: `rollout.max_new_tokens`, for the aggregate that divides by it.
         updates: Optimizer steps so far.
+        processes: Those that share each rollout; the models are then sharded over them.
     """
 
     policy: PreTrainedModel
@@ -58,6 +60,7 @@ class PolicyUpdater:
     temperature: float
     max_length: int | None = None
     updates: int = 0
+    processes: Processes = field(default_factory=Processes)
 
     def logprobs(self, rollout: Rollout) -> RolloutLogprobs:
         """What the credit and the update need to know of policy and reference at rollout time."""
@@ -70,7 +73,9 @@ class PolicyUpdater:
         old = ref = None
         if self.reference is None and not need_old:
             return RolloutLogprobs()
-        batches = split(rollout, list(range(len(rollout))), algorithm.microbatch_tokens)
+        batches = self.processes.padded(
+            split(rollout, list(range(len(rollout))), algorithm.microbatch_tokens)
+        )
         if self.reference is not None:
             ref = response_logprobs(self.reference, rollout, batches, self.temperature)
         if need_old:
@@ -155,8 +160,15 @@ class PolicyUpdater:
         batches = split(rollout, rows, self.algorithm.microbatch_tokens)
         masks = [self._mask(rollout, batch) for batch in batches]
         exact = self.algorithm.microbatch_weighting == "exact"
-        by_token = loss_weights(masks, "token-mean" if exact else "sequences")
-        weights = loss_weights(masks, self.algorithm.aggregate) if exact else by_token
+        by_token = loss_weights(masks, "token-mean" if exact else "sequences", self.processes)
+        weights = by_token
+        if exact:
+            weights = loss_weights(masks, self.algorithm.aggregate, self.processes)
+        # Passes that only keep the other processes company weigh nothing.
+        idle = self.processes.padded(batches)[len(batches) :]
+        batches += idle
+        masks += masks[-1:] * len(idle)
+        weights, by_token = (x + [0.0] * len(idle) for x in (weights, by_token))
         totals: dict[str, Tensor] = {}
         for batch, mask, weight, share in zip(batches, masks, weights, by_token, strict=True):
             inputs = LossInputs(
@@ -175,7 +187,7 @@ class PolicyUpdater:
                 part = value * (weight if name.startswith("loss/") else share)
                 totals[name] = totals.get(name, 0) + part
         values = torch.stack([value.double() for value in totals.values()]).tolist()
-        figures = dict(zip(totals, values, strict=True))
+        figures = dict(zip(totals, self.processes.sums(values), strict=True))
         taken = take_step(
             self.policy,
             self.optimizer,

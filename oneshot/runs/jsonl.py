@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections.abc import Mapping
@@ -20,12 +21,23 @@ class JsonLines:
             temporary = path.with_suffix(".rewriting")
             temporary.write_text("".join(json.dumps(row) + "\n" for row in kept))
             temporary.replace(path)
-        self._file = path.open("a", encoding="utf-8")
+        # Unbuffered: what a full disk refuses is not tried again when the file is closed.
+        self._file = path.open("ab", buffering=0)
+        self._path = path
 
     def write(self, row: Mapping[str, Any]) -> None:
-        """Appends one line and hands it to the operating system."""
-        self._file.write(json.dumps(row) + "\n")
-        self._file.flush()
+        """Appends one line and hands it to the operating system.
+
+        Raises:
+            OSError: It could not be written as a whole (a full disk); the file is named.
+        """
+        line = (json.dumps(row) + "\n").encode()
+        try:
+            if self._file.write(line) != len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError as error:
+            what = f"{error.strerror}; a resumed run writes this line again"
+            raise OSError(error.errno, what, str(self._path)) from error
 
     def sync(self) -> None:
         """Forces what was written onto the disk."""

@@ -8,8 +8,9 @@ from oneshot.rlvr import trainer
 from oneshot.rlvr.algorithm_config import AlgorithmConfig, CriticConfig, OptimizerConfig
 from oneshot.rlvr.critic import make_critic
 from oneshot.rlvr.optimizer import NonFiniteLossError
-from oneshot.rlvr.rollout import TransformersEngine, token_positions
+from oneshot.rlvr.rollout import token_positions
 from oneshot.rlvr.trainer import train
+from oneshot.rlvr.transformers_engine import TransformersEngine
 
 
 @pytest.fixture(autouse=True)

@@ -12,7 +12,8 @@ from oneshot.rlvr.algorithm_config import AlgorithmConfig, CorrectionConfig, Opt
 from oneshot.rlvr.loss import LossInputs, policy_loss, response_logprobs
 from oneshot.rlvr.microbatch import loss_weights, plan, response_logits, split
 from oneshot.rlvr.optimizer import NonFiniteLossError
-from oneshot.rlvr.rollout import TransformersEngine, token_positions
+from oneshot.rlvr.rollout import token_positions
+from oneshot.rlvr.transformers_engine import TransformersEngine
 from oneshot.rlvr.update import PolicyUpdater
 
 TEMPERATURE = 0.6

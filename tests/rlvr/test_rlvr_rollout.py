@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from oneshot.rlvr.rollout import TransformersEngine, pad_left, stop_ids, token_positions
+from oneshot.rlvr.rollout import assemble, pad_left, stop_ids, token_positions
 from oneshot.rlvr.sampling import choose
+from oneshot.rlvr.transformers_engine import TransformersEngine
 
 PROMPTS = [[5, 9, 12], [7], [5, 9, 12], [30, 31, 8, 9, 10, 4, 11]]
 
@@ -147,3 +148,44 @@ def test_empty_prompt_is_an_error(tiny):
     for prompts in ([], [[5], []]):
         with pytest.raises(ValueError, match="non-empty lists of token ids"):
             engine(tiny).generate(prompts, 2, 0)
+
+
+def test_a_long_response_does_not_hold_up_the_rest(tiny, monkeypatch):
+    """Places are refilled: fewer passes than batches that wait for their longest response."""
+    model, _ = tiny
+    stops = list("abcd")  # many short responses, some long ones
+    found = engine(tiny, max_sequences=8, stop_tokens=stops)
+    widths = []
+    forward = model.forward
+
+    def counted(*args, **kwargs):
+        widths.append(kwargs["input_ids"].shape)
+        return forward(*args, **kwargs)
+
+    monkeypatch.setattr(model, "forward", counted)
+    rollout = found.generate(PROMPTS, 32, 3)
+    lengths = rollout.response_mask.sum(1).tolist()
+    in_waves = sum(max(lengths[i : i + 8]) - 1 for i in range(0, len(lengths), 8))
+    decoding = [rows for rows, tokens in widths if tokens == 1]
+    assert max(rows for rows, _ in widths) <= 8
+    assert len(decoding) < 0.8 * in_waves
+    assert rollout.texts == engine(tiny, stop_tokens=stops).generate(PROMPTS, 32, 3).texts
+
+
+def test_places_choose_the_random_numbers(tiny):
+    whole = engine(tiny).generate(PROMPTS, 4, 2)
+    part = engine(tiny).generate(PROMPTS[1::2], 4, 2, places=[1, 3])
+    assert part.texts == whole.texts[4:8] + whole.texts[12:]
+    short = engine(tiny).generate(PROMPTS, 4, 2, limit=3)
+    assert short.response_ids.shape[1] == 3
+
+
+def test_ids_outside_the_vocabulary_are_errors(tiny):
+    model, tokenizer = tiny
+    size = model.get_input_embeddings().num_embeddings
+    with pytest.raises(ValueError, match=f"a prompt has token id {size}; the model has {size}"):
+        engine(tiny).generate([[5], [7, size]], 2, 0)
+    with pytest.raises(ValueError, match=f"engine returned token id {size}; the model has {size}"):
+        assemble([[5]], [[7, size]], [True], None, tokenizer, pad_id=0, vocabulary=size)
+    with pytest.raises(ValueError, match="returned an empty response"):
+        assemble([[5]], [[]], [True], None, tokenizer, pad_id=0, vocabulary=size)

@@ -1,0 +1,167 @@
+"""Several processes of one run, started by `torchrun` or `accelerate launch`.
+
+Both set RANK, WORLD_SIZE, LOCAL_RANK and the address of the first process; nothing else is used of
+them. Models are sharded by torch's FSDP2. With one process everything here does nothing.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+T = TypeVar("T")
+
+# Longest time that one process may be behind another: a rollout of long responses.
+PATIENCE = timedelta(hours=1)
+LOST = ("Connection closed by peer", "Connection reset by peer", "Timed out", "timed out", "NCCL")
+
+
+class ProcessLostError(RuntimeError):
+    """Another process of the run has died or hangs."""
+
+
+@dataclass(frozen=True)
+class Processes:
+    """The processes of a run.
+
+    Attributes:
+        rank: Number of this one; the first (0) writes.
+        size: How many there are.
+    """
+
+    rank: int = 0
+    size: int = 1
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this is the process that writes."""
+        return self.rank == 0
+
+    def wait(self) -> None:
+        """Until all processes are here."""
+        if self.size > 1:
+            dist.barrier()
+
+    def share(self, items: Sequence[T]) -> list[T]:
+        """This process's share: every `size`-th item."""
+        return list(items[self.rank :: self.size])
+
+    def gather(self, item: T) -> list[T]:
+        """The items of all processes, in every process, by rank."""
+        if self.size == 1:
+            return [item]
+        found: list[Any] = [None] * self.size
+        dist.all_gather_object(found, item)
+        return found
+
+    def sums(self, values: Sequence[float]) -> list[float]:
+        """Sums of numbers over the processes."""
+        if self.size == 1:
+            return list(values)
+        return [sum(column) for column in zip(*self.gather(list(values)), strict=True)]
+
+    def maximum(self, value: float) -> float:
+        """The largest of the numbers of all processes."""
+        return max(self.gather(value))
+
+    def padded(self, batches: list[T]) -> list[T]:
+        """The batches, the last one repeated up to the number that the busiest process has.
+
+        A pass through a sharded model is a collective call: all must make equally many.
+        """
+        most = int(self.maximum(len(batches)))
+        return batches + batches[-1:] * (most - len(batches))
+
+
+def interleave(parts: Sequence[Sequence[T]], block: int) -> list[T]:
+    """The items of all processes in the order of the whole batch.
+
+    Args:
+        parts: Of each process, the items of its prompts (`Processes.share`).
+        block: Items per prompt.
+    """
+    count = len(parts[0]) // block
+    return [x for i in range(count) for part in parts for x in part[i * block : (i + 1) * block]]
+
+
+@contextmanager
+def joined(device: str) -> Iterator[Processes]:
+    """Joins the other processes of the run inside the block, if there are any.
+
+    Args:
+        device: "cpu" (gloo) or a GPU (NCCL, each process on its own).
+
+    Raises:
+        ProcessLostError: In the block, when a call to the others fails.
+    """
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    if size == 1:
+        yield Processes()
+        return
+    missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+    if missing:
+        raise ValueError(
+            f"WORLD_SIZE is {size}, but {', '.join(missing)} is not set; start the run with "
+            "torchrun or accelerate launch"
+        )
+    on_gpu = device != "cpu"
+    if on_gpu:
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    rank = int(os.environ["RANK"])
+    dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo", timeout=PATIENCE)
+    try:
+        yield Processes(rank, size)
+    except RuntimeError as error:
+        if any(sign in str(error) for sign in LOST):
+            raise ProcessLostError(
+                f"process {rank} of {size} lost another process of the run ({error}); look at its "
+                "log for the cause, then continue with --resume from the newest checkpoint"
+            ) from error
+        raise
+    finally:
+        dist.destroy_process_group()
+
+
+def shard(model: torch.nn.Module, device: str, processes: Processes) -> None:
+    """Spreads the parameters of a model over the processes with FSDP2, block by block.
+
+    Gradients are summed, not averaged, over the processes.
+    """
+    if processes.size == 1:
+        return
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    mesh = init_device_mesh("cpu" if device == "cpu" else "cuda", (processes.size,))
+    names: Any = getattr(model, "_no_split_modules", None) or ()  # transformers: its blocks
+    blocks = [m for m in model.modules() if type(m).__name__ in names]
+    for module in [*blocks, model]:
+        # The root, too: else its parameters stay whole after a pass without a backward pass.
+        fully_shard(module, mesh=mesh, reshard_after_forward=True).set_gradient_divide_factor(1.0)
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """A sharded tensor as a plain one (all processes must call this); a plain one as it is."""
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+
+
+def local(tensor: Tensor) -> Tensor:
+    """This process's shard of a sharded tensor; a plain one as it is."""
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
+
+
+def like(tensor: Tensor, pattern: Any) -> Tensor:
+    """A plain tensor sharded as `pattern` is; all processes have the same values."""
+    if not hasattr(pattern, "device_mesh"):
+        return tensor
+    from torch.distributed.tensor import distribute_tensor
+
+    return distribute_tensor(tensor, pattern.device_mesh, pattern.placements)
