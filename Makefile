@@ -8,8 +8,7 @@ export PATH := $(abspath $(BIN)):$(PATH)
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-python test-levels test-cpp test-slow cuda test-gpu-free test-build test-peers test-vllm \
-	sanitize \
-	lint format bench bench-quick smollm2 clean
+	sanitize lint format bench bench-quick smollm2 clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## */  make \1\t/' | expand -t 20
