@@ -137,7 +137,7 @@ def _total_kernel(
         divisor = mean
         if PER_SEQUENCE:
             divisor = sequence_weights / tl.where(filled < 1.0, 1.0, filled)
-        divisor = tl.where(divisor > 1e-8, divisor, 1.0)
+        divisor = tl.where(divisor <= 1e-8, 1.0, divisor)  # a NaN stays one
     smallest = tl.where(weights != weights, weights, tl.where(tokens == 0.0, 0.0, smallest))
     largest = tl.where(weights != weights, weights, tl.where(tokens == 0.0, 0.0, largest))
     tl.store(normalizer, divisor)
@@ -156,7 +156,9 @@ def _scale_kernel(weights, normalizer, count):
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     weight = tl.load(weights + at, mask=at < count, other=0.0).to(tl.float64)
     factor = 1.0 / tl.load(normalizer)
-    tl.store(weights + at, (weight * factor).to(tl.float32), mask=at < count)
+    # A weight of 0, as masked tokens have, stays 0 whatever the normalizer is.
+    scaled = tl.where(weight == 0.0, 0.0, weight * factor)
+    tl.store(weights + at, scaled.to(tl.float32), mask=at < count)
 
 
 def importance_weights(

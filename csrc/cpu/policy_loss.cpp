@@ -49,6 +49,11 @@ struct Range {
   }
 };
 
+// A weight of 0, as masked tokens have, stays 0 whatever the normalizer is.
+double divided(double weight, double normalizer) {
+  return weight == 0.0 ? 0.0 : weight / normalizer;
+}
+
 template <typename Divide>
 void divide_row(const WeightInputs& in, int64_t b, const Divide& divide) {
   const Sequences& s = in.sequences;
@@ -249,10 +254,10 @@ void importance_weights_scale(const WeightInputs& in, double normalizer, int64_t
   for (int64_t b = begin; b < end; ++b) {
     if (in.sequences.wide) {
       double* w = static_cast<double*>(in.weights);
-      divide_row(in, b, [&](int64_t i) { w[i] /= normalizer; });
+      divide_row(in, b, [&](int64_t i) { w[i] = divided(w[i], normalizer); });
     } else {
       float* w = static_cast<float*>(in.weights);
-      divide_row(in, b, [&](int64_t i) { w[i] = float(double(w[i]) / normalizer); });
+      divide_row(in, b, [&](int64_t i) { w[i] = float(divided(double(w[i]), normalizer)); });
     }
   }
 }

@@ -133,7 +133,7 @@ __global__ void weight_scale_kernel(R* weights, int64_t count, const double* nor
   const double divisor = *normalizer;
   const int64_t stride = int64_t(gridDim.x) * kThreads;
   for (int64_t i = int64_t(blockIdx.x) * kThreads + threadIdx.x; i < count; i += stride) {
-    weights[i] = R(double(weights[i]) / divisor);
+    if (weights[i] != R(0)) weights[i] = R(double(weights[i]) / divisor);
   }
 }
 

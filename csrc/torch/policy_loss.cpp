@@ -98,13 +98,6 @@ std::tuple<Tensor, Tensor> policy_loss_backward(
   return {by_logprobs, by_entropy};
 }
 
-cpu::ValueInputs value_inputs(const Layout& layout, const Tensor& values,
-                              const OptionalTensor& old_values, const Tensor& returns,
-                              double clip) {
-  return {layout.rows, layout.view(values, "values"), layout.view(old_values, "old_values"),
-          layout.view(returns, "returns"), clip};
-}
-
 std::tuple<Tensor, Tensor, Tensor> value_loss(
     const Tensor& values, const OptionalTensor& old_values, const Tensor& returns,
     const OptionalTensor& mask, const OptionalTensor& cu_seqlens, const OptionalTensor& count,

@@ -107,9 +107,7 @@ std::tuple<Tensor, Tensor, Tensor> value_loss(
   const Layout layout(On::kCuda, values, "values", mask, cu_seqlens);
   check_bounds(cu_seqlens, values);
   if (aggregate < 0 || aggregate > 4) fail("aggregate is unknown: ", aggregate);
-  const cpu::ValueInputs in{layout.rows, layout.view(values, "values"),
-                            layout.view(old_values, "old_values"), layout.view(returns, "returns"),
-                            clip};
+  const cpu::ValueInputs in = value_inputs(layout, values, old_values, returns, clip);
   const cpu::Normalizer how{cpu::Aggregate(aggregate), count_empty, 0.0, double(max_length)};
   const OnStreamOf stream(values);
   const int64_t batch = layout.rows.batch;
@@ -130,9 +128,7 @@ Tensor value_loss_backward(const Tensor& grad_loss, const Tensor& values,
                            const Tensor& weights, double clip) {
   const Layout layout(On::kCuda, values, "values", mask, cu_seqlens);
   check_bounds(cu_seqlens, values);
-  const cpu::ValueInputs in{layout.rows, layout.view(values, "values"),
-                            layout.view(old_values, "old_values"), layout.view(returns, "returns"),
-                            clip};
+  const cpu::ValueInputs in = value_inputs(layout, values, old_values, returns, clip);
   check_cuda(weights, "weights", values, "values");
   check_dtype(weights, "weights", ScalarType::Double, "float64");
   if (weights.numel() != layout.rows.batch) {

@@ -111,4 +111,11 @@ class Layout {
   OptionalTensor mask_, bounds_;
 };
 
+inline cpu::ValueInputs value_inputs(const Layout& layout, const Tensor& values,
+                                     const OptionalTensor& old_values, const Tensor& returns,
+                                     double clip) {
+  return {layout.rows, layout.view(values, "values"), layout.view(old_values, "old_values"),
+          layout.view(returns, "returns"), clip};
+}
+
 }  // namespace oneshot

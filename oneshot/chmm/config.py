@@ -90,7 +90,7 @@ class InitialConfig:
     transitions: Literal["sources", "vote"] = "sources"
     """Whose neighbouring labels are counted: each source's own (the paper's), or those of the
     majority vote. No source that knows one type only ever follows it by another, so "sources" makes
-    neighbouring entities of different types all but impossible where every source is such a one."""
+    neighbouring entities of different types rare where most sources are such ones."""
     priors: dict[str, dict[str, tuple[float, float]]] = field(default_factory=dict)
     """{source: {type: [precision, recall]}}; win over those of the data set."""
     out_precision: float = 0.8

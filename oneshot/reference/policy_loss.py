@@ -590,8 +590,9 @@ def importance_weights(
             normalizer = (filled * wide).sum() / filled.sum().clamp(min=1)
         else:
             normalizer = mean
-        normalizer = torch.where(normalizer > 1e-8, normalizer, 1.0)
-        weights = (wide / normalizer).to(tokens.dtype)
+        normalizer = torch.where(normalizer <= 1e-8, 1.0, normalizer)  # a NaN stays one
+        # Masked tokens weigh 0, and stay at it whatever the normalizer is.
+        weights = torch.where(wide == 0, 0, wide / normalizer).to(tokens.dtype)
     figures = {
         WeightMetric.MEAN: mean,
         WeightMetric.MIN: smallest,

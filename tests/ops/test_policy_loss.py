@@ -786,6 +786,12 @@ def test_importance_weights_nan_clamp_layout_and_emptiness():
     want = torch.tensor([[1.0, math.exp(-1), math.exp(-20)], [math.exp(20), 1.0, 0.0]])
     torch.testing.assert_close(kept, want, rtol=1e-5, atol=0)
     assert ops.importance_weights(new, sampler, mask).weights[0, 0].isnan()
+    for level in ("token", "sequence"):  # a NaN that nobody wants ignored is not divided away
+        found = ops.importance_weights(new, sampler, mask, level=level, normalize=True)
+        counted = mask if level == "token" else torch.tensor([True, True])
+        assert found.weights[counted].isnan().all()
+        assert (found.weights[~counted] == 0).all()
+        assert math.isnan(found.metrics_dict()["normalizer"])
     summed = ops.importance_weights(
         new, sampler, mask, level="sequence", high=INF, ignore_nan=True, log_ratio_clamp=None
     ).weights

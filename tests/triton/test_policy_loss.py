@@ -190,7 +190,9 @@ def test_importance_weights(packed, per_sequence):
     missing[0 if packed else (0, 0)] = NAN
     counted = torch.ones_like(mask)
     how = (counted, cu_seqlens, per_sequence, True, 0.0, 2.0, INF, False, True)
-    got = kernels.importance_weights(new.nan_to_num(0), missing, *how)
-    true = reference.importance_weights(new.nan_to_num(0).double(), missing.double(), *how)
-    for mine, exact in zip(got, true, strict=True):
-        close(mine, exact)
+    strict = (counted, cu_seqlens, per_sequence, True, 0.0, 2.0, INF, True, False)
+    for rule in (how, strict):
+        got = kernels.importance_weights(new.nan_to_num(0), missing, *rule)
+        true = reference.importance_weights(new.nan_to_num(0).double(), missing.double(), *rule)
+        for mine, exact in zip(got, true, strict=True):
+            close(mine, exact)
