@@ -13,11 +13,12 @@ export PATH := $(abspath $(BIN)):$(PATH)
 help:  ## Show this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## */  make \1\t/' | expand -t 20
 
-# Created once; the constraints file pins what decides the results.
+# Created once; the constraints file pins what decides the results. seqeval comes first, in isolation: it has no
+# wheel and takes its version from setuptools_scm, without which it builds as 0.0.0.
 $(VENV)/.installed: pyproject.toml setup.py constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip -c constraints.txt
-	$(BIN)/python -m pip install --quiet -c constraints.txt torch setuptools cmake ninja pybind11 wheel
+	$(BIN)/python -m pip install --quiet -c constraints.txt torch setuptools cmake ninja pybind11 wheel seqeval
 	$(BIN)/python -m pip install --quiet --no-build-isolation -c constraints.txt -e ".[dev]"
 	touch $@
 
