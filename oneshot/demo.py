@@ -2,6 +2,7 @@
 
 <output>/rlvr/    one-example RLVR on the embedded model, beside two control rewards
 <output>/chmm/    vote, HMM and conditional HMM on a generated corpus with unreliable sources
+<output>/poly/    a shared LoRA and routed adapters on tasks that are mixtures of known skills
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-PARTS = ("rlvr", "chmm")
+PARTS = ("rlvr", "chmm", "poly")
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -26,7 +27,8 @@ def main(words: Sequence[str] | None = None) -> int:
         FileExistsError: The output folder exists.
     """
     parser = argparse.ArgumentParser(
-        prog="oneshot demo", description="Each training layer in small: one-example RLVR, weak NER."
+        prog="oneshot demo",
+        description="Each training layer in small: one-example RLVR, weak NER, routing.",
     )
     parser.add_argument("--part", choices=PARTS, help="only this part (default: all)")
     parser.add_argument("--seed", type=int, default=0, help="of data and runs (default 0)")
@@ -40,8 +42,10 @@ def main(words: Sequence[str] | None = None) -> int:
     for part in PARTS if parsed.part is None else (parsed.part,):
         if part == "rlvr":
             result[part] = _rlvr(parsed.seed, parsed.steps, folder / part)
-        else:
+        elif part == "chmm":
             result[part] = _chmm(parsed.seed, folder / part)
+        else:
+            result[part] = _poly(parsed.seed, folder / part)
     print(f"everything is in {folder}")
     if parsed.json:
         Path(parsed.json).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
@@ -61,6 +65,14 @@ def _rlvr(seed: int, steps: int, folder: Path) -> dict[str, Any]:
 
 def _chmm(seed: int, folder: Path) -> dict[str, Any]:
     from oneshot.chmm import demo
+
+    result = demo.run_demo(seed, output=folder)
+    demo.print_table(result)
+    return result
+
+
+def _poly(seed: int, folder: Path) -> dict[str, Any]:
+    from oneshot.poly import demo
 
     result = demo.run_demo(seed, output=folder)
     demo.print_table(result)

@@ -6,6 +6,7 @@ import pytest
 
 from oneshot import demo
 from oneshot.chmm import demo as chmm
+from oneshot.poly import demo as poly
 from oneshot.rlvr import demo as rlvr
 
 
@@ -21,7 +22,7 @@ def calls(monkeypatch):
 
         return run_demo
 
-    for part, module in (("rlvr", rlvr), ("chmm", chmm)):
+    for part, module in (("rlvr", rlvr), ("chmm", chmm), ("poly", poly)):
         monkeypatch.setattr(module, "run_demo", record(part))
         monkeypatch.setattr(module, "print_table", lambda result: print(result["part"]))
     return seen
@@ -34,9 +35,10 @@ def test_every_part_runs_in_its_folder(calls, tmp_path, capsys):
     assert calls == {
         "rlvr": {"seed": 5, "steps": 2, "output": folder / "rlvr"},
         "chmm": {"seed": 5, "output": folder / "chmm"},
+        "poly": {"seed": 5, "output": folder / "poly"},
     }
-    assert json.loads(figures.read_text()) == {"rlvr": {"part": "rlvr"}, "chmm": {"part": "chmm"}}
-    assert capsys.readouterr().out.split()[:2] == ["rlvr", "chmm"]
+    assert json.loads(figures.read_text()) == {part: {"part": part} for part in calls}
+    assert capsys.readouterr().out.split()[:3] == ["rlvr", "chmm", "poly"]
 
 
 def test_one_part_alone(calls, tmp_path):

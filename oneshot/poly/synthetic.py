@@ -2,14 +2,18 @@
 
 A frozen linear layer stands for the model. The truth is an inventory of K LoRA adapters with H
 heads, and each task uses, in each head, a known subset of the skills. The learner sees only noisy
-inputs and outputs of mixed tasks, and is asked for two things: the outputs of unseen inputs, and
-which tasks share skills.
+inputs and outputs of mixed tasks, and is asked for three things: the outputs of unseen inputs,
+which tasks share skills, and a new task from a few examples.
 """
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import itertools
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import nn
@@ -19,6 +23,7 @@ from oneshot.poly.model import PolyModel, inject
 from oneshot.runs.seeding import derive_seed
 
 LAYER = "0"
+Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # inputs, rows of the routing, outputs
 
 
 @dataclass(frozen=True)
@@ -76,30 +81,32 @@ def make_truth(
     return Truth(poly.eval(), used / used.sum(-1, keepdim=True))
 
 
-def learn(
+def pretrain(
     truth: Truth,
     config: PolyConfig,
     seed: int,
     *,
+    tasks: int | None = None,
     steps: int = 1000,
     batch: int = 64,
     lr: float = 1e-2,
     router_lr: float = 0.1,
     noise: float = 0.1,
-) -> SyntheticResult:
-    """Trains adapters of this kind on the tasks and measures them.
+) -> PolyModel:
+    """Trains adapters of this kind on mixed batches of the first tasks.
 
     Args:
         truth: The tasks.
         config: Adapters; `tasks` and `target_modules` are set here.
         seed: Of initialisation and batches.
+        tasks: How many of the tasks take part (default: all).
         steps: AdamW steps, with a linear decay.
         batch: Examples of a step, of tasks drawn at random.
         lr: Learning rate of the adapters.
         router_lr: Learning rate of the router.
         noise: Standard deviation of the noise on the outputs.
     """
-    tasks = truth.routing.shape[0]
+    tasks = truth.routing.shape[0] if tasks is None else tasks
     base = truth.model.layers[LAYER].base
     size = truth.model.layers[LAYER].in_features
     layer = nn.Linear(size, size, bias=False)
@@ -107,54 +114,145 @@ def learn(
     torch.manual_seed(derive_seed(seed, "init"))
     config = dataclasses.replace(config, tasks=tasks, target_modules=(LAYER,))
     poly = inject(nn.Sequential(layer), config)
+    generator = torch.Generator().manual_seed(derive_seed(seed, "batches"))
+
+    def batches() -> Iterator[Batch]:
+        for _ in range(steps):
+            ids = torch.randint(tasks, (batch,), generator=generator)
+            x, y = draw(truth, ids, noise, generator)
+            yield x, ids, y
+
+    _fit(poly, batches(), steps, lr, router_lr)
+    return poly
+
+
+def adapt(
+    learner: PolyModel,
+    truth: Truth,
+    task: int,
+    *,
+    shots: int,
+    seed: int,
+    mode: Literal["poly", "z", "mu"] = "poly",
+    steps: int = 200,
+    lr: float = 1e-2,
+    router_lr: float = 0.1,
+    noise: float = 0.1,
+) -> float:
+    """Adapts a copy of a learner to one new task from a few examples.
+
+    Args:
+        learner: Trained on other tasks; stays as it is.
+        truth: The tasks.
+        task: Which of them.
+        shots: Training examples; every step sees all of them.
+        seed: Of the examples.
+        mode: "poly" trains the inventory and a new routing, "z" the routing alone, "mu" the mean
+            of the inventory.
+        steps: AdamW steps, with a linear decay.
+        lr: Learning rate of the adapters.
+        router_lr: Learning rate of the router.
+        noise: Standard deviation of the noise on the outputs.
+
+    Returns:
+        The variance of the task's own update that is missed on new inputs, as in `unexplained`.
+    """
+    poly = copy.deepcopy(learner)
+    torch.manual_seed(derive_seed(seed, "init", task))
+    if mode == "mu":
+        poly.average()
+    poly.resize(1, keep=[])
+    if mode == "z":
+        poly.freeze_inventory()
+    generator = torch.Generator().manual_seed(derive_seed(seed, "shots", task))
+    x, y = draw(truth, torch.full((shots,), task), noise, generator)
+    few = (x, torch.zeros(shots, dtype=torch.long), y)
+    _fit(poly, itertools.repeat(few, steps), steps, lr, router_lr)
+    return unexplained(poly, truth, range(task, task + 1))
+
+
+def learn(truth: Truth, config: PolyConfig, seed: int, *, steps: int = 1000) -> SyntheticResult:
+    """Pre-trains adapters of this kind on all tasks and measures them."""
+    poly = pretrain(truth, config, seed, steps=steps)
+    parameters = sum(p.numel() for p in poly.parameters() if p.requires_grad)
+    return SyntheticResult(unexplained(poly, truth), routing_correlation(poly, truth), parameters)
+
+
+@torch.no_grad()
+def draw(
+    truth: Truth, ids: torch.Tensor, noise: float, generator: torch.Generator
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Inputs ~ N(0, 1) and noisy outputs of the tasks `ids`, each [len(ids), size]."""
+    x = torch.randn(len(ids), truth.model.layers[LAYER].in_features, generator=generator)
+    y = truth.model(x, task_ids=ids)
+    return x, y + noise * torch.randn(y.shape, generator=generator)
+
+
+def _fit(
+    poly: PolyModel, batches: Iterable[Batch], steps: int, lr: float, router_lr: float
+) -> None:
     optimizer = torch.optim.AdamW(poly.param_groups(lr=lr, router_lr=router_lr))
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / steps)
-    generator = torch.Generator().manual_seed(derive_seed(seed, "batches"))
     poly.train()
-    for _ in range(steps):
-        x = torch.randn(batch, size, generator=generator)
-        ids = torch.randint(tasks, (batch,), generator=generator)
-        with torch.no_grad():
-            y = truth.model(x, task_ids=ids)
-            y = y + noise * torch.randn(y.shape, generator=generator)
+    for x, ids, y in batches:
         optimizer.zero_grad(set_to_none=True)
         nn.functional.mse_loss(poly(x, task_ids=ids), y).backward()
         optimizer.step()
         schedule.step()
     poly.eval()
-    parameters = sum(p.numel() for p in poly.parameters() if p.requires_grad)
-    return SyntheticResult(unexplained(poly, truth), _correlation(poly, truth), parameters)
 
 
 @torch.no_grad()
-def unexplained(poly: PolyModel, truth: Truth, examples: int = 4096) -> float:
-    """Share of the adapters' variance that is missed, on new inputs of all tasks."""
+def unexplained(
+    poly: PolyModel, truth: Truth, tasks: range | None = None, examples: int = 4096
+) -> float:
+    """Share of the adapters' variance that is missed, on new inputs.
+
+    Args:
+        poly: A learner.
+        truth: The tasks.
+        tasks: Which tasks rows 0, 1, ... of the learner's routing are (default: all).
+        examples: Inputs, shared evenly by the tasks.
+    """
     generator = torch.Generator().manual_seed(derive_seed(0, "test"))
-    tasks = truth.routing.shape[0]
-    x = torch.randn(examples, truth.model.layers[LAYER].in_features, generator=generator)
-    ids = torch.arange(examples) % tasks
-    y = truth.model(x, task_ids=ids)
+    tasks = range(truth.routing.shape[0]) if tasks is None else tasks
+    rows = torch.arange(examples) % len(tasks)
+    x, y = draw(truth, tasks.start + rows, 0.0, generator)
     added = (y - truth.model.layers[LAYER].base(x)).square().mean()
-    return float((poly(x, task_ids=ids) - y).square().mean() / added)
+    return float((poly(x, task_ids=rows) - y).square().mean() / added)
 
 
 @torch.no_grad()
-def _correlation(poly: PolyModel, truth: Truth) -> float:
-    """How well the similarity of tasks agrees; skills may be permuted and rescaled."""
+def routing_correlation(poly: PolyModel, truth: Truth) -> float:
+    """How well the similarity of tasks agrees: see :class:`SyntheticResult`."""
     if poly.router.logits is None:
         return float("nan")
+    tasks = poly.poly_config.tasks
+    a, b = torch.triu_indices(tasks, tasks, offset=1)
+    found, true = similarities(poly, truth)
+    pairs = torch.stack((found[:, a, b].flatten(), true[:, a, b].flatten()))
+    return float(torch.corrcoef(pairs)[0, 1])
+
+
+@torch.no_grad()
+def similarities(poly: PolyModel, truth: Truth) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cosine of the centred routing of every two tasks of the learner: found and true.
+
+    Skills may be permuted and rescaled: only which tasks route alike can be compared.
+
+    Returns:
+        Two tensors [heads, tasks, tasks].
+    """
     learned = poly.router.weights()[0]  # [tasks, heads, skills]
     heads = truth.routing.shape[1]
     if learned.shape[1] != heads:  # Polytropon: one routing for all heads
         learned = learned.repeat_interleave(heads // learned.shape[1], dim=1)
-    tasks = truth.routing.shape[0]
-    pairs = torch.triu_indices(tasks, tasks, offset=1)
-    similarities = []
-    for weights in (learned, truth.routing):
+    both = []
+    for weights in (learned, truth.routing[: learned.shape[0]]):
         centred = (weights - weights.mean(0)).transpose(0, 1)  # [heads, tasks, skills]
         unit = nn.functional.normalize(centred, dim=-1)
-        similarities.append((unit @ unit.transpose(1, 2))[:, pairs[0], pairs[1]].flatten())
-    return float(torch.corrcoef(torch.stack(similarities))[0, 1])
+        both.append(unit @ unit.transpose(1, 2))
+    return both[0], both[1]
 
 
 def same_size_lora(config: PolyConfig) -> PolyConfig:
