@@ -6,6 +6,7 @@ import torch
 from torch.func import functional_call
 
 from oneshot import ops
+from oneshot.bench import routing_model
 from oneshot.bench.registry import Call, Inputs, Operation, Provider, plain
 from oneshot.reference import routing as reference
 
@@ -148,4 +149,5 @@ OPERATIONS = [
     _operation(64, 1, 8, "forward+backward", quick=True),
     # Decoding with more tasks than skills, where mixing for each task no longer pays.
     _operation(128, 1, 128, "forward", quick=False, plans=("mixtures", "inventory")),
+    *routing_model.OPERATIONS,
 ]
