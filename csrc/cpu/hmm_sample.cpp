@@ -1,40 +1,47 @@
 // Forward filtering, backward sampling with a counter-based generator.
 #include <algorithm>
+#include <type_traits>
 #include <vector>
 
+#include "common/philox.h"
 #include "cpu/hmm_exact.h"
+#include "cpu/hmm_sweep.h"
 
 namespace oneshot::cpu {
 namespace {
 
-struct Words {
-  uint32_t word[4];
+// Where the float32 kernel works.
+struct SampleMemory {
+  float *messages, *highs, *matrix, *row, *final;
+  double* cumulative;
+  int64_t pitch;  // of a message: whole vectors at every level
 };
 
-// Philox4x32-10 (Salmon et al. 2011).
-Words philox(Words counter, uint32_t key0, uint32_t key1) {
-  uint32_t (&c)[4] = counter.word;
-  for (int round = 0; round < 10; ++round) {
-    const uint64_t first = uint64_t{0xD2511F53u} * c[0], second = uint64_t{0xCD9E8D57u} * c[2];
-    const uint32_t c1 = c[1], c3 = c[3];
-    c[0] = uint32_t(second >> 32) ^ c1 ^ key0;
-    c[1] = uint32_t(second);
-    c[2] = uint32_t(first >> 32) ^ c3 ^ key1;
-    c[3] = uint32_t(first);
-    key0 += 0x9E3779B9u;
-    key1 += 0xBB67AE85u;
-  }
-  return counter;
-}
+}  // namespace
+}  // namespace oneshot::cpu
 
-// Uniform in [0, 1): the first 24 bits for float, the first 53 for double.
-template <typename T>
-double uniform(uint64_t seed, uint64_t id, int64_t sample, int64_t t) {
-  const Words w = philox({{uint32_t(id), uint32_t(id >> 32), uint32_t(sample), uint32_t(t)}},
-                         uint32_t(seed), uint32_t(seed >> 32));
-  if (sizeof(T) == sizeof(float)) return double(w.word[0] >> 8) * 0x1p-24;
-  const uint64_t bits = (uint64_t{w.word[0]} << 21) | (w.word[1] >> 11);
-  return double(bits) * 0x1p-53;
+#define ONESHOT_KERNEL_BODY "cpu/hmm_sample.inc"
+#include "cpu/foreach_isa.h"
+
+namespace oneshot::cpu {
+namespace {
+
+// False if float32 cannot be relied on, or a potential is NaN.
+bool sample_float(const HmmSequence<float>& s, const HmmSampling& how, uint64_t id, int64_t* path,
+                  int64_t stride) {
+  const auto states = size_t(s.states), pitch = (states + 15) / 16 * 16, length = size_t(s.length);
+  const size_t matrix = states * states + pitch;  // the last row is read in whole vectors
+  std::vector<float> floats(length * (pitch + 1) + matrix + 2 * pitch);
+  std::vector<double> cumulative(states);
+  SampleMemory m{};
+  m.pitch = int64_t(pitch);
+  m.messages = floats.data();
+  m.highs = m.messages + length * pitch;
+  m.matrix = m.highs + length;
+  m.row = m.matrix + matrix;
+  m.final = m.row + pitch;
+  m.cumulative = cumulative.data();
+  ONESHOT_DISPATCH_ISA(hmm::sample_paths, s, m, how, id, path, stride);
 }
 
 // The lowest state whose cumulative weight exceeds u times the total.
@@ -91,6 +98,10 @@ void sample_all(const HmmInput<T>& in, const HmmSampling& how, int64_t* paths,
     if (in.length(b) == 0) return;
     const HmmSequence<T> s(in, b);
     const auto id = uint64_t(how.sequence_ids == nullptr ? b : how.sequence_ids[b]);
+    if constexpr (std::is_same<T, float>::value) {
+      if (sample_float(s, how, id, path, stride)) return;
+      for (int64_t n = 0; n < how.samples; ++n) std::fill_n(path + n * stride, s.length, -1);
+    }
     if (hmm_is_bad(s)) return;
     if (!sample<double>(s, how, id, path, stride)) sample<Wide>(s, how, id, path, stride);
   });

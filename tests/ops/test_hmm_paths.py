@@ -210,6 +210,35 @@ def test_samples_by_definition(states, kind, dtype):
     assert checked > 100
 
 
+@pytest.mark.parametrize("scale", [10.0, 60.0, 1000.0])
+def test_samples_beyond_the_range_of_float32(scale):
+    """Weights far below 2^-126 of the largest, which later evidence may make the only ones left."""
+    inputs = make(8, 11, 5, "token", forbidden=0.2)
+    for name in ("log_trans", "log_emit"):
+        inputs[name] *= scale
+    paths = ops.hmm_sample(**inputs, seed=4, num_samples=3)
+    checked = 0
+    for b, sequence in enumerate(sequences(inputs)):
+        n = sequence[2].shape[0]
+        if n == 0 or in_log_space(*sequence).log_likelihood == -INF:
+            continue
+        for s in range(3):
+            expected, margin = drawn_by_hand(sequence, 4, b, s, torch.float32)
+            if margin > 1e-5:
+                checked += n
+                assert cut(paths[s, b], n) == expected
+    assert checked > 50
+
+
+def test_a_sample_follows_the_only_path_however_unlikely_it_began():
+    log_emit = torch.zeros(1, 20, 2)
+    log_emit[0, 0, 1] = -300.0
+    log_emit[0, 19, 0] = -INF
+    log_trans = torch.tensor([[0.0, -INF], [-INF, 0.0]])
+    paths = ops.hmm_sample(torch.zeros(2), log_trans, log_emit, seed=0, num_samples=5)
+    assert (paths == 1).all()
+
+
 @pytest.mark.parametrize("kind", ["shared", "token"])
 def test_sample_frequencies(kind):
     """Chi-square of whole paths against their exact probabilities."""
