@@ -145,7 +145,9 @@ def shard(model: torch.nn.Module, device: str, processes: Processes) -> None:
     blocks = [m for m in model.modules() if type(m).__name__ in names]
     for module in [*blocks, model]:
         # The root, too: else its parameters stay whole after a pass without a backward pass.
-        fully_shard(module, mesh=mesh, reshard_after_forward=True).set_gradient_divide_factor(1.0)
+        sharded = fully_shard(module, mesh=mesh, reshard_after_forward=True)
+        sharded.set_gradient_divide_factor(1.0)
+        sharded.set_force_sum_reduction_for_comms(True)  # gloo has no sum with a factor
 
 
 def whole(tensor: Tensor) -> Tensor:
