@@ -181,9 +181,7 @@ def _leave() -> None:
         dist.destroy_process_group()
 
 
-def shard(
-    model: torch.nn.Module, device: str, processes: Processes, mixed: bool = False
-) -> None:
+def shard(model: torch.nn.Module, device: str, processes: Processes, mixed: bool = False) -> None:
     """Spreads the parameters of a model over the processes with FSDP2, block by block.
 
     Gradients are summed, not averaged, over the processes.

@@ -2,6 +2,7 @@
 
 import json
 import string
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -87,3 +88,29 @@ def config(folder: Path, output: Path, *overrides: str) -> TrainConfig:
 def share_of_a(responses, problems):
     """A reward that a tiny model can learn: the share of the letter a."""
     return [text.count("a") / max(1, len(text)) for text in responses]
+
+
+def train_kind(kind, config):
+    """A run of `test_rlvr_processes.py`; "random" has a random reward and an engine that is off."""
+    from oneshot.rlvr import trainer
+
+    if kind != "random":
+        return trainer.train(config, resume=True, reward=share_of_a)
+    make_engine = trainer.make_engine
+    trainer.make_engine = lambda *args, **options: skewed(make_engine(*args, **options))
+    try:
+        return trainer.train(config, resume=True)
+    finally:
+        trainer.make_engine = make_engine
+
+
+def skewed(engine):
+    """The engine with wrong log-probs: up to 1 off, by the token."""
+    generate = engine.generate
+
+    def wrong(*args, **options):
+        rollout = generate(*args, **options)
+        return replace(rollout, logprobs=rollout.logprobs + torch.sin(rollout.response_ids.float()))
+
+    engine.generate = wrong
+    return engine
