@@ -34,6 +34,7 @@ KINDS = {
         "--algorithm.correction.normalize=true",
         "--rollout.parity_tolerance=1",  # its engine is skewed
     ],
+    "mixed": [*STEPS, "--model.dtype=mixed"],
 }
 CODE = """
 import json, os, sys
@@ -117,12 +118,28 @@ def assert_same_run(output, single):
             torch.testing.assert_close(found[key], value, atol=2e-4, rtol=1e-3)
 
 
-@pytest.mark.parametrize("kind", sorted(KINDS))
+@pytest.mark.parametrize("kind", ["grpo", "ppo", "random"])
 def test_two_processes_give_the_curve_of_one(kind, on_two_processes, single):
     assert_same_run(on_two_processes / kind, single(kind))
     steps = [r for r in read_jsonl(on_two_processes / kind / "metrics.jsonl") if r["step"] > 0]
     differences = [row["engine/logprob_difference_max"] for row in steps]
     assert max(differences) < (1.01 if kind == "random" else 1e-4)
+
+
+def test_mixed_precision_on_two_processes(on_two_processes, single):
+    """bfloat16 rounds otherwise in FSDP2 than in autocast, so only the first step is the same."""
+    output = on_two_processes / "mixed"
+    one, two = (
+        [row for row in figures(folder) if row["step"] > 0]
+        for folder in (single("mixed").output, output)
+    )
+    assert two[0]["reward/mean"] == one[0]["reward/mean"]
+    for name in ("policy/entropy", "optimizer/grad_norm"):
+        assert two[0][name] == pytest.approx(one[0][name], rel=0.01), name
+    steps = [row for row in read_jsonl(output / "metrics.jsonl") if row["step"] > 0]
+    assert all(0 < row["engine/logprob_difference"] < 0.02 for row in steps)
+    for path in checkpoints.latest(output / "checkpoints").rglob("*.safetensors"):
+        assert {tensor.dtype for tensor in load_file(path).values()} == {torch.float32}
 
 
 @pytest.mark.slow
