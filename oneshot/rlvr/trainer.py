@@ -10,8 +10,7 @@ Several processes (`torchrun`, `accelerate launch`) share each batch by prompts,
 sharded over them (FSDP2), and the first one writes. The engine may have weights of its own
 (`rollout.engine`); they are renewed after every update and compared with the policy's.
 
-What it leaves out, on purpose: several epochs over a rollout, dynamic sampling (replacing groups
-without signal), mixed precision.
+What it leaves out, on purpose: several epochs over a rollout.
 """
 
 from __future__ import annotations
@@ -44,6 +43,7 @@ from oneshot.rlvr.parts import (
 from oneshot.rlvr.plots import plot_curves
 from oneshot.rlvr.policy import distribute, load_policy
 from oneshot.rlvr.recorder import Recorder
+from oneshot.rlvr.refill import Refill
 from oneshot.rlvr.rewards import RewardFunction
 from oneshot.rlvr.rollout import Rollout
 from oneshot.rlvr.update import PolicyUpdater
@@ -126,6 +126,7 @@ def _train(
     sync = make_sync(config, policy, engine, processes, copy)
     score = make_score(config, reward)
     rows = data.repeat_to_batch(rows, config.rollout.batch_size)
+    refill = Refill(config, rows, engine, score)
     seed, n = config.run.seed, config.rollout.samples_per_prompt
     recorder = None
     try:
@@ -152,7 +153,11 @@ def _train(
             result = score(rollout.texts, [batch[i // n][0] for i in own_rows], step, own_rows)
             found = outcome(rollout, result, n, processes)
             watch.lap("reward")
-            losses = learn(config, updater, critic, rollout, result.scores, step)
+            refilled = refill(rollout, result.scores, places, step)
+            compared.update(refill.figures(refilled, processes))
+            if config.algorithm.refill_rounds > 0:
+                watch.lap("refill")
+            losses = learn(config, updater, critic, refilled.rollout, refilled.scores, step)
             watch.lap("update")
             if sync is not None:
                 sync.send()

@@ -34,6 +34,7 @@ KINDS = {
         "--algorithm.correction.normalize=true",
         "--rollout.parity_tolerance=1",  # its engine is skewed
     ],
+    "dapo": [*STEPS, "--preset=dapo"],
     "mixed": [*STEPS, "--model.dtype=mixed"],
 }
 CODE = """
@@ -118,7 +119,7 @@ def assert_same_run(output, single):
             torch.testing.assert_close(found[key], value, atol=2e-4, rtol=1e-3)
 
 
-@pytest.mark.parametrize("kind", ["grpo", "ppo", "random"])
+@pytest.mark.parametrize("kind", ["grpo", "ppo", "random", "dapo"])
 def test_two_processes_give_the_curve_of_one(kind, on_two_processes, single):
     assert_same_run(on_two_processes / kind, single(kind))
     steps = [r for r in read_jsonl(on_two_processes / kind / "metrics.jsonl") if r["step"] > 0]
