@@ -37,14 +37,14 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
 def write_model(folder: Path, vocabulary: int | None = None, **options) -> None:
     tokenizer = make_tokenizer()
     torch.manual_seed(7)
-    options = {"hidden_size": 32, "num_attention_heads": 4, **options}
+    defaults = {"hidden_size": 32, "num_attention_heads": 4, "tie_word_embeddings": True}
+    options = {**defaults, **options}
     config = Qwen2Config(
         vocab_size=vocabulary or len(tokenizer),
         intermediate_size=64,
         num_hidden_layers=2,
         num_key_value_heads=2,
         max_position_embeddings=128,
-        tie_word_embeddings=True,
         initializer_range=0.2,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,

@@ -133,6 +133,14 @@ def test_training(engine, options, folder, tmp_path):
             assert two[key] == pytest.approx(one[key], rel=1e-4, abs=1e-6), (one["step"], key)
 
 
+def test_a_separate_output_layer(folder, tmp_path, in_process):
+    options = {"hidden_size": 64, "num_attention_heads": 2, "tie_word_embeddings": False}
+    rlvr_tiny.write_model(tmp_path / "model", **options)
+    words = [f"--model.source={tmp_path / 'model'}", "--run.steps=4"]
+    rows = steps_of(run(folder, tmp_path / "run", "vllm", *words))
+    assert 0 < max(row["engine/logprob_difference_max"] for row in rows) < 1e-4
+
+
 def test_a_bfloat16_engine_is_corrected(engine, folder, tmp_path):
     """Its log-probs are off, so the trainer's own count as the old ones."""
     options = ["--model.dtype=mixed", "--algorithm.correction.level=token"]
