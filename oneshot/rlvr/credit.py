@@ -107,7 +107,7 @@ def gae_credit(
     advantages, returns = ops.gae(rewards, values, mask, critic.gamma, critic.lam)
     if critic.whiten:
         tokens, own = processes.concatenated(advantages[mask])
-        advantages = advantages.masked_scatter(mask, ops.whiten(tokens)[own])
+        advantages = torch.zeros_like(advantages).masked_scatter(mask, ops.whiten(tokens)[own])
     return Credit(advantages, returns, figures)
 
 

@@ -1,16 +1,11 @@
 """Two processes (gloo, FSDP2) give the curve of one; a killed one ends the run, which resumes."""
 
 import functools
-import json
-import os
 import signal
-import socket
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import pytest
+import rlvr_runs
 import rlvr_tiny
 import torch
 from safetensors.torch import load_file
@@ -37,34 +32,6 @@ KINDS = {
     "dapo": [*STEPS, "--preset=dapo"],
     "mixed": [*STEPS, "--model.dtype=mixed"],
 }
-CODE = """
-import json, os, sys
-from pathlib import Path
-sys.path.insert(0, sys.argv[1])
-import rlvr_tiny
-from oneshot.rlvr import trainer
-trainer.plot_curves = lambda history, path: None
-for kind, options in json.loads(sys.argv[4]).items():
-    config = rlvr_tiny.config(Path(sys.argv[2]), Path(sys.argv[3]) / kind, *options)
-    rlvr_tiny.train_kind(kind, config)
-"""
-
-
-def start(tiny_folder, output, logs, kinds):
-    """Two processes of runs, with the variables that torchrun and accelerate launch set."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    logs.mkdir(exist_ok=True)
-    here = str(Path(__file__).parent)
-    words = [sys.executable, "-c", CODE, here, tiny_folder, output, json.dumps(kinds)]
-    started = []
-    for rank in "01":
-        own = {**os.environ, **common, "RANK": rank, "LOCAL_RANK": rank, "OMP_NUM_THREADS": "1"}
-        log = (logs / rank).open("w")
-        started.append(subprocess.Popen(words, env=own, stdout=log, stderr=log))
-    return started
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +51,7 @@ def single(tiny_folder, tmp_path_factory):
 def on_two_processes(tiny_folder, tmp_path_factory):
     """A folder with a run of each kind on two processes."""
     folder = tmp_path_factory.mktemp("two")
-    processes = start(tiny_folder, folder, folder / "logs", KINDS)
+    processes = rlvr_runs.start_two(tiny_folder, folder, folder / "logs", KINDS)
     try:
         for rank, process in enumerate(processes):
             status = process.wait(timeout=500)
@@ -146,7 +113,8 @@ def test_mixed_precision_on_two_processes(on_two_processes, single):
 @pytest.mark.slow
 def test_a_killed_process_ends_the_run_which_resumes(tiny_folder, single, tmp_path):
     output = tmp_path / "ppo"
-    processes = start(tiny_folder, tmp_path, tmp_path / "logs", {"ppo": KINDS["ppo"]})
+    logs, kinds = tmp_path / "logs", {"ppo": KINDS["ppo"]}
+    processes = rlvr_runs.start_two(tiny_folder, tmp_path, logs, kinds)
     deadline = time.monotonic() + 600
     while checkpoints.latest(output / "checkpoints") is None and time.monotonic() < deadline:
         time.sleep(0.01)

@@ -12,10 +12,12 @@ import time
 from dataclasses import replace
 
 import pytest
+import rlvr_runs
 import rlvr_tiny
 import torch
 
 from oneshot.runs import checkpoints
+from oneshot.runs.jsonl import read_jsonl
 
 pytestmark = pytest.mark.vllm
 
@@ -204,6 +206,19 @@ def test_equal_prompts_get_different_responses_and_seeds_repeat(folder, server):
     last = one.response_ids[torch.arange(16), lengths - 1]
     assert torch.equal(last == eos, one.finished)
     assert 0 < int(one.finished.sum()) <= 16
+
+
+def test_two_processes_share_a_server(folder, server, tmp_path):
+    options = ["--rollout.engine=vllm_server", f"--rollout.vllm.url={URL}", *LIMITS]
+    processes = rlvr_runs.start_two(folder, tmp_path, tmp_path / "logs", {"two": options})
+    for rank, process in enumerate(processes):
+        assert process.wait(timeout=500) == 0, (tmp_path / "logs" / str(rank)).read_text()[-3000:]
+    one = rlvr_tiny.train_kind("one", rlvr_tiny.config(folder, tmp_path / "one", *options))
+    rows = read_jsonl(tmp_path / "two" / "metrics.jsonl")
+    for a, b in zip(one.history, rows, strict=True):
+        for key in {"reward/mean", "loss/total", "policy/entropy"} & a.keys():
+            assert b[key] == pytest.approx(a[key], rel=2e-3, abs=1e-5), (a["step"], key)
+        assert b.get("engine/logprob_difference_max", 0) < 1e-4
 
 
 def test_training_with_transformers_is_the_same_task(folder, tmp_path):
