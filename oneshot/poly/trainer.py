@@ -2,8 +2,8 @@
 
 One step: draw the examples of the batch and their tasks, run the model with the adapters of each
 example's task, take one AdamW step at two speeds. Every random number derives from the seed and the
-step, so a killed run continues bit for bit. Several processes (`accelerate launch`, `torchrun`)
-share each batch.
+step, so a killed run continues bit for bit. Several processes (`torchrun`, `accelerate launch`)
+share each batch; each has the whole model, and the gradients of what is trained are summed.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -29,9 +28,11 @@ from oneshot.poly.model import PolyModel, inject
 from oneshot.poly.plots import plot_curves, plot_routing
 from oneshot.poly.settings import EvaluationConfig, TrainConfig
 from oneshot.runs import checkpoints
+from oneshot.runs.config import require
 from oneshot.runs.folder import open_run, write_config
 from oneshot.runs.jsonl import read_jsonl
 from oneshot.runs.log import MetricsLog
+from oneshot.runs.processes import Processes, joined, resolve_device
 from oneshot.runs.seeding import derive_seed
 
 # A resumed run may keep fewer checkpoints or speak less: that changes no number of it. Not so the
@@ -78,16 +79,22 @@ def train(config: TrainConfig, *, resume: bool = False) -> TrainResult:
         FileExistsError: The output folder has files in it and `resume` is False.
         ValueError: Bad data, adapters that do not fit the model, or a resumed run with another
             config or other data.
+        ProcessLostError: Another process of the run has died.
         NonFiniteLossError: The loss or its gradient became NaN or infinite.
     """
     if config.run.threads is not None:
         torch.set_num_threads(config.run.threads)
     check_metrics(config.evaluation)
-    accelerator = make_accelerator(config)
-    main = accelerator is None or accelerator.is_main_process
-    folder, start = open_run(Path(config.run.output), config, resume, MAY_CHANGE)
-    if accelerator is not None:
-        accelerator.wait_for_everyone()  # all have looked before one writes
+    with joined(resolve_device(config.model.device)) as processes:
+        return _train(config, resume, processes)
+
+
+def _train(config: TrainConfig, resume: bool, processes: Processes) -> TrainResult:
+    check_share(config, processes)
+    folder, start = Path(config.run.output), None
+    if processes.is_main:
+        folder, start = open_run(folder, config, resume, MAY_CHANGE)
+    start = processes.gather(start)[0]
     model, codec = backbone.load(config.model)
     raw, dropped = backbone.drop_long(read_tasks(config.data), codec, config.data.max_tokens)
     data = config.data
@@ -100,12 +107,12 @@ def train(config: TrainConfig, *, resume: bool = False) -> TrainResult:
         config.optimizer,
         config.run.steps,
         config.run.seed,
-        accelerator,
+        processes,
     )
     digest = data_digest(tasks)
     step = 0 if start is None else _resume(start, learner, digest)
     log = None
-    if main:
+    if processes.is_main:
         write_config(folder, config)  # not before everything that can be wrong has been seen
         log = MetricsLog(
             folder,
@@ -135,13 +142,12 @@ def train(config: TrainConfig, *, resume: bool = False) -> TrainResult:
     finally:
         if log is not None:
             log.close()
-    if accelerator is not None:
-        accelerator.wait_for_everyone()  # the last checkpoint is there
+    processes.wait()  # the last checkpoint is there
     last = checkpoints.latest(folder / "checkpoints")
     if last is None:
         raise checkpoints.CheckpointError(f"{folder}: the run has no checkpoint")
     history = read_jsonl(folder / "metrics.jsonl")
-    if main:
+    if processes.is_main:
         checkpoints.prune(folder / "checkpoints", config.run.keep_checkpoints)
         plot_curves(history, folder / "curves.png")
         if isinstance(learned, PolyModel):
@@ -149,23 +155,19 @@ def train(config: TrainConfig, *, resume: bool = False) -> TrainResult:
     return TrainResult(folder, last, history, dropped)
 
 
-def make_accelerator(config: TrainConfig) -> Any:
-    """The helper of accelerate when several processes were started, else None.
+def check_share(config: TrainConfig, processes: Processes) -> None:
+    """Refuses a batch that the processes cannot share evenly.
 
     Raises:
-        ValueError: The batch cannot be shared evenly.
+        ValueError: It is no multiple of their number.
     """
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
-    if processes == 1:
-        return None
     size = config.optimizer.batch_size
-    if size % processes:
-        raise ValueError(
-            f"optimizer.batch_size must be a multiple of the {processes} processes, got {size}"
-        )
-    from accelerate import Accelerator
-
-    return Accelerator(cpu=config.model.device == "cpu")
+    require(
+        size % processes.size == 0,
+        "optimizer.batch_size",
+        f"a multiple of the {processes.size} processes",
+        size,
+    )
 
 
 def prepare(

@@ -92,6 +92,9 @@ class AlgorithmConfig:
     """Estimator of the KL; as a loss it is clamped to [-10, 10] per token (released code)."""
     kl_in: Literal["loss", "reward"] = "loss"
     """A term of the loss, or a penalty per token in the reward (where k1 is usual)."""
+    refill_rounds: int = 0
+    """Rounds in which groups whose scores are all equal are sampled again, with other prompts
+    (DAPO's dynamic sampling); 0: none."""
     mask_truncated: bool = False
     """Leave responses cut at the length limit out of the loss (DAPO's overlong filtering)."""
     overlong_buffer: float = 0.0
@@ -113,6 +116,14 @@ class AlgorithmConfig:
     def __post_init__(self) -> None:
         for name in ("policy_coef", "kl_coef", "clip_low", "advantage_eps", "overlong_penalty"):
             require(getattr(self, name) >= 0, f"algorithm.{name}", ">= 0", getattr(self, name))
+        rounds = self.refill_rounds
+        require(rounds >= 0, "algorithm.refill_rounds", ">= 0", rounds)
+        require(
+            rounds == 0 or self.advantage == "group",
+            "algorithm.refill_rounds",
+            '0 unless algorithm.advantage is "group" (a critic learns from every group)',
+            rounds,
+        )
         share = self.overlong_buffer
         require(0 <= share <= 1, "algorithm.overlong_buffer", "in [0, 1]", share)
         require(self.clip_high > 0, "algorithm.clip_high", "> 0", self.clip_high)

@@ -8,7 +8,7 @@ folder `critic`. `oneshot.runs.checkpoints` writes it so that it survives `kill 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,15 +17,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from oneshot.runs import checkpoints
 from oneshot.runs.checkpoints import CheckpointError
-from oneshot.runs.processes import like, whole
+from oneshot.runs.processes import Processes, like, whole
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-    from oneshot.rlvr.critic import Critic
 
 STATE = "trainer_state.json"
 OPTIMIZER = "optimizer.safetensors"
@@ -53,27 +52,58 @@ class TrainerState:
     critic_updates: int = 0
 
 
+@dataclass(frozen=True)
+class Snapshot:
+    """A model and its optimizer at one step.
+
+    Attributes:
+        model: For its config; it may be sharded.
+        weights: Whole tensors by parameter name, tied ones once.
+        moments: Of the optimizer, whole.
+    """
+
+    model: PreTrainedModel
+    weights: dict[str, Tensor]
+    moments: dict[str, Tensor]
+
+    def write(self, folder: Path) -> None:
+        """Writes a model folder with the moments in it."""
+        self.model.save_pretrained(folder, state_dict=self.weights)
+        save_file(self.moments, folder / OPTIMIZER)
+
+
+def snapshot(
+    model: PreTrainedModel,
+    optimizer: torch.optim.Optimizer,
+    processes: Processes | None = None,
+) -> Snapshot:
+    """Gathers a model and its optimizer; all processes must call this, only the first keeps it."""
+    keep = processes is None or processes.is_main
+    moments = {
+        f"{key}.{name}": value
+        for name, parameter in model.named_parameters()
+        for key, value in optimizer.state.get(parameter, {}).items()
+    }
+    return Snapshot(model, _whole(dict(model.named_parameters()), keep), _whole(moments, keep))
+
+
 def save(
     folder: Path,
-    model: PreTrainedModel,
+    policy: Snapshot,
     tokenizer: PreTrainedTokenizerBase,
-    optimizer: torch.optim.Optimizer,
     state: TrainerState,
     keep: int | None = None,
-    critic: Critic | None = None,
-    moments: Mapping[str, torch.Tensor] | None = None,
+    critic: Snapshot | None = None,
 ) -> Path:
     """Writes `folder/step_<step>` and removes all but the newest `keep` checkpoints.
 
     Args:
         folder: Of the checkpoints.
-        model: Whole weights.
-        tokenizer: Written beside them.
-        optimizer: Its moments are written.
+        policy: What is saved.
+        tokenizer: Written beside it.
         state: The rest.
         keep: Number of newest checkpoints that stay; None: all.
         critic: PPO's.
-        moments: Instead of those of `optimizer`: the gathered ones of a sharded model.
 
     Returns:
         The folder of the new checkpoint.
@@ -82,14 +112,10 @@ def save(
         CheckpointError: Writing failed; the temporary files are gone and older checkpoints intact.
     """
     with checkpoints.writing(folder, state.step) as checkpoint:
-        model.save_pretrained(checkpoint)
+        policy.write(checkpoint)
         tokenizer.save_pretrained(checkpoint)
-        save_file(dict(moments or gather_moments(model, optimizer)), checkpoint / OPTIMIZER)
         if critic is not None:
-            critic.model.save_pretrained(checkpoint / CRITIC)
-            save_file(
-                gather_moments(critic.model, critic.optimizer), checkpoint / CRITIC / OPTIMIZER
-            )
+            critic.write(checkpoint / CRITIC)
         (checkpoint / STATE).write_text(json.dumps(asdict(state), indent=1) + "\n")
     checkpoints.prune(folder, keep)
     return checkpoints.path(folder, state.step)
@@ -145,12 +171,7 @@ def load_optimizer(
     optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
 
 
-def gather_moments(
-    model: PreTrainedModel, optimizer: torch.optim.Optimizer
-) -> dict[str, torch.Tensor]:
-    """The optimizer's moments by name, whole; of a sharded model all processes must call this."""
-    moments = {}
-    for name, parameter in model.named_parameters():
-        for key, value in optimizer.state.get(parameter, {}).items():
-            moments[f"{key}.{name}"] = whole(value.detach()).cpu().contiguous()
-    return moments
+def _whole(tensors: dict[str, Tensor], keep: bool) -> dict[str, Tensor]:
+    """Whole tensors on the CPU, gathered one after the other; none where they are not kept."""
+    gathered = ((name, whole(tensor.detach())) for name, tensor in tensors.items())
+    return {name: tensor.cpu().contiguous() for name, tensor in gathered if keep}

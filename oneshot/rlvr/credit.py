@@ -13,6 +13,7 @@ from torch import Tensor
 
 from oneshot import ops
 from oneshot.rlvr.algorithm_config import AlgorithmConfig, CriticConfig
+from oneshot.runs.processes import Processes
 
 
 @dataclass(frozen=True)
@@ -45,10 +46,15 @@ class Credit:
     figures: dict[str, float] = field(default_factory=dict)
 
 
-def credit(inputs: CreditInputs, algorithm: AlgorithmConfig, critic: CriticConfig) -> Credit:
-    """The credit that the config asks for."""
+def credit(
+    inputs: CreditInputs,
+    algorithm: AlgorithmConfig,
+    critic: CriticConfig,
+    processes: Processes | None = None,
+) -> Credit:
+    """The credit that the config asks for; figures are of this process's responses."""
     if algorithm.advantage == "gae":
-        return gae_credit(inputs, algorithm, critic)
+        return gae_credit(inputs, algorithm, critic, processes or Processes())
     return group_credit(inputs, algorithm)
 
 
@@ -70,8 +76,15 @@ def group_credit(inputs: CreditInputs, algorithm: AlgorithmConfig) -> Credit:
     return Credit(advantages, None, figures)
 
 
-def gae_credit(inputs: CreditInputs, algorithm: AlgorithmConfig, critic: CriticConfig) -> Credit:
+def gae_credit(
+    inputs: CreditInputs,
+    algorithm: AlgorithmConfig,
+    critic: CriticConfig,
+    processes: Processes,
+) -> Credit:
     """One advantage a token: the score is the reward of the last token, the critic knows the rest.
+
+    Whitening is over the tokens of all processes.
 
     Raises:
         ValueError: A response without a token, which has no place for its score.
@@ -93,7 +106,8 @@ def gae_credit(inputs: CreditInputs, algorithm: AlgorithmConfig, critic: CriticC
         figures["reward/kl_penalty"] = float(penalty.sum(1).mean())
     advantages, returns = ops.gae(rewards, values, mask, critic.gamma, critic.lam)
     if critic.whiten:
-        advantages = ops.whiten(advantages, mask)
+        tokens, own = processes.concatenated(advantages[mask])
+        advantages = torch.zeros_like(advantages).masked_scatter(mask, ops.whiten(tokens)[own])
     return Credit(advantages, returns, figures)
 
 

@@ -6,7 +6,7 @@ model folder like that of the policy. Policy and critic share no weight.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
@@ -15,9 +15,12 @@ from torch import Tensor
 from oneshot import models, ops
 from oneshot.ops.policy_loss import ValueMetric
 from oneshot.rlvr.algorithm_config import AlgorithmConfig, CriticConfig
+from oneshot.rlvr.config import ModelConfig
 from oneshot.rlvr.microbatch import MicroBatch, loss_weights, split
 from oneshot.rlvr.optimizer import make_optimizer, take_step
+from oneshot.rlvr.policy import distribute
 from oneshot.rlvr.rollout import Rollout
+from oneshot.runs.processes import Processes, resolve_device
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -33,6 +36,7 @@ class Critic:
         config: Value clip and optimizer.
         algorithm: Updates per rollout and micro-batching, the same as for the policy.
         updates: Optimizer steps so far.
+        processes: Those that share each rollout; the model is then sharded over them.
     """
 
     model: PreTrainedModel
@@ -40,13 +44,15 @@ class Critic:
     config: CriticConfig
     algorithm: AlgorithmConfig
     updates: int = 0
+    processes: Processes = field(default_factory=Processes)
 
     @torch.no_grad()
     def values(self, rollout: Rollout) -> Tensor:
         """Values [N, R] of the state before each response token, 0 where masked; float32."""
         result = torch.zeros(rollout.response_ids.shape, device=rollout.response_ids.device)
         rows = list(range(len(rollout)))
-        for batch in split(rollout, rows, self.algorithm.microbatch_tokens):
+        batches = split(rollout, rows, self.algorithm.microbatch_tokens)
+        for batch in self.processes.padded(batches):
             values = response_values(self.model, batch)
             result[batch.rows, : values.shape[1]] = torch.where(batch.response_mask, values, 0)
         return result
@@ -84,7 +90,10 @@ class Critic:
     ) -> dict[str, float]:
         exact = self.algorithm.microbatch_weighting == "exact"
         masks = [batch.response_mask for batch in batches]
-        weights = loss_weights(masks, "token-mean" if exact else "sequences")
+        weights = loss_weights(masks, "token-mean" if exact else "sequences", self.processes)
+        # Passes that only keep the other processes company weigh nothing.
+        idle = self.processes.padded(batches)[len(batches) :]
+        batches, weights = batches + idle, weights + [0.0] * len(idle)
         total, clipped, squared = 0.0, 0.0, 0.0
         for batch, weight in zip(batches, weights, strict=True):
             width = batch.response_ids.shape[1]
@@ -102,6 +111,7 @@ class Critic:
             clipped += float(result.metrics[ValueMetric.CLIP_FRACTION]) * weight
             error = torch.where(batch.response_mask, values.detach() - target, 0)
             squared += float(error.double().square().sum() / batch.response_mask.sum()) * weight
+        total, clipped, squared = self.processes.sums([total, clipped, squared])
         where = f"step {step}: value loss"
         taken = take_step(
             self.model, self.optimizer, self.config.optimizer, self.updates, total, where
@@ -111,7 +121,11 @@ class Critic:
 
 
 def make_critic(
-    source: str, config: CriticConfig, algorithm: AlgorithmConfig, *, dtype: str, device: str
+    source: str,
+    config: CriticConfig,
+    algorithm: AlgorithmConfig,
+    placing: ModelConfig,
+    processes: Processes,
 ) -> Critic:
     """A critic on the trunk of `source`, with a new head at zero unless `source` is a critic.
 
@@ -119,10 +133,10 @@ def make_critic(
         source: Model source (`oneshot.models`), or the critic folder of a checkpoint.
         config: Its options.
         algorithm: Updates per rollout and micro-batching.
-        dtype: "float32" or "bfloat16".
-        device: Where it computes.
+        placing: For types and device, those of the policy.
+        processes: Those that share it.
     """
-    model = models.load_tagger(source, ["value"], dtype=dtype)
+    model = models.load_tagger(source, ["value"], dtype=placing.weights_dtype)
     written_as = model.config.architectures or []  # what the files of `source` hold
     if not any(name.endswith("ForTokenClassification") for name in written_as):
         heads = [m for m in model.modules() if isinstance(m, torch.nn.Linear)]
@@ -130,8 +144,10 @@ def make_critic(
         for parameter in head.parameters():
             torch.nn.init.zeros_(parameter)
     module: torch.nn.Module = model
-    module.to(device).eval()
-    return Critic(model, make_optimizer(model, config.optimizer), config, algorithm)
+    module.to(resolve_device(placing.device)).eval()
+    distribute(model, placing, processes)
+    optimizer = make_optimizer(model, config.optimizer)
+    return Critic(model, optimizer, config, algorithm, processes=processes)
 
 
 def response_values(model: PreTrainedModel, batch: MicroBatch) -> Tensor:

@@ -236,7 +236,7 @@ def evaluate_config(config: EvaluateConfig) -> Evaluation:
         limit=config.data.limit,
     )
     tokenizer = models.load_tokenizer(config.model.source)
-    model = load_policy(config.model, config.model.source, tokenizer)
+    model = load_policy(config.model, config.model.source, tokenizer, sampling=True)
     grader = make_reward(config.grader, config.seed)
     try:
         return evaluate(

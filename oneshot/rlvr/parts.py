@@ -13,13 +13,12 @@ from oneshot.rlvr.config import TrainConfig
 from oneshot.rlvr.critic import Critic, make_critic
 from oneshot.rlvr.data import Problem
 from oneshot.rlvr.optimizer import make_optimizer
-from oneshot.rlvr.policy import load_policy, resolve_device
+from oneshot.rlvr.policy import distribute, load_policy
 from oneshot.rlvr.prompt import drop_long, encode
 from oneshot.rlvr.rewards import FunctionReward, Reward, RewardFunction, make_reward
 from oneshot.rlvr.update import PolicyUpdater
 from oneshot.runs.config import require
-from oneshot.runs.processes import Processes, shard
-from oneshot.runs.seeding import derive_seed
+from oneshot.runs.processes import Processes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -53,7 +52,7 @@ def make_updater(
     if config.algorithm.kl_coef > 0:
         source = config.model.reference or config.model.source
         reference = load_policy(config.model, source, tokenizer).requires_grad_(False)
-        shard(reference, resolve_device(config.model.device), processes)
+        distribute(reference, config.model, processes)
     return PolicyUpdater(
         policy=policy,
         reference=reference,
@@ -72,34 +71,32 @@ def whole_copy(
     tokenizer: PreTrainedTokenizerBase,
     processes: Processes,
 ) -> PreTrainedModel | None:
-    """The copy of a policy that is going to be sharded; None on one process.
+    """The copy of a policy that samples; None where the policy itself can.
 
-    It samples (with the transformers engine, on every process), is validated and saved (by the
-    first process).
+    A policy that is going to be sharded, or computes in another type than that of its weights,
+    cannot. With the transformers engine every process has a copy, else only the first, which
+    validates with it.
     """
-    if processes.size == 1:
+    if processes.size == 1 and config.model.dtype != "mixed":
         return None
     if not processes.is_main and config.rollout.engine != "transformers":
         return None
     source = start or config.model.source
-    return load_policy(config.model, source, tokenizer).requires_grad_(False)
+    return load_policy(config.model, source, tokenizer, sampling=True).requires_grad_(False)
 
 
-def make_score(config: TrainConfig, reward: RewardFunction | None, processes: Processes) -> Reward:
+def make_score(config: TrainConfig, reward: RewardFunction | None) -> Reward:
     """The reward of a run; each process scores its own responses."""
     if reward is not None:
         return FunctionReward(reward)
-    seed = config.run.seed  # of the random reward
-    if not processes.is_main:
-        seed = derive_seed(seed, "process", processes.rank)
-    return make_reward(config.reward, seed)
+    return make_reward(config.reward, config.run.seed)
 
 
 def check_shares(config: TrainConfig, processes: Processes) -> None:
     """Refuses what several processes cannot share.
 
     Raises:
-        ValueError: The batch cannot be shared evenly, or an option needs the whole rollout.
+        ValueError: The batch cannot be shared evenly, or the engine cannot be shared.
     """
     size, rollout = processes.size, config.rollout
     if size == 1:
@@ -117,12 +114,6 @@ def check_shares(config: TrainConfig, processes: Processes) -> None:
         "algorithm.updates_per_rollout",
         f"a divisor of the {share} sequences of each process",
         updates,
-    )
-    algorithm = config.algorithm
-    alone = "with one process only (it needs the whole rollout in one place)"
-    require(algorithm.advantage != "gae", "algorithm.advantage", f"'gae' {alone}", "gae")
-    require(
-        not algorithm.correction.normalize, "algorithm.correction.normalize", f"on {alone}", True
     )
     require(
         rollout.engine != "vllm",
@@ -149,7 +140,7 @@ def check_lengths(config: TrainConfig, rows: Sequence[Row], policy: PreTrainedMo
     )
 
 
-def open_critic(config: TrainConfig, start: Path | None) -> Critic | None:
+def open_critic(config: TrainConfig, start: Path | None, processes: Processes) -> Critic | None:
     """The critic of PPO, new or that of the checkpoint `start`; None for other algorithms."""
     if config.algorithm.advantage != "gae":
         return None
@@ -158,8 +149,8 @@ def open_critic(config: TrainConfig, start: Path | None) -> Critic | None:
         source if start is None else str(start / checkpoint.CRITIC),
         config.critic,
         config.algorithm,
-        dtype=config.model.dtype,
-        device=resolve_device(config.model.device),
+        config.model,
+        processes,
     )
 
 

@@ -9,20 +9,32 @@ import torch
 
 from oneshot import models
 from oneshot.rlvr.config import ModelConfig
+from oneshot.runs.processes import Processes, resolve_device, shard
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 def load_policy(
-    config: ModelConfig, source: str | Path, tokenizer: PreTrainedTokenizerBase
+    config: ModelConfig,
+    source: str | Path,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    sampling: bool = False,
 ) -> PreTrainedModel:
     """The model of `source` on the configured device, without dropout.
+
+    Args:
+        config: Device and type of the weights.
+        source: Of the weights.
+        tokenizer: It must fit.
+        sampling: The model only samples: the weights have the type of the computation.
 
     Raises:
         ValueError: The tokenizer has more tokens than the model has embeddings.
     """
-    model = models.load_model(str(source), dtype=config.dtype)
+    dtype = config.sampling_dtype if sampling else config.weights_dtype
+    model = models.load_model(str(source), dtype=dtype)
     embeddings = cast(torch.nn.Embedding, model.get_input_embeddings())
     size = embeddings.num_embeddings
     if len(tokenizer) > size:
@@ -35,8 +47,15 @@ def load_policy(
     return model
 
 
-def resolve_device(device: str) -> str:
-    """A torch device; "auto" is the first GPU if there is one, else the CPU."""
-    if device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    return device
+def distribute(model: PreTrainedModel, config: ModelConfig, processes: Processes) -> None:
+    """Shards a loaded model over the processes and sets the type of its computation.
+
+    Mixed precision is FSDP2's on several processes (bfloat16 parameters gathered from float32
+    shards, gradients summed in float32) and autocast on one.
+    """
+    device, mixed = resolve_device(config.device), config.dtype == "mixed"
+    if processes.size > 1:
+        shard(model, device, processes, mixed)
+    elif mixed:
+        autocast = torch.autocast(torch.device(device).type, torch.bfloat16)
+        model.forward = autocast(model.forward)

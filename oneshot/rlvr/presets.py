@@ -24,6 +24,7 @@ _GRPO = {
     "algorithm.aggregate": "seq-mean-token-mean",
     "algorithm.kl_in": "loss",
     "algorithm.kl": "k3",
+    "algorithm.refill_rounds": 0,
     "algorithm.mask_truncated": False,
     "algorithm.overlong_buffer": 0.0,
 }
@@ -46,13 +47,15 @@ PRESETS: dict[str, dict[str, Any]] = {
         "algorithm.scale_by_std": False,
         "algorithm.aggregate": "seq-mean-token-sum-norm",
     },
-    # Yu et al. 2025 (arXiv:2503.14476), sections 3.1, 3.3 and 3.4: clip-higher, token mean, soft
-    # overlong punishment over the last fifth. Their dynamic sampling (3.2) is not part of it.
+    # Yu et al. 2025 (arXiv:2503.14476), sections 3.1 to 3.4: clip-higher, dynamic sampling (at most
+    # ten batches a step, as in verl's recipe), token mean, soft overlong punishment over the last
+    # fifth.
     "dapo": {
         **_GRPO,
         **_WITHOUT,
         "algorithm.clip_high": 0.28,
         "algorithm.aggregate": "token-mean",
+        "algorithm.refill_rounds": 9,
         "algorithm.overlong_buffer": 0.2,
         "algorithm.overlong_penalty": 1.0,
     },

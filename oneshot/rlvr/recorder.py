@@ -31,7 +31,7 @@ class Recorder:
     Args:
         config: Of the run.
         folder: Of the run.
-        model: Whole weights: it is validated and saved.
+        model: Whole weights: it is validated.
         tokenizer: Its tokenizer.
         digest: Of the training data.
         resumed_from: Step that the run continues after; None for a new run.
@@ -86,7 +86,8 @@ class Recorder:
         step: int,
         updater: PolicyUpdater,
         critic: Critic | None,
-        moments: Mapping[str, torch.Tensor] | None,
+        policy_state: checkpoint.Snapshot,
+        critic_state: checkpoint.Snapshot | None,
     ) -> None:
         """Writes the checkpoint of a step, after what was recorded up to it.
 
@@ -105,13 +106,11 @@ class Recorder:
         )
         checkpoint.save(
             self.folder / "checkpoints",
-            self.model,
+            policy_state,
             self.tokenizer,
-            updater.optimizer,
             state,
             keep=self.config.run.keep_checkpoints,
-            critic=critic,
-            moments=moments,
+            critic=critic_state,
         )
 
     def finish(self) -> None:

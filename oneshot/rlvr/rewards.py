@@ -49,11 +49,18 @@ class RewardResult:
 
 
 class Reward(ABC):
-    """A reward: call it with responses, their problems and the step."""
+    """A reward: call it with responses, their problems, the step and their rows.
+
+    `rows` are the places of the responses in the batch of all processes, by default 0, 1, ...
+    """
 
     @abstractmethod
     def __call__(
-        self, responses: Sequence[str], problems: Sequence[Problem], step: int = 0
+        self,
+        responses: Sequence[str],
+        problems: Sequence[Problem],
+        step: int = 0,
+        rows: Sequence[int] | None = None,
     ) -> RewardResult:
         """Scores each response."""
 
@@ -117,25 +124,35 @@ class FormatReward(Reward):
     r"""1 iff the response has a non-empty balanced `\boxed{}` (Wang et al. 2025, Table 14)."""
 
     def __call__(
-        self, responses: Sequence[str], problems: Sequence[Problem], step: int = 0
+        self,
+        responses: Sequence[str],
+        problems: Sequence[Problem],
+        step: int = 0,
+        rows: Sequence[int] | None = None,
     ) -> RewardResult:
         """Scores each response."""
         return RewardResult([float(has_boxed_answer(text)) for text in responses])
 
 
 class RandomReward(Reward):
-    """1 with a fixed probability, whatever the response says; seed and step decide."""
+    """1 with a fixed probability, whatever the response says; seed, step and row decide."""
 
     def __init__(self, probability: float, seed: int) -> None:
         self.probability = probability
         self.seed = seed
 
     def __call__(
-        self, responses: Sequence[str], problems: Sequence[Problem], step: int = 0
+        self,
+        responses: Sequence[str],
+        problems: Sequence[Problem],
+        step: int = 0,
+        rows: Sequence[int] | None = None,
     ) -> RewardResult:
         """Scores each response."""
         generator = random.Random(derive_seed(self.seed, "random reward", step))
-        return RewardResult([float(generator.random() < self.probability) for _ in responses])
+        order = range(len(responses)) if rows is None else rows
+        draws = [generator.random() for _ in range(max(order) + 1)]
+        return RewardResult([float(draws[row] < self.probability) for row in order])
 
 
 class AnswerReward(Reward):
@@ -155,7 +172,11 @@ class AnswerReward(Reward):
         self._known: dict[tuple[str, str], float] = {}
 
     def __call__(
-        self, responses: Sequence[str], problems: Sequence[Problem], step: int = 0
+        self,
+        responses: Sequence[str],
+        problems: Sequence[Problem],
+        step: int = 0,
+        rows: Sequence[int] | None = None,
     ) -> RewardResult:
         """Scores each response."""
         _check_lengths(responses, problems)
@@ -202,7 +223,11 @@ class WorkerReward(Reward):
         self._pool = GraderPool(function, workers, timeout)
 
     def __call__(
-        self, responses: Sequence[str], problems: Sequence[Problem], step: int = 0
+        self,
+        responses: Sequence[str],
+        problems: Sequence[Problem],
+        step: int = 0,
+        rows: Sequence[int] | None = None,
     ) -> RewardResult:
         """Scores each response."""
         _check_lengths(responses, problems)
@@ -235,7 +260,11 @@ class FunctionReward(Reward):
         self.name = getattr(function, "__qualname__", repr(function))
 
     def __call__(
-        self, responses: Sequence[str], problems: Sequence[Problem], step: int = 0
+        self,
+        responses: Sequence[str],
+        problems: Sequence[Problem],
+        step: int = 0,
+        rows: Sequence[int] | None = None,
     ) -> RewardResult:
         """Scores each response."""
         _check_lengths(responses, problems)

@@ -137,6 +137,32 @@ def assemble(
     )
 
 
+def chosen(parts: Sequence[Rollout], rows: Sequence[int]) -> Rollout:
+    """Some rows of several rollouts as one rollout; rows are counted through the parts."""
+    if len(parts) == 1 and list(rows) == list(range(len(parts[0]))):
+        return parts[0]
+
+    def columns(name: str, left: bool) -> Tensor:
+        tensors = [getattr(part, name) for part in parts]
+        width = max(tensor.shape[1] for tensor in tensors)
+        rest = [width - tensor.shape[1] for tensor in tensors]
+        padding = [(r, 0) if left else (0, r) for r in rest]
+        filled = [torch.nn.functional.pad(t, p) for t, p in zip(tensors, padding, strict=True)]
+        return torch.cat(filled)[index]
+
+    index = torch.tensor(rows, device=parts[0].finished.device)
+    texts = [text for part in parts for text in part.texts]
+    return Rollout(
+        columns("prompt_ids", True),
+        columns("prompt_mask", True),
+        columns("response_ids", False),
+        columns("response_mask", False),
+        [texts[row] for row in rows],
+        torch.cat([part.finished for part in parts])[index],
+        None if parts[0].logprobs is None else columns("logprobs", False),
+    )
+
+
 def check_prompts(prompts: Sequence[Sequence[int]], vocabulary: int) -> None:
     """Refuses no prompts, empty ones and token ids that the model does not have."""
     if not prompts or not all(prompts):

@@ -155,7 +155,7 @@ def _evaluate(
     from oneshot.rlvr.policy import load_policy
 
     tokenizer = models.load_tokenizer(source)
-    model = load_policy(config.model, source, tokenizer)
+    model = load_policy(config.model, source, tokenizer, sampling=True)
     for name, (problems, samples, grader) in tasks.items():
         if grader.function not in graders:
             graders[grader.function] = make_reward(grader, config.seed)

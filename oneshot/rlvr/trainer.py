@@ -10,8 +10,7 @@ Several processes (`torchrun`, `accelerate launch`) share each batch by prompts,
 sharded over them (FSDP2), and the first one writes. The engine may have weights of its own
 (`rollout.engine`); they are renewed after every update and compared with the policy's.
 
-What it leaves out, on purpose: several epochs over a rollout, dynamic sampling (replacing groups
-without signal), mixed precision.
+What it leaves out, on purpose: several epochs over a rollout.
 """
 
 from __future__ import annotations
@@ -42,8 +41,9 @@ from oneshot.rlvr.parts import (
     whole_copy,
 )
 from oneshot.rlvr.plots import plot_curves
-from oneshot.rlvr.policy import load_policy, resolve_device
+from oneshot.rlvr.policy import distribute, load_policy
 from oneshot.rlvr.recorder import Recorder
+from oneshot.rlvr.refill import Refill
 from oneshot.rlvr.rewards import RewardFunction
 from oneshot.rlvr.rollout import Rollout
 from oneshot.rlvr.update import PolicyUpdater
@@ -51,7 +51,7 @@ from oneshot.rlvr.weight_sync import make_sync
 from oneshot.runs import checkpoints
 from oneshot.runs.folder import open_run
 from oneshot.runs.jsonl import read_jsonl
-from oneshot.runs.processes import Processes, joined, shard
+from oneshot.runs.processes import Processes, joined, resolve_device
 from oneshot.runs.seeding import derive_seed
 
 # A resumed run may be longer, speak less or keep fewer checkpoints: that changes no number of it.
@@ -118,14 +118,15 @@ def _train(
         policy = load_policy(config.model, start or config.model.source, tokenizer)
     check_lengths(config, rows, policy)
     copy = whole_copy(config, start, tokenizer, processes)
-    shard(policy, resolve_device(config.model.device), processes)
+    distribute(policy, config.model, processes)
     updater = make_updater(config, policy, tokenizer, processes)
-    critic = open_critic(config, start)
+    critic = open_critic(config, start, processes)
     step = 0 if start is None else _resume(start, updater, critic, digest, config.run.steps)
-    engine = make_engine(config, copy or policy, tokenizer, copy=processes.size > 1)
+    engine = make_engine(config, copy or policy, tokenizer, copy=copy is not None)
     sync = make_sync(config, policy, engine, processes, copy)
-    score = make_score(config, reward, processes)
+    score = make_score(config, reward)
     rows = data.repeat_to_batch(rows, config.rollout.batch_size)
+    refill = Refill(config, rows, engine, score)
     seed, n = config.run.seed, config.rollout.samples_per_prompt
     recorder = None
     try:
@@ -148,25 +149,29 @@ def _train(
             watch.lap("rollout")
             compared = {} if sync is None else sync.compare(rollout, f"step {step}")
             watch.lap("parity")
-            result = score(rollout.texts, [batch[i][0] for i in places for _ in range(n)], step)
+            own_rows = [place * n + i for place in places for i in range(n)]
+            result = score(rollout.texts, [batch[i // n][0] for i in own_rows], step, own_rows)
             found = outcome(rollout, result, n, processes)
             watch.lap("reward")
-            losses = learn(config, updater, critic, rollout, result.scores, step)
+            refilled = refill(rollout, result.scores, places, step)
+            compared.update(refill.figures(refilled, processes))
+            if config.algorithm.refill_rounds > 0:
+                watch.lap("refill")
+            losses = learn(config, updater, critic, refilled.rollout, refilled.scores, step)
             watch.lap("update")
             if sync is not None:
                 sync.send()
                 watch.lap("weights")
             saving = step % config.run.save_every == 0 or step == config.run.steps
-            moments = None
-            if saving and processes.size > 1:
-                moments = checkpoint.gather_moments(policy, updater.optimizer)
+            if saving:
+                learned, valued = _snapshots(updater, critic)
             if recorder is None:
                 continue  # the others wait for the first process in the next step
             problems = [problem for problem, _ in batch for _ in range(n)]
             figures = {**rollout_figures(found, n), **compared, **losses, **watch.figures(found)}
             recorder.step(step, found, problems, figures)
             if saving:
-                recorder.save(step, updater, critic, moments)
+                recorder.save(step, updater, critic, learned, valued)
     finally:
         score.close()
         engine.close()
@@ -208,15 +213,27 @@ def learn(
         ),
         config.algorithm,
         config.critic,
+        updater.processes,
     )
     figures = dict(found.figures)
     if config.algorithm.overlong_buffer > 0:
         figures["reward/overlong_penalty"] = float(overlong.mean())
+    figures = updater.processes.means(figures)
     if critic is not None and values is not None and found.returns is not None:
         figures.update(critic.update(rollout, values, found.returns, step))
     if critic is None or step > config.critic.warmup_steps:
         figures.update(updater.update(rollout, found.advantages, step, logprobs))
     return figures
+
+
+def _snapshots(
+    updater: PolicyUpdater, critic: Critic | None
+) -> tuple[checkpoint.Snapshot, checkpoint.Snapshot | None]:
+    """Policy and critic as they are; all processes must call this."""
+    taken = checkpoint.snapshot(updater.policy, updater.optimizer, updater.processes)
+    if critic is None:
+        return taken, None
+    return taken, checkpoint.snapshot(critic.model, critic.optimizer, critic.processes)
 
 
 def _resume(

@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from oneshot import ops
-from oneshot.ops.policy_loss import WeightMetric
 from oneshot.rlvr.algorithm_config import AlgorithmConfig, OptimizerConfig
+from oneshot.rlvr.correction import correction
 from oneshot.rlvr.loss import LossInputs, policy_loss, response_logprobs
 from oneshot.rlvr.microbatch import MicroBatch, loss_weights, response_logits, split
 from oneshot.rlvr.optimizer import take_step
@@ -106,7 +105,12 @@ class PolicyUpdater:
         """
         if logprobs is None:
             logprobs = self.logprobs(rollout)
-        weights, figures = self._correction(rollout, logprobs)
+        weights: Tensor | None = None
+        figures: dict[str, float] = {}
+        options = self.algorithm.correction
+        if options.level != "none":
+            assert logprobs.old is not None
+            weights, figures = correction(rollout, logprobs.old, options, self.processes)
         steps = self.algorithm.updates_per_rollout
         size = len(rollout) // steps
         for begin in range(0, len(rollout), size):
@@ -115,38 +119,6 @@ class PolicyUpdater:
             for name, value in part.items():
                 figures[name] = figures.get(name, 0.0) + value / steps
         return figures
-
-    def _correction(
-        self, rollout: Rollout, logprobs: RolloutLogprobs
-    ) -> tuple[Tensor | None, dict[str, float]]:
-        """Importance weights of trainer against engine, and their figures."""
-        options = self.algorithm.correction
-        if options.level == "none":
-            return None, {}
-        if rollout.logprobs is None:
-            raise ValueError(
-                f"algorithm.correction.level is {options.level!r}, but the rollout engine reported "
-                "no log-probs"
-            )
-        assert logprobs.old is not None
-        weights, metrics = ops.importance_weights(
-            logprobs.old,
-            rollout.logprobs,
-            rollout.response_mask,
-            level=options.level,
-            mode=options.mode,
-            low=options.low,
-            high=options.high,
-            normalize=options.normalize,
-        )
-        values = metrics.tolist()
-        return weights, {
-            "correction/weight_mean": values[WeightMetric.MEAN],
-            "correction/effective_sample_size": values[WeightMetric.EFFECTIVE_SAMPLE_SIZE],
-            "correction/outside": values[WeightMetric.FRACTION_LOW]
-            + values[WeightMetric.FRACTION_HIGH],
-            "correction/kl": values[WeightMetric.KL],
-        }
 
     def _step(
         self,

@@ -40,7 +40,7 @@ def engine_arguments(source: str, model: ModelConfig, rollout: RolloutConfig) ->
     options = rollout.vllm
     arguments = {
         "model": source,
-        "dtype": model.dtype,
+        "dtype": model.sampling_dtype,
         "max_model_len": length,
         "max_num_seqs": rollout.max_sequences,
         "enforce_eager": options.enforce_eager,

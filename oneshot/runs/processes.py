@@ -1,13 +1,15 @@
 """Several processes of one run, started by `torchrun` or `accelerate launch`.
 
 Both set RANK, WORLD_SIZE, LOCAL_RANK and the address of the first process; nothing else is used of
-them. Models are sharded by torch's FSDP2. With one process everything here does nothing.
+them. Large models are sharded by torch's FSDP2 (`shard`); of small trained parts every process has
+a whole copy, whose gradients are summed. With one process everything here does nothing.
 """
 
 from __future__ import annotations
 
+import atexit
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -68,6 +70,36 @@ class Processes:
             return list(values)
         return [sum(column) for column in zip(*self.gather(list(values)), strict=True)]
 
+    def means(self, figures: Mapping[str, float]) -> dict[str, float]:
+        """Means of figures over the processes, whose shares are equally large."""
+        sums = self.sums(list(figures.values()))
+        return {name: total / self.size for name, total in zip(figures, sums, strict=True)}
+
+    def sum_gradients(self, parameters: Sequence[torch.nn.Parameter]) -> None:
+        """Sums the gradients of whole (not sharded) parameters over the processes.
+
+        A parameter that only some of the processes used has a gradient in all of them afterwards.
+        """
+        if self.size == 1:
+            return
+        used = self.gather([parameter.grad is not None for parameter in parameters])
+        for parameter, anywhere in zip(parameters, map(any, zip(*used, strict=True)), strict=True):
+            if anywhere:
+                if parameter.grad is None:
+                    parameter.grad = torch.zeros_like(parameter)
+                dist.all_reduce(parameter.grad)
+
+    def concatenated(self, rows: Tensor) -> tuple[Tensor, slice]:
+        """The rows of all processes, by rank, in every process; and where this one's are.
+
+        For what needs the whole rollout in one place, such as its mean.
+        """
+        if self.size == 1:
+            return rows, slice(0, len(rows))
+        parts = self.gather(rows.cpu())
+        begin = sum(len(part) for part in parts[: self.rank])
+        return torch.cat(parts).to(rows.device), slice(begin, begin + len(rows))
+
     def maximum(self, value: float) -> float:
         """The largest of the numbers of all processes."""
         return max(self.gather(value))
@@ -79,6 +111,16 @@ class Processes:
         """
         most = int(self.maximum(len(batches)))
         return batches + batches[-1:] * (most - len(batches))
+
+
+def resolve_device(device: str) -> str:
+    """A torch device; "auto" is the first GPU if there is one, else the CPU.
+
+    "cuda" is the GPU of this process inside `joined`.
+    """
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return device
 
 
 def interleave(parts: Sequence[Sequence[T]], block: int) -> list[T]:
@@ -95,6 +137,9 @@ def interleave(parts: Sequence[Sequence[T]], block: int) -> list[T]:
 @contextmanager
 def joined(device: str) -> Iterator[Processes]:
     """Joins the other processes of the run inside the block, if there are any.
+
+    The process group stays for the next run in the same processes (a second group at the same
+    address may meet what is left of the first and wait forever); one that already exists is used.
 
     Args:
         device: "cpu" (gloo) or a GPU (NCCL, each process on its own).
@@ -116,36 +161,53 @@ def joined(device: str) -> Iterator[Processes]:
     if on_gpu:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     rank = int(os.environ["RANK"])
-    dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo", timeout=PATIENCE)
+    if not dist.is_initialized():
+        dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo", timeout=PATIENCE)
+        atexit.register(_leave)
     try:
         yield Processes(rank, size)
-    except RuntimeError as error:
-        if any(sign in str(error) for sign in LOST):
+    except BaseException as error:
+        _leave()  # now, not when this process ends: the others wait for it
+        if isinstance(error, RuntimeError) and any(sign in str(error) for sign in LOST):
             raise ProcessLostError(
                 f"process {rank} of {size} lost another process of the run ({error}); look at its "
                 "log for the cause, then continue with --resume from the newest checkpoint"
             ) from error
         raise
-    finally:
+
+
+def _leave() -> None:
+    if dist.is_initialized():
         dist.destroy_process_group()
 
 
-def shard(model: torch.nn.Module, device: str, processes: Processes) -> None:
+def shard(model: torch.nn.Module, device: str, processes: Processes, mixed: bool = False) -> None:
     """Spreads the parameters of a model over the processes with FSDP2, block by block.
 
     Gradients are summed, not averaged, over the processes.
+
+    Args:
+        model: Of float32 weights, when `mixed`.
+        device: "cpu" or a GPU.
+        processes: Those of the run.
+        mixed: Compute in bfloat16; shards and gradient sums stay in float32.
     """
     if processes.size == 1:
         return
     from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import fully_shard
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
     mesh = init_device_mesh("cpu" if device == "cpu" else "cuda", (processes.size,))
     names: Any = getattr(model, "_no_split_modules", None) or ()  # transformers: its blocks
     blocks = [m for m in model.modules() if type(m).__name__ in names]
+    types = MixedPrecisionPolicy()
+    if mixed:
+        types = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
     for module in [*blocks, model]:
         # The root, too: else its parameters stay whole after a pass without a backward pass.
-        fully_shard(module, mesh=mesh, reshard_after_forward=True).set_gradient_divide_factor(1.0)
+        sharded = fully_shard(module, mesh=mesh, reshard_after_forward=True, mp_policy=types)
+        sharded.set_gradient_divide_factor(1.0)
+        sharded.set_force_sum_reduction_for_comms(True)  # gloo has no sum with a factor
 
 
 def whole(tensor: Tensor) -> Tensor:

@@ -15,9 +15,10 @@ import pytest
 import torch
 
 from oneshot.poly import storage
-from oneshot.poly.trainer import train
+from oneshot.poly.trainer import check_share, train
 from oneshot.runs import checkpoints
 from oneshot.runs.jsonl import read_jsonl
+from oneshot.runs.processes import Processes
 
 
 def rows(output):
@@ -190,11 +191,10 @@ def test_two_processes_give_the_curve_of_one(
     assert two[-1]["dev/loss"] == pytest.approx(one[-1]["dev/loss"], rel=1e-4)
 
 
-def test_a_batch_that_cannot_be_shared_is_refused(monkeypatch, digits_folder, tmp_path):
-    monkeypatch.setenv("WORLD_SIZE", "3")
+def test_a_batch_that_cannot_be_shared_is_refused(digits_folder, tmp_path):
+    config = poly_runs.train_config(digits_folder, tmp_path / "run")
     with pytest.raises(ValueError, match="must be a multiple of the 3 processes, got 8"):
-        train(poly_runs.train_config(digits_folder, tmp_path / "run"))
-    assert not (tmp_path / "run").exists()
+        check_share(config, Processes(0, 3))
 
 
 def test_a_loss_that_explodes_stops_the_run(digits_folder, tmp_path):

@@ -1,4 +1,4 @@
-"""Runs that are really killed.
+"""Runs that are really killed, and runs of two processes.
 
 `python rlvr_runs.py` imports everything once and then forks one process per command it reads, so
 that a run costs a fraction of a second instead of the seconds of the imports. A command is a JSON
@@ -9,11 +9,24 @@ at its kill_at-th touch of a file in the output folder (open, create, rename, re
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
 TOUCHES = {"open", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.truncate", "shutil.rmtree"}
+# Argv: this folder, the tiny folder, that of the runs, their options by name.
+KINDS_CODE = """
+import json, sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+import rlvr_tiny
+from oneshot.rlvr import trainer
+trainer.plot_curves = lambda history, path: None
+for kind, options in json.loads(sys.argv[4]).items():
+    config = rlvr_tiny.config(Path(sys.argv[2]), Path(sys.argv[3]) / kind, *options)
+    rlvr_tiny.train_kind(kind, config)
+"""
 
 
 class Runner:
@@ -54,6 +67,23 @@ class Runner:
     def close(self):
         self.process.stdin.close()
         self.process.wait()
+
+
+def start_two(tiny_folder, output, logs, kinds):
+    """Two processes of runs, with the variables that torchrun and accelerate launch set."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    logs.mkdir(exist_ok=True)
+    here = str(Path(__file__).parent)
+    words = [sys.executable, "-c", KINDS_CODE, here, tiny_folder, output, json.dumps(kinds)]
+    started = []
+    for rank in "01":
+        own = {**os.environ, **common, "RANK": rank, "LOCAL_RANK": rank, "OMP_NUM_THREADS": "1"}
+        log = (logs / rank).open("w")
+        started.append(subprocess.Popen(words, env=own, stdout=log, stderr=log))
+    return started
 
 
 def serve():

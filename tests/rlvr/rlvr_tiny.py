@@ -2,6 +2,7 @@
 
 import json
 import string
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -36,14 +37,14 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
 def write_model(folder: Path, vocabulary: int | None = None, **options) -> None:
     tokenizer = make_tokenizer()
     torch.manual_seed(7)
-    options = {"hidden_size": 32, "num_attention_heads": 4, **options}
+    defaults = {"hidden_size": 32, "num_attention_heads": 4, "tie_word_embeddings": True}
+    options = {**defaults, **options}
     config = Qwen2Config(
         vocab_size=vocabulary or len(tokenizer),
         intermediate_size=64,
         num_hidden_layers=2,
         num_key_value_heads=2,
         max_position_embeddings=128,
-        tie_word_embeddings=True,
         initializer_range=0.2,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
@@ -87,3 +88,29 @@ def config(folder: Path, output: Path, *overrides: str) -> TrainConfig:
 def share_of_a(responses, problems):
     """A reward that a tiny model can learn: the share of the letter a."""
     return [text.count("a") / max(1, len(text)) for text in responses]
+
+
+def train_kind(kind, config):
+    """A run of `test_rlvr_processes.py`; "random" has a random reward and an engine that is off."""
+    from oneshot.rlvr import trainer
+
+    if kind != "random":
+        return trainer.train(config, resume=True, reward=share_of_a)
+    make_engine = trainer.make_engine
+    trainer.make_engine = lambda *args, **options: skewed(make_engine(*args, **options))
+    try:
+        return trainer.train(config, resume=True)
+    finally:
+        trainer.make_engine = make_engine
+
+
+def skewed(engine):
+    """The engine with wrong log-probs: up to 1 off, by the token."""
+    generate = engine.generate
+
+    def wrong(*args, **options):
+        rollout = generate(*args, **options)
+        return replace(rollout, logprobs=rollout.logprobs + torch.sin(rollout.response_ids.float()))
+
+    engine.generate = wrong
+    return engine

@@ -6,11 +6,13 @@ import torch
 
 from oneshot.rlvr import trainer
 from oneshot.rlvr.algorithm_config import AlgorithmConfig, CriticConfig, OptimizerConfig
+from oneshot.rlvr.config import ModelConfig
 from oneshot.rlvr.critic import make_critic
 from oneshot.rlvr.optimizer import NonFiniteLossError
 from oneshot.rlvr.rollout import token_positions
 from oneshot.rlvr.trainer import train
 from oneshot.rlvr.transformers_engine import TransformersEngine
+from oneshot.runs.processes import Processes
 
 
 @pytest.fixture(autouse=True)
@@ -31,7 +33,7 @@ def new_critic(tiny_folder, tokens=10**6, **options):
     algorithm = AlgorithmConfig(microbatch_tokens=tokens)
     config = CriticConfig(optimizer=OptimizerConfig(lr=0.0, max_grad_norm=1e9), **options)
     source = str(tiny_folder / "model")
-    return make_critic(source, config, algorithm, dtype="float32", device="cpu")
+    return make_critic(source, config, algorithm, ModelConfig(device="cpu"), Processes())
 
 
 def formula(model, rollout):

@@ -14,6 +14,7 @@ from oneshot.rlvr.loss import LossInputs, policy_loss
 from oneshot.rlvr.presets import PRESETS, expand_presets
 from oneshot.rlvr.rollout import Rollout
 from oneshot.rlvr.update import RolloutLogprobs
+from oneshot.runs.processes import Processes
 
 NEEDED = ["--data.path=d.jsonl", "--run.output=o"]
 B, R, V, LIMIT = 5, 7, 11, 16
@@ -216,6 +217,8 @@ def test_length_penalty_is_part_of_the_advantage_but_not_of_the_reward(tmp_path)
     """A run step with everything else switched off: advantage = score - penalty."""
 
     class Updater:
+        processes = Processes()
+
         def logprobs(self, rollout):
             return RolloutLogprobs()
 

@@ -96,13 +96,17 @@ def test_format_reward_looks_at_the_response_only():
     assert reward(texts, [PROBLEM] * 4).scores == [1, 0, 0, 0]
 
 
-def test_random_reward_depends_on_seed_and_step_only():
+def test_random_reward_depends_on_seed_step_and_row_only():
     reward = make_reward(RewardConfig("random", random_probability=0.25), seed=3)
     texts, problems = ["\\boxed{12.8}"] * 4000, [PROBLEM] * 4000
     scores = reward(texts, problems, step=5).scores
     assert scores == reward(["x"] * 4000, problems, step=5).scores
     assert scores != reward(texts, problems, step=6).scores
     assert scores != make_reward(RewardConfig("random"), seed=4)(texts, problems, step=5).scores
+    # By the row in the batch of all processes, not by the place in this one's share.
+    rows = [7, 2, 990]
+    found = reward(texts[:3], problems[:3], step=5, rows=rows).scores
+    assert found == [scores[row] for row in rows]
     assert abs(sum(scores) / 4000 - 0.25) < 0.0275  # four standard deviations
 
 

@@ -219,7 +219,9 @@ def test_checkpoint_round_trip_and_rotation(tiny, tmp_path):
     model, tokenizer = tiny
     optimizer = optimizer_after_a_step(model)
     for step in (1, 2, 30):
-        checkpoint.save(tmp_path, model, tokenizer, optimizer, state(step), keep=2)
+        checkpoint.save(
+            tmp_path, checkpoint.snapshot(model, optimizer), tokenizer, state(step), keep=2
+        )
     assert sorted(p.name for p in tmp_path.iterdir()) == ["step_000002", "step_000030"]
     assert checkpoints.latest(tmp_path) == tmp_path / "step_000030"
     assert checkpoint.read_state(tmp_path / "step_000030") == state(30)
@@ -238,7 +240,8 @@ def test_checkpoint_round_trip_and_rotation(tiny, tmp_path):
 
 def test_unfinished_checkpoints_do_not_count(tiny, tmp_path):
     model, tokenizer = tiny
-    saved = checkpoint.save(tmp_path, model, tokenizer, optimizer_after_a_step(model), state(2))
+    snapshot = checkpoint.snapshot(model, optimizer_after_a_step(model))
+    saved = checkpoint.save(tmp_path, snapshot, tokenizer, state(2))
     shutil.copytree(saved, tmp_path / ".step_000004.writing")
     shutil.copytree(saved, tmp_path / ".step_000001.removed")
     assert checkpoints.latest(tmp_path) == saved
@@ -250,8 +253,8 @@ def test_a_full_disk_leaves_the_previous_checkpoint(tiny, tmp_path):
     """Writes really fail: the process may not write files beyond a size."""
     resource = pytest.importorskip("resource")
     model, tokenizer = tiny
-    optimizer = optimizer_after_a_step(model)
-    saved = checkpoint.save(tmp_path, model, tokenizer, optimizer, state(1))
+    snapshot = checkpoint.snapshot(model, optimizer_after_a_step(model))
+    saved = checkpoint.save(tmp_path, snapshot, tokenizer, state(1))
     before = {p.name: p.read_bytes() for p in saved.iterdir()}
     size = len(before["model.safetensors"])
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -262,7 +265,7 @@ def test_a_full_disk_leaves_the_previous_checkpoint(tiny, tmp_path):
             with pytest.raises(
                 checkpoints.CheckpointError, match=r"checkpoint of step 2 .*step_000001 is intact"
             ):
-                checkpoint.save(tmp_path, model, tokenizer, optimizer, state(2))
+                checkpoint.save(tmp_path, snapshot, tokenizer, state(2))
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
         assert list(tmp_path.iterdir()) == [saved]

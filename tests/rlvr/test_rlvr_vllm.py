@@ -5,14 +5,19 @@ trainer's own log-probs, and stale weights must be found.
 """
 
 import os
+import shutil
 import subprocess
 import sys
 import time
 from dataclasses import replace
 
 import pytest
+import rlvr_runs
 import rlvr_tiny
 import torch
+
+from oneshot.runs import checkpoints
+from oneshot.runs.jsonl import read_jsonl
 
 pytestmark = pytest.mark.vllm
 
@@ -82,12 +87,8 @@ def run(folder, output, engine, *overrides, resume=False):
     return train(config, resume=resume, reward=rlvr_tiny.share_of_a)
 
 
-def check_history(history):
-    steps = [row for row in history if row["step"] > 0]
-    differences = [row["engine/logprob_difference_max"] for row in steps]
-    assert 0 < max(differences) < 1e-4
-    rewards = [row["reward/mean"] for row in steps]
-    assert sum(rewards[-3:]) > 1.5 * sum(rewards[:3])
+STEPS = ["--run.steps=16", "--run.save_every=8", "--evaluation.every=8"]
+CORRECTED = ["--algorithm.correction.level=token", "--algorithm.updates_per_rollout=2"]
 
 
 @pytest.fixture
@@ -96,15 +97,66 @@ def in_process(monkeypatch):
         monkeypatch.setenv(name, value)
 
 
-STEPS = ["--run.steps=16", "--run.save_every=8", "--evaluation.every=8"]
+@pytest.fixture(params=["vllm", "vllm_server"])
+def engine(request):
+    """Both modes of vLLM."""
+    request.getfixturevalue("in_process" if request.param == "vllm" else "server")
+    return request.param
 
 
-def test_training_in_process(folder, tmp_path, in_process):
-    result = run(folder, tmp_path / "run", "vllm", *STEPS)
-    check_history(result.history)
+def steps_of(result):
+    return [row for row in result.history if row["step"] > 0]
 
 
-def test_stale_weights_are_found(folder, tmp_path, in_process, monkeypatch):
+def check_learning(rows):
+    rewards = [row["reward/mean"] for row in rows]
+    assert sum(rewards[-3:]) > 1.5 * sum(rewards[:3])
+
+
+@pytest.mark.parametrize("options", [[], CORRECTED], ids=["plain", "corrected"])
+def test_training(engine, options, folder, tmp_path):
+    result = run(folder, tmp_path / "run", engine, *STEPS, *options)
+    rows = steps_of(result)
+    check_learning(rows)
+    assert 0 < max(row["engine/logprob_difference_max"] for row in rows) < 1e-4
+    if options:
+        weights = [row["correction/weight_mean"] for row in rows]
+        assert weights == pytest.approx([1.0] * 16, abs=1e-3)
+        assert max(abs(row["policy/old_kl"]) for row in rows) > 1e-4  # the second update's
+    # Killed after step 8 and resumed: the same run, on new engines.
+    shutil.copytree(tmp_path / "run", tmp_path / "again")
+    shutil.rmtree(tmp_path / "again" / "checkpoints" / "step_000016")
+    config = (tmp_path / "again" / "config.yaml").read_text()
+    config = config.replace(str(tmp_path / "run"), str(tmp_path / "again"))
+    (tmp_path / "again" / "config.yaml").write_text(config)
+    again = run(folder, tmp_path / "again", engine, *STEPS, *options, resume=True)
+    for one, two in zip(rows, steps_of(again), strict=True):
+        for key in ("step", "reward/mean", "loss/policy", "policy/entropy"):
+            assert two[key] == pytest.approx(one[key], rel=1e-4, abs=1e-6), (one["step"], key)
+
+
+def test_a_separate_output_layer(folder, tmp_path, in_process):
+    options = {"hidden_size": 64, "num_attention_heads": 2, "tie_word_embeddings": False}
+    rlvr_tiny.write_model(tmp_path / "model", **options)
+    words = [f"--model.source={tmp_path / 'model'}", "--run.steps=4"]
+    rows = steps_of(run(folder, tmp_path / "run", "vllm", *words))
+    assert 0 < max(row["engine/logprob_difference_max"] for row in rows) < 1e-4
+
+
+def test_a_bfloat16_engine_is_corrected(engine, folder, tmp_path):
+    """Its log-probs are off, so the trainer's own count as the old ones."""
+    options = ["--model.dtype=mixed", "--algorithm.correction.level=token"]
+    rows = steps_of(run(folder, tmp_path / "run", engine, *STEPS, *options))
+    check_learning(rows)
+    differences = [row["engine/logprob_difference"] for row in rows]
+    assert min(differences[:4]) > 1e-3  # later the policy is sure, and there is little to round
+    assert max(differences) < 0.1
+    assert all(abs(row["policy/old_kl"]) < 1e-6 for row in rows)
+    assert all(row["correction/kl"] != 0 for row in rows)
+    assert all(0.9 < row["correction/weight_mean"] < 1.1 for row in rows)
+
+
+def test_a_tied_layer_that_stays_stale_is_found(folder, tmp_path, in_process, monkeypatch):
     """Without the repair of the tied output layer the run must not even begin."""
     from oneshot.rlvr import vllm_worker, weight_sync
 
@@ -114,16 +166,25 @@ def test_stale_weights_are_found(folder, tmp_path, in_process, monkeypatch):
     assert not (tmp_path / "run").exists()
 
 
-def test_training_on_a_server(folder, server, tmp_path):
-    corrected = ["--algorithm.correction.level=token", "--algorithm.updates_per_rollout=2"]
-    result = run(folder, tmp_path / "run", "vllm_server", *STEPS, *corrected)
-    check_history(result.history)
-    weights = [row["correction/weight_mean"] for row in result.history if row["step"] > 0]
-    assert weights == pytest.approx([1.0] * 16, abs=1e-3)
-    again = run(folder, tmp_path / "again", "vllm_server", *STEPS, *corrected)
-    keys = ("reward/mean", "loss/policy", "policy/entropy")
-    for one, two in zip(result.history, again.history, strict=True):
-        assert [one.get(k) for k in keys] == pytest.approx([two.get(k) for k in keys])
+def test_a_weight_that_becomes_stale_stops_the_run(engine, folder, tmp_path, monkeypatch):
+    """From the third update on one matrix is sent as it was at first."""
+    from oneshot.rlvr import weight_sync
+
+    name = "model.layers.1.mlp.down_proj.weight"
+    weights_of, sent = weight_sync.weights_of, []
+
+    def stale(model):
+        weights = dict(weights_of(model))
+        sent.append(weights[name].clone())  # twice in the rehearsal, then after each update
+        if len(sent) >= 5:
+            weights[name] = sent[1]
+        yield from weights.items()
+
+    monkeypatch.setattr(weight_sync, "weights_of", stale)
+    with pytest.raises(weight_sync.ParityError, match=r"step 4: .*checkpoints of earlier steps"):
+        run(folder, tmp_path / "run", engine, "--run.steps=16", "--run.save_every=1")
+    last = checkpoints.latest(tmp_path / "run" / "checkpoints")
+    assert last.name == "step_000003"
 
 
 def test_equal_prompts_get_different_responses_and_seeds_repeat(folder, server):
@@ -147,10 +208,22 @@ def test_equal_prompts_get_different_responses_and_seeds_repeat(folder, server):
     assert 0 < int(one.finished.sum()) <= 16
 
 
+def test_two_processes_share_a_server(folder, server, tmp_path):
+    options = ["--rollout.engine=vllm_server", f"--rollout.vllm.url={URL}", *LIMITS]
+    processes = rlvr_runs.start_two(folder, tmp_path, tmp_path / "logs", {"two": options})
+    for rank, process in enumerate(processes):
+        assert process.wait(timeout=500) == 0, (tmp_path / "logs" / str(rank)).read_text()[-3000:]
+    one = rlvr_tiny.train_kind("one", rlvr_tiny.config(folder, tmp_path / "one", *options))
+    rows = read_jsonl(tmp_path / "two" / "metrics.jsonl")
+    for a, b in zip(one.history, rows, strict=True):
+        for key in {"reward/mean", "loss/total", "policy/entropy"} & a.keys():
+            assert b[key] == pytest.approx(a[key], rel=2e-3, abs=1e-5), (a["step"], key)
+        assert b.get("engine/logprob_difference_max", 0) < 1e-4
+
+
 def test_training_with_transformers_is_the_same_task(folder, tmp_path):
     result = run(folder, tmp_path / "run", "transformers", *STEPS)
-    rewards = [row["reward/mean"] for row in result.history if row["step"] > 0]
-    assert sum(rewards[-3:]) > 1.5 * sum(rewards[:3])
+    check_learning(steps_of(result))
 
 
 def test_a_dead_server_is_named(folder, tmp_path):
