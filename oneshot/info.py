@@ -10,7 +10,7 @@ import torch
 from oneshot._load import build_info, cuda_library, native
 from oneshot._version import __version__
 
-PACKAGES = ("numpy", "transformers", "accelerate", "math-verify", "trl", "verl", "vllm", "triton")
+PACKAGES = ("numpy", "transformers", "math-verify", "trl", "verl", "vllm", "triton")
 
 
 def info() -> dict[str, object]:

@@ -110,6 +110,7 @@ def test_a_row(path):
     script = flat(to_dict(load_train_config(None, ["--data.path=d", "--run.output=o"])))
     script |= {
         "run.output": f"runs/paper/{path.stem}",
+        "model.dtype": "mixed",  # float32 weights, bfloat16 computation
         "evaluation.path": "data/test/math500.parquet",
         "evaluation.grader": "strict",
     }
