@@ -1,0 +1,158 @@
+// Launchers of the `hmm` family: which kernels an op takes, and where its workspace lies.
+#include "cuda/hmm.cuh"
+
+#include "cuda/hmm_posteriors.cuh"
+
+namespace oneshot::cuda {
+namespace {
+
+// Cuts one workspace into arrays; made from nullptr it only counts the bytes.
+class Workspace {
+ public:
+  explicit Workspace(void* base) : base_(static_cast<char*>(base)) {}
+
+  template <typename Element>
+  Element* take(int64_t count) {
+    const int64_t at = bytes_;
+    bytes_ += (count * int64_t(sizeof(Element)) + 255) / 256 * 256;
+    return base_ == nullptr ? nullptr : reinterpret_cast<Element*>(base_ + at);
+  }
+  int64_t bytes() const { return bytes_; }
+
+ private:
+  char* base_;
+  int64_t bytes_ = 0;
+};
+
+// Messages for the linear sweeps and, where those do not count, the exact ones.
+template <typename T>
+HmmMessages take_messages(const HmmInput<T>& in, bool both, bool keep, Workspace& workspace) {
+  HmmMessages m;
+  m.kept = keep ? in.steps : 2;
+  m.alpha = workspace.take<double>(in.batch * m.kept * in.states);
+  if (both) m.beta = workspace.take<double>(in.batch * in.steps * in.states);
+  m.scale = workspace.take<double>(in.batch * in.steps);
+  m.exact = workspace.take<int>(2 * in.batch);
+  if (in.states > kWarpStates<T>) {
+    m.onward = workspace.take<double>(in.batch * in.states);
+    if (in.constant_trans) {
+      const int64_t matrices = in.trans_batch_stride == 0 ? 1 : in.batch;
+      m.ready = workspace.take<double>(matrices * in.states * in.states);
+    }
+  }
+  return m;
+}
+
+template <typename T>
+cudaError_t run_messages(const HmmInput<T>& in, const HmmMessages& m, T* log_likelihood,
+                         cudaStream_t stream) {
+  ONESHOT_RETURN_IF_FAILED(in.states <= kWarpStates<T>
+                               ? hmm_warp_messages(in, m, log_likelihood, stream)
+                               : hmm_block_messages(in, m, log_likelihood, stream));
+  return hmm_exact_messages(in, HmmUpstream<T>(), m, log_likelihood, stream);
+}
+
+template <typename T>
+struct PosteriorParts {
+  HmmMessages messages;
+  double* pairs = nullptr;
+
+  PosteriorParts(const HmmInput<T>& in, const HmmPosteriors<T>& out, Workspace& workspace) {
+    const bool both = out.gamma != nullptr || out.xi != nullptr || out.xi_sum != nullptr;
+    messages = take_messages(in, both, both, workspace);
+    if (out.xi_sum != nullptr) pairs = workspace.take<double>(hmm_pair_parts(in));
+  }
+};
+
+template <typename T>
+struct BackwardParts {
+  HmmMessages messages;
+  double *mean, *pairs = nullptr;
+  T* log_likelihood;
+
+  BackwardParts(const HmmInput<T>& in, const HmmGradients<T>& out, Workspace& workspace) {
+    const int64_t count = in.batch * in.steps * in.states;
+    for (double** part : {&messages.alpha, &messages.beta, &messages.before, &messages.after}) {
+      *part = workspace.take<double>(count);
+    }
+    messages.scale = workspace.take<double>(in.batch * in.steps);
+    messages.kept = in.steps;
+    mean = workspace.take<double>(in.batch * in.steps);
+    if (out.trans_constant) pairs = workspace.take<double>(hmm_pair_parts(in));
+    log_likelihood = workspace.take<T>(in.batch);
+  }
+};
+
+}  // namespace
+
+template <typename T>
+int64_t hmm_posteriors_workspace(const HmmInput<T>& in, const HmmPosteriors<T>& out) {
+  Workspace workspace(nullptr);
+  PosteriorParts<T>(in, out, workspace);
+  return workspace.bytes();
+}
+
+template <typename T>
+cudaError_t hmm_posteriors(const HmmInput<T>& in, const HmmPosteriors<T>& out, void* memory,
+                           cudaStream_t stream) {
+  if (in.batch == 0) return cudaSuccess;
+  Workspace workspace(memory);
+  const PosteriorParts<T> parts(in, out, workspace);
+  const HmmMessages& m = parts.messages;
+  const bool pairs = out.xi != nullptr || out.xi_sum != nullptr;
+  const HmmUpstream<T> none;
+  ONESHOT_RETURN_IF_FAILED(run_messages(in, m, out.log_likelihood, stream));
+  if (out.gamma != nullptr || pairs) {
+    ONESHOT_RETURN_IF_FAILED(hmm_states<T>(in, m, out.log_likelihood, nullptr, out.gamma, nullptr,
+                                           pairs, stream));
+  }
+  if (out.xi != nullptr) {
+    const HmmPairs<T> to{out.xi, false, false, nullptr};
+    ONESHOT_RETURN_IF_FAILED(
+        hmm_pairs<T>(in, m, none, out.log_likelihood, nullptr, to, stream));
+  }
+  if (out.xi_sum == nullptr) return cudaSuccess;
+  const HmmPairs<T> to{out.xi_sum, false, true, parts.pairs};
+  return hmm_pairs<T>(in, m, none, out.log_likelihood, nullptr, to, stream);
+}
+
+template <typename T>
+int64_t hmm_posteriors_backward_workspace(const HmmInput<T>& in, const HmmGradients<T>& out) {
+  Workspace workspace(nullptr);
+  BackwardParts<T>(in, out, workspace);
+  return workspace.bytes();
+}
+
+template <typename T>
+cudaError_t hmm_posteriors_backward(const HmmInput<T>& in, const HmmUpstream<T>& upstream,
+                                    const HmmGradients<T>& out, void* memory,
+                                    cudaStream_t stream) {
+  Workspace workspace(memory);
+  const BackwardParts<T> parts(in, out, workspace);
+  const HmmMessages& m = parts.messages;
+  if (in.batch > 0) {
+    ONESHOT_RETURN_IF_FAILED(hmm_exact_messages(in, upstream, m, parts.log_likelihood, stream));
+    ONESHOT_RETURN_IF_FAILED(hmm_states<T>(in, m, parts.log_likelihood, upstream.log_likelihood,
+                                           out.emit, parts.mean, true, stream));
+  }
+  const HmmPairs<T> to{out.trans, out.trans_shared, out.trans_constant, parts.pairs};
+  ONESHOT_RETURN_IF_FAILED(
+      hmm_pairs<T>(in, m, upstream, parts.log_likelihood, parts.mean, to, stream));
+  ONESHOT_RETURN_IF_FAILED(
+      hmm_boundary<T>(in, out.emit, false, out.init_shared, out.init, stream));
+  if (out.final == nullptr) return cudaSuccess;
+  return hmm_boundary<T>(in, out.emit, true, out.final_shared, out.final, stream);
+}
+
+#define ONESHOT_INSTANTIATE(T)                                                                   \
+  template int64_t hmm_posteriors_workspace(const HmmInput<T>&, const HmmPosteriors<T>&);        \
+  template cudaError_t hmm_posteriors(const HmmInput<T>&, const HmmPosteriors<T>&, void*,        \
+                                      cudaStream_t);                                             \
+  template int64_t hmm_posteriors_backward_workspace(const HmmInput<T>&, const HmmGradients<T>&); \
+  template cudaError_t hmm_posteriors_backward(const HmmInput<T>&, const HmmUpstream<T>&,        \
+                                               const HmmGradients<T>&, void*, cudaStream_t);
+ONESHOT_INSTANTIATE(float)
+ONESHOT_INSTANTIATE(double)
+#undef ONESHOT_INSTANTIATE
+
+}  // namespace oneshot::cuda

@@ -1,0 +1,72 @@
+// Tiles of steps that one warp reads ahead, up to 32 states: all lanes load matrices and emissions
+// with adjacent addresses into registers while the tile before is worked on, and turn them round
+// through shared memory.
+#pragma once
+
+#include "cuda/hmm_chain.cuh"
+
+namespace oneshot::cuda {
+
+// Of matrices; a tile holds one matrix at least.
+template <typename T>
+inline constexpr int kTileElements = kWarpStates<T>* kWarpStates<T>;
+inline constexpr int kTileSteps = 7;
+// Rows of a matrix have an odd pitch in shared memory, so that lanes that walk rows meet different
+// banks; no number of states up to 32 needs more.
+inline constexpr int kTileRoom = 1104;
+
+// Steps of a tile: as many matrices as fit.
+template <typename T>
+__device__ __forceinline__ int tile_steps(int states, bool constant) {
+  const int fit = kTileElements<T> / (states * states);
+  return constant || fit > kTileSteps ? kTileSteps : fit;
+}
+
+// Lane k takes elements k, k + 32, ...; calls body(element, place in shared memory).
+template <typename T, typename Body>
+__device__ __forceinline__ void for_tile_elements(int count, int states, const Body& body) {
+  const int lane = int(threadIdx.x) % 32, pitch = states | 1;
+  const int down = 32 / states, right = 32 % states;
+  int row = lane / states, column = lane % states;
+#pragma unroll
+  for (int i = 0; i < (kTileElements<T> + 31) / 32; ++i) {
+    if (i * 32 >= count) break;
+    if (i * 32 + lane < count) body(i, row * pitch + column);
+    row += down, column += right;
+    if (column >= states) column -= states, ++row;
+  }
+}
+
+template <typename T>
+struct Tile {
+  T matrices[(kTileElements<T> + 31) / 32];
+  T emissions[kTileSteps];
+
+  // Of the steps [first, first + count) and the matrices into them; a lane past the states gets
+  // -inf for emissions.
+  __device__ __forceinline__ void load(const HmmInput<T>& in, int64_t b, int64_t first, int count,
+                                       bool with_matrices) {
+    const int lane = int(threadIdx.x) % 32, states = int(in.states);
+    const int elements = with_matrices ? count * states * states : 0;
+    const T* matrix = matrix_into(in, b, first);
+#pragma unroll
+    for (int i = 0; i < (kTileElements<T> + 31) / 32; ++i) {
+      matrices[i] = i * 32 + lane < elements ? matrix[i * 32 + lane] : T(0);
+    }
+    const T* emission = emissions_of(in, b, first);
+#pragma unroll
+    for (int c = 0; c < kTileSteps; ++c) {
+      emissions[c] = c < count && lane < states ? emission[c * states + lane] : minus_infinity<T>();
+    }
+  }
+
+  // Shared memory is written: `convert` makes a double of a potential of a matrix.
+  template <typename Convert>
+  __device__ __forceinline__ void put_matrices(double* shared, int count, int states,
+                                               const Convert& convert) const {
+    for_tile_elements<T>(count * states * states, states,
+                      [&](int i, int place) { shared[place] = convert(matrices[i]); });
+  }
+};
+
+}  // namespace oneshot::cuda

@@ -1,0 +1,94 @@
+// C entry points of the `hmm` launchers, for ctypes. inputs: init, trans, emit, lengths, final;
+// numbers: batch, steps, states, the strides of cpu::HmmInput in its order, constant_trans.
+#include "cuda/hmm.cuh"
+
+using namespace oneshot;
+
+namespace {
+
+template <typename T>
+cpu::HmmInput<T> input(const void* const* inputs, const int64_t* numbers) {
+  cpu::HmmInput<T> in;
+  in.log_init = static_cast<const T*>(inputs[0]);
+  in.log_trans = static_cast<const T*>(inputs[1]);
+  in.log_emit = static_cast<const T*>(inputs[2]);
+  in.lengths = static_cast<const int64_t*>(inputs[3]);
+  in.log_final = static_cast<const T*>(inputs[4]);
+  in.batch = numbers[0], in.steps = numbers[1], in.states = numbers[2];
+  in.init_stride = numbers[3], in.final_stride = numbers[4];
+  in.trans_batch_stride = numbers[5], in.trans_step_stride = numbers[6];
+  in.emit_batch_stride = numbers[7], in.emit_step_stride = numbers[8];
+  in.constant_trans = numbers[9] != 0;
+  return in;
+}
+
+// outputs: log_likelihood, gamma, xi, xi_sum.
+template <typename T>
+cpu::HmmPosteriors<T> posteriors(void* const* outputs) {
+  return {static_cast<T*>(outputs[0]), static_cast<T*>(outputs[1]), static_cast<T*>(outputs[2]),
+          static_cast<T*>(outputs[3])};
+}
+
+// outputs: init, trans, emit, final; the shared ones are those whose input has one row.
+template <typename T>
+cpu::HmmGradients<T> gradients(const cpu::HmmInput<T>& in, void* const* outputs,
+                               const int64_t* rows) {
+  cpu::HmmGradients<T> out;
+  out.init = static_cast<T*>(outputs[0]);
+  out.trans = static_cast<T*>(outputs[1]);
+  out.emit = static_cast<T*>(outputs[2]);
+  out.final = static_cast<T*>(outputs[3]);
+  out.init_shared = rows[0] == 1;
+  out.trans_shared = rows[1] == 1;
+  out.final_shared = rows[2] == 1;
+  out.trans_constant = in.constant_trans;
+  return out;
+}
+
+template <typename T>
+int run_posteriors(const void* const* inputs, const int64_t* numbers, void* const* outputs,
+                   void* workspace) {
+  return int(cuda::hmm_posteriors(input<T>(inputs, numbers), posteriors<T>(outputs), workspace,
+                                  nullptr));
+}
+
+template <typename T>
+int run_backward(const void* const* inputs, const int64_t* numbers, const void* const* upstream,
+                 void* const* outputs, const int64_t* rows, void* workspace) {
+  const auto in = input<T>(inputs, numbers);
+  const cpu::HmmUpstream<T> up{
+      static_cast<const T*>(upstream[0]), static_cast<const T*>(upstream[1]),
+      static_cast<const T*>(upstream[2]), static_cast<const T*>(upstream[3])};
+  return int(
+      cuda::hmm_posteriors_backward(in, up, gradients(in, outputs, rows), workspace, nullptr));
+}
+
+}  // namespace
+
+// Bytes of workspace of each op: posteriors, their gradient, the best path, samples.
+extern "C" void emu_hmm_workspace(int wide, const void* const* inputs, const int64_t* numbers,
+                                  void* const* outputs, int64_t* bytes) {
+  const auto count = [&](auto type) {
+    using T = decltype(type);
+    const auto in = input<T>(inputs, numbers);
+    cpu::HmmGradients<T> out;
+    out.trans_constant = in.constant_trans;
+    bytes[0] = cuda::hmm_posteriors_workspace(in, posteriors<T>(outputs));
+    bytes[1] = cuda::hmm_posteriors_backward_workspace(in, out);
+  };
+  wide ? count(double()) : count(float());
+}
+
+extern "C" int emu_hmm_posteriors(int wide, const void* const* inputs, const int64_t* numbers,
+                                  void* const* outputs, void* workspace) {
+  return (wide ? run_posteriors<double> : run_posteriors<float>)(inputs, numbers, outputs,
+                                                                workspace);
+}
+
+extern "C" int emu_hmm_posteriors_backward(int wide, const void* const* inputs,
+                                           const int64_t* numbers, const void* const* upstream,
+                                           void* const* outputs, const int64_t* rows,
+                                           void* workspace) {
+  return (wide ? run_backward<double> : run_backward<float>)(inputs, numbers, upstream, outputs,
+                                                             rows, workspace);
+}
