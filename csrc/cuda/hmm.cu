@@ -1,6 +1,7 @@
 // Launchers of the `hmm` family: which kernels an op takes, and where its workspace lies.
 #include "cuda/hmm.cuh"
 
+#include "cuda/hmm_paths.cuh"
 #include "cuda/hmm_posteriors.cuh"
 
 namespace oneshot::cuda {
@@ -83,6 +84,33 @@ struct BackwardParts {
   }
 };
 
+template <typename T>
+struct ViterbiParts {
+  double* scores = nullptr;
+  uint8_t* narrow = nullptr;  // back-pointers
+  int32_t* wide = nullptr;
+
+  ViterbiParts(const HmmInput<T>& in, Workspace& workspace) {
+    const int64_t count = in.batch * in.steps * in.states;
+    if (in.states <= 256) {
+      narrow = workspace.take<uint8_t>(count);
+    } else {
+      wide = workspace.take<int32_t>(count);
+    }
+    if (in.states > kWarpStates<T>) scores = workspace.take<double>(2 * in.batch * in.states);
+  }
+};
+
+template <typename T>
+struct SampleParts {
+  HmmMessages messages;
+  T* log_likelihood;
+
+  SampleParts(const HmmInput<T>& in, Workspace& workspace)
+      : messages(take_messages(in, false, true, workspace)),
+        log_likelihood(workspace.take<T>(in.batch)) {}
+};
+
 }  // namespace
 
 template <typename T>
@@ -103,13 +131,12 @@ cudaError_t hmm_posteriors(const HmmInput<T>& in, const HmmPosteriors<T>& out, v
   const HmmUpstream<T> none;
   ONESHOT_RETURN_IF_FAILED(run_messages(in, m, out.log_likelihood, stream));
   if (out.gamma != nullptr || pairs) {
-    ONESHOT_RETURN_IF_FAILED(hmm_states<T>(in, m, out.log_likelihood, nullptr, out.gamma, nullptr,
-                                           pairs, stream));
+    ONESHOT_RETURN_IF_FAILED(
+        hmm_states<T>(in, m, out.log_likelihood, nullptr, out.gamma, nullptr, pairs, stream));
   }
   if (out.xi != nullptr) {
     const HmmPairs<T> to{out.xi, false, false, nullptr};
-    ONESHOT_RETURN_IF_FAILED(
-        hmm_pairs<T>(in, m, none, out.log_likelihood, nullptr, to, stream));
+    ONESHOT_RETURN_IF_FAILED(hmm_pairs<T>(in, m, none, out.log_likelihood, nullptr, to, stream));
   }
   if (out.xi_sum == nullptr) return cudaSuccess;
   const HmmPairs<T> to{out.xi_sum, false, true, parts.pairs};
@@ -125,8 +152,7 @@ int64_t hmm_posteriors_backward_workspace(const HmmInput<T>& in, const HmmGradie
 
 template <typename T>
 cudaError_t hmm_posteriors_backward(const HmmInput<T>& in, const HmmUpstream<T>& upstream,
-                                    const HmmGradients<T>& out, void* memory,
-                                    cudaStream_t stream) {
+                                    const HmmGradients<T>& out, void* memory, cudaStream_t stream) {
   Workspace workspace(memory);
   const BackwardParts<T> parts(in, out, workspace);
   const HmmMessages& m = parts.messages;
@@ -138,19 +164,60 @@ cudaError_t hmm_posteriors_backward(const HmmInput<T>& in, const HmmUpstream<T>&
   const HmmPairs<T> to{out.trans, out.trans_shared, out.trans_constant, parts.pairs};
   ONESHOT_RETURN_IF_FAILED(
       hmm_pairs<T>(in, m, upstream, parts.log_likelihood, parts.mean, to, stream));
-  ONESHOT_RETURN_IF_FAILED(
-      hmm_boundary<T>(in, out.emit, false, out.init_shared, out.init, stream));
+  ONESHOT_RETURN_IF_FAILED(hmm_boundary<T>(in, out.emit, false, out.init_shared, out.init, stream));
   if (out.final == nullptr) return cudaSuccess;
   return hmm_boundary<T>(in, out.emit, true, out.final_shared, out.final, stream);
 }
 
-#define ONESHOT_INSTANTIATE(T)                                                                   \
-  template int64_t hmm_posteriors_workspace(const HmmInput<T>&, const HmmPosteriors<T>&);        \
-  template cudaError_t hmm_posteriors(const HmmInput<T>&, const HmmPosteriors<T>&, void*,        \
-                                      cudaStream_t);                                             \
+template <typename T>
+int64_t hmm_viterbi_workspace(const HmmInput<T>& in) {
+  Workspace workspace(nullptr);
+  ViterbiParts<T>(in, workspace);
+  return workspace.bytes();
+}
+
+template <typename T>
+cudaError_t hmm_viterbi(const HmmInput<T>& in, int64_t* path, T* score, void* memory,
+                        cudaStream_t stream) {
+  if (in.batch == 0) return cudaSuccess;
+  Workspace workspace(memory);
+  const ViterbiParts<T> parts(in, workspace);
+  if (in.states <= kWarpStates<T>) return hmm_warp_viterbi(in, parts.narrow, path, score, stream);
+  if (in.states <= 256) {
+    return hmm_block_viterbi(in, parts.scores, parts.narrow, path, score, stream);
+  }
+  return hmm_block_viterbi(in, parts.scores, parts.wide, path, score, stream);
+}
+
+template <typename T>
+int64_t hmm_sample_workspace(const HmmInput<T>& in) {
+  Workspace workspace(nullptr);
+  SampleParts<T>(in, workspace);
+  return workspace.bytes();
+}
+
+template <typename T>
+cudaError_t hmm_sample(const HmmInput<T>& in, const HmmSampling& how, int64_t* paths, void* memory,
+                       cudaStream_t stream) {
+  if (in.batch == 0) return cudaSuccess;
+  Workspace workspace(memory);
+  const SampleParts<T> parts(in, workspace);
+  ONESHOT_RETURN_IF_FAILED(run_messages(in, parts.messages, parts.log_likelihood, stream));
+  return hmm_sample_paths<T>(in, parts.messages, how, parts.log_likelihood, paths, stream);
+}
+
+#define ONESHOT_INSTANTIATE(T)                                                                    \
+  template int64_t hmm_posteriors_workspace(const HmmInput<T>&, const HmmPosteriors<T>&);         \
+  template cudaError_t hmm_posteriors(const HmmInput<T>&, const HmmPosteriors<T>&, void*,         \
+                                      cudaStream_t);                                              \
   template int64_t hmm_posteriors_backward_workspace(const HmmInput<T>&, const HmmGradients<T>&); \
-  template cudaError_t hmm_posteriors_backward(const HmmInput<T>&, const HmmUpstream<T>&,        \
-                                               const HmmGradients<T>&, void*, cudaStream_t);
+  template cudaError_t hmm_posteriors_backward(const HmmInput<T>&, const HmmUpstream<T>&,         \
+                                               const HmmGradients<T>&, void*, cudaStream_t);      \
+  template int64_t hmm_viterbi_workspace(const HmmInput<T>&);                                     \
+  template cudaError_t hmm_viterbi(const HmmInput<T>&, int64_t*, T*, void*, cudaStream_t);        \
+  template int64_t hmm_sample_workspace(const HmmInput<T>&);                                      \
+  template cudaError_t hmm_sample(const HmmInput<T>&, const HmmSampling&, int64_t*, void*,        \
+                                  cudaStream_t);
 ONESHOT_INSTANTIATE(float)
 ONESHOT_INSTANTIATE(double)
 #undef ONESHOT_INSTANTIATE

@@ -40,13 +40,22 @@ __device__ __forceinline__ T final_of(const HmmInput<T>& in, int64_t b, int64_t 
   return in.log_final == nullptr ? T(0) : final_row(in, b)[state];
 }
 
+// By a block, one cache line a thread.
+template <typename T>
+__device__ __forceinline__ void prefetch_matrix(const T* matrix, int64_t count) {
+  constexpr int64_t kLine = 128 / int64_t(sizeof(T));
+  for (int64_t i = int64_t(threadIdx.x) * kLine; i < count; i += blockDim.x * kLine) {
+    prefetch(matrix + i);
+  }
+}
+
 // Messages of all sequences, in double: weights, or logarithms where `exact` says so. Each belongs
 // to one state of one step, up to a factor of the step.
 struct HmmMessages {
-  double* alpha = nullptr;   // [batch, kept, states], of all paths to a state, its emission included
-  double* beta = nullptr;    // [batch, steps, states], of all continuations; nullptr: forward only
-  double* scale = nullptr;   // [batch, steps]: alpha was divided by 2^scale (e^scale) at that step,
-                             // besides the shift of the emissions
+  double* alpha = nullptr;  // [batch, kept, states], of all paths to a state, its emission included
+  double* beta = nullptr;   // [batch, steps, states], of all continuations; nullptr: forward only
+  double* scale = nullptr;  // [batch, steps]: alpha was divided by 2^scale (e^scale) at that step,
+                            // besides the shift of the emissions
   double* onward = nullptr;  // [batch, states], scratch
   double* ready = nullptr;   // weights of a matrix that is one for all steps, [1 or batch, K, K]
   int* exact = nullptr;      // [2, batch]: the linear sweep forward (backward) does not count;

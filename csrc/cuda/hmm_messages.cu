@@ -54,7 +54,8 @@ class Sweep {
         pitch_(states_ | 1),
         steps_(tile_steps<T>(states_, in.constant_trans)),
         lane_(int(threadIdx.x) % 32),
-        column_(lane_ < states_ ? lane_ : states_ - 1),  // a lane past the states gets 0 all the same
+        column_(lane_ < states_ ? lane_
+                                : states_ - 1),  // a lane past the states gets 0 all the same
         own_(lane_ < states_) {
     __syncwarp();  // the sequence before has been read
     if (in.constant_trans && length_ > 1) {

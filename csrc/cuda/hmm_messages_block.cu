@@ -1,7 +1,8 @@
-// Linear messages of more than 32 states: one block for each sequence and direction. Messages lie in
-// global memory (they stay in the first-level cache), so any number of states will do. Forward, a
-// thread adds up a part of a column; backward, a warp adds up rows: both read the matrix once, with
-// adjacent addresses. The matrix of the next step is called into the second-level cache meanwhile.
+// Linear messages of more than 32 states: one block for each sequence and direction. Messages lie
+// in global memory (they stay in the first-level cache), so any number of states will do. Forward,
+// a thread adds up a part of a column; backward, a warp adds up rows: both read the matrix once,
+// with adjacent addresses. The matrix of the next step is called into the second-level cache
+// meanwhile.
 #include "cuda/hmm_chain.cuh"
 
 namespace oneshot::cuda {
@@ -26,15 +27,6 @@ __device__ Matrix<T> weights_into(const HmmInput<T>& in, const HmmMessages& m, i
                                   int64_t t) {
   if (m.ready == nullptr) return {matrix_into(in, b, t), nullptr};
   return {nullptr, m.ready + (in.trans_batch_stride == 0 ? 0 : b * in.states * in.states)};
-}
-
-// One line a thread.
-template <typename T>
-__device__ void prefetch_matrix(const T* matrix, int64_t count) {
-  constexpr int64_t kLine = 128 / int64_t(sizeof(T));
-  for (int64_t i = int64_t(threadIdx.x) * kLine; i < count; i += kThreads * kLine) {
-    prefetch(matrix + i);
-  }
 }
 
 // Every warp finds them for itself: no barrier. No row: zeros.
@@ -89,7 +81,7 @@ __device__ void forward(const HmmInput<T>& in, const HmmMessages& m, int64_t b, 
       const int64_t j = start + column;
       double sum = 0.0;
       if (part < parts && j < states) {
-#pragma unroll kUnroll<T>
+#pragma unroll kUnroll < T>
         for (int64_t i = part; i < states; i += parts) {
           sum = fma(from[i], matrix[i * states + j], sum);
         }
@@ -152,7 +144,7 @@ __device__ void backward(const HmmInput<T>& in, const HmmMessages& m, int64_t b,
     __syncthreads();
     for (int64_t i = thread / 32; i < states; i += kThreads / 32) {
       double sum = 0.0;
-#pragma unroll kUnroll<T>
+#pragma unroll kUnroll < T>
       for (int64_t j = lane; j < states; j += 32) {
         sum = fma(matrix[i * states + j], onward[j], sum);
       }
@@ -199,8 +191,7 @@ template <typename T>
 cudaError_t hmm_block_messages(const HmmInput<T>& in, const HmmMessages& m, T* log_likelihood,
                                cudaStream_t stream) {
   if (m.ready != nullptr && in.steps > 1) {
-    const int64_t count =
-        (in.trans_batch_stride == 0 ? 1 : in.batch) * in.states * in.states;
+    const int64_t count = (in.trans_batch_stride == 0 ? 1 : in.batch) * in.states * in.states;
     ONESHOT_RETURN_IF_FAILED(launch(ready_weights_kernel<T>, blocks_for((count + 255) / 256), 256,
                                     0, stream, in, m.ready, count));
   }

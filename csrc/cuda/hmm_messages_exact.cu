@@ -101,9 +101,7 @@ __device__ void forward(const HmmInput<T>& in, const HmmMessages& m, const Upstr
     for (int64_t j = threadIdx.x; j < states; j += kThreads) {
       const LogSum sum = log_sum<kGradient>(
           states, [&](int64_t i) { return from[i] + read(matrix[i * states + j]); },
-          [&](int64_t i) {
-            return before[(t - 1) * states + i] + up.pair(t, i * states + j);
-          });
+          [&](int64_t i) { return before[(t - 1) * states + i] + up.pair(t, i * states + j); });
       to[j] = sum.log_sum - stale + read(emissions[j]);
       if (kGradient) before[t * states + j] = sum.mean + up.state(t, j);
     }

@@ -1,11 +1,11 @@
 // The numbers of the `hmm` kernels.
 //
-// Linear: weights exp(potential) as double, messages scaled by powers of two, whose exponents add up
-// exactly. Every weight and message must lie within 2^-250 and 2^250 or be 0; a product of four then
-// fits a double, so nothing finite is ever lost. One that does not is NaN, and so is everything made
-// of it: a sweep counts if its last message is a number.
-// Exact: logarithms in double, which no spread of potentials can break. They serve the sequences
-// whose linear sweep does not count.
+// Linear: weights exp(potential) as double, messages scaled by powers of two, whose exponents add
+// up exactly. Every weight and message must lie within 2^-250 and 2^250 or be 0; a product of four
+// then fits a double, so nothing finite is ever lost. One that does not is NaN, and so is
+// everything made of it: a sweep counts if its last message is a number. Exact: logarithms in
+// double, which no spread of potentials can break. They serve the sequences whose linear sweep does
+// not count.
 #pragma once
 
 #include <climits>
@@ -91,7 +91,9 @@ __device__ __forceinline__ double fitting(double message) {
 // ---- logarithms
 
 // What may be subtracted: 0 where there is nothing but -inf.
-__device__ __forceinline__ double finite_or_zero(double high) { return high == kNever ? 0.0 : high; }
+__device__ __forceinline__ double finite_or_zero(double high) {
+  return high == kNever ? 0.0 : high;
+}
 
 // Not a potential: it takes its sequence along.
 template <typename R>

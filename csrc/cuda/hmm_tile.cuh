@@ -9,7 +9,7 @@ namespace oneshot::cuda {
 
 // Of matrices; a tile holds one matrix at least.
 template <typename T>
-inline constexpr int kTileElements = kWarpStates<T>* kWarpStates<T>;
+inline constexpr int kTileElements = kWarpStates<T> * kWarpStates<T>;
 inline constexpr int kTileSteps = 7;
 // Rows of a matrix have an odd pitch in shared memory, so that lanes that walk rows meet different
 // banks; no number of states up to 32 needs more.
@@ -60,12 +60,12 @@ struct Tile {
     }
   }
 
-  // Shared memory is written: `convert` makes a double of a potential of a matrix.
-  template <typename Convert>
-  __device__ __forceinline__ void put_matrices(double* shared, int count, int states,
+  // Into shared memory, as `convert` makes them.
+  template <typename Shared, typename Convert>
+  __device__ __forceinline__ void put_matrices(Shared* shared, int count, int states,
                                                const Convert& convert) const {
     for_tile_elements<T>(count * states * states, states,
-                      [&](int i, int place) { shared[place] = convert(matrices[i]); });
+                         [&](int i, int place) { shared[place] = convert(matrices[i]); });
   }
 };
 

@@ -113,3 +113,29 @@ def posteriors_backward(upstream, inputs: Inputs, seed=0):
         )
     )  # fmt: skip
     return [call.get(x) for x in out]
+
+
+def viterbi(inputs: Inputs, seed=0):
+    call = Call(inputs, seed)
+    path = call.device.empty(inputs[2].shape[:2], torch.int64)
+    (score,) = call.empty((inputs[2].shape[0],))
+    call.device.check(
+        call.library.emu_hmm_viterbi(
+            call.double, call.inputs, call.numbers, *map(ctypes.c_void_p, (path, score)),
+            call.workspace(2, pointers(None, None, None, None)),
+        )
+    )  # fmt: skip
+    return call.get(path), call.get(score)
+
+
+def sample(inputs: Inputs, ids: torch.Tensor | None, num_samples: int, key: int, seed=0):
+    call = Call(inputs, seed)
+    paths = call.device.empty((num_samples, *inputs[2].shape[:2]), torch.int64)
+    call.device.check(
+        call.library.emu_hmm_sample(
+            call.double, call.inputs, call.numbers, ctypes.c_void_p(call.device.put(ids)),
+            ctypes.c_int64(num_samples), ctypes.c_uint64(key), ctypes.c_void_p(paths),
+            call.workspace(3, pointers(None, None, None, None)),
+        )
+    )  # fmt: skip
+    return call.get(paths)

@@ -48,8 +48,8 @@ cpu::HmmGradients<T> gradients(const cpu::HmmInput<T>& in, void* const* outputs,
 template <typename T>
 int run_posteriors(const void* const* inputs, const int64_t* numbers, void* const* outputs,
                    void* workspace) {
-  return int(cuda::hmm_posteriors(input<T>(inputs, numbers), posteriors<T>(outputs), workspace,
-                                  nullptr));
+  return int(
+      cuda::hmm_posteriors(input<T>(inputs, numbers), posteriors<T>(outputs), workspace, nullptr));
 }
 
 template <typename T>
@@ -61,6 +61,19 @@ int run_backward(const void* const* inputs, const int64_t* numbers, const void* 
       static_cast<const T*>(upstream[2]), static_cast<const T*>(upstream[3])};
   return int(
       cuda::hmm_posteriors_backward(in, up, gradients(in, outputs, rows), workspace, nullptr));
+}
+
+template <typename T>
+int run_viterbi(const void* const* inputs, const int64_t* numbers, int64_t* path, void* score,
+                void* workspace) {
+  return int(cuda::hmm_viterbi(input<T>(inputs, numbers), path, static_cast<T*>(score), workspace,
+                               nullptr));
+}
+
+template <typename T>
+int run_sample(const void* const* inputs, const int64_t* numbers, const cpu::HmmSampling& how,
+               int64_t* paths, void* workspace) {
+  return int(cuda::hmm_sample(input<T>(inputs, numbers), how, paths, workspace, nullptr));
 }
 
 }  // namespace
@@ -75,6 +88,8 @@ extern "C" void emu_hmm_workspace(int wide, const void* const* inputs, const int
     out.trans_constant = in.constant_trans;
     bytes[0] = cuda::hmm_posteriors_workspace(in, posteriors<T>(outputs));
     bytes[1] = cuda::hmm_posteriors_backward_workspace(in, out);
+    bytes[2] = cuda::hmm_viterbi_workspace(in);
+    bytes[3] = cuda::hmm_sample_workspace(in);
   };
   wide ? count(double()) : count(float());
 }
@@ -82,7 +97,7 @@ extern "C" void emu_hmm_workspace(int wide, const void* const* inputs, const int
 extern "C" int emu_hmm_posteriors(int wide, const void* const* inputs, const int64_t* numbers,
                                   void* const* outputs, void* workspace) {
   return (wide ? run_posteriors<double> : run_posteriors<float>)(inputs, numbers, outputs,
-                                                                workspace);
+                                                                 workspace);
 }
 
 extern "C" int emu_hmm_posteriors_backward(int wide, const void* const* inputs,
@@ -91,4 +106,17 @@ extern "C" int emu_hmm_posteriors_backward(int wide, const void* const* inputs,
                                            void* workspace) {
   return (wide ? run_backward<double> : run_backward<float>)(inputs, numbers, upstream, outputs,
                                                              rows, workspace);
+}
+
+extern "C" int emu_hmm_viterbi(int wide, const void* const* inputs, const int64_t* numbers,
+                               int64_t* path, void* score, void* workspace) {
+  return (wide ? run_viterbi<double> : run_viterbi<float>)(inputs, numbers, path, score, workspace);
+}
+
+extern "C" int emu_hmm_sample(int wide, const void* const* inputs, const int64_t* numbers,
+                              const int64_t* sequence_ids, int64_t samples, uint64_t seed,
+                              int64_t* paths, void* workspace) {
+  return (wide ? run_sample<double> : run_sample<float>)(inputs, numbers,
+                                                         {sequence_ids, samples, seed}, paths,
+                                                         workspace);
 }

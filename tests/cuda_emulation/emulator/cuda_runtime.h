@@ -183,6 +183,7 @@ void __stcs(T* p, const T& value) {
   *p = value;
 }
 inline int __ffs(int x) { return __builtin_ffs(x); }
+inline int __clz(int x) { return x == 0 ? 32 : __builtin_clz(unsigned(x)); }
 inline int __popc(unsigned x) { return __builtin_popcount(x); }
 
 // ---- runtime API
