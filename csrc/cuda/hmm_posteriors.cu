@@ -234,6 +234,7 @@ cudaError_t hmm_pairs(const HmmInput<T>& in, const HmmMessages& m, const HmmUpst
     task.chunks = tiles_of(matrices, kSummed);
     ONESHOT_RETURN_IF_FAILED((launch_pairs<T, true>(in, m, task, pairs.parts, stream)));
     const int64_t rows = pairs.shared ? 1 : in.batch;
+    if (rows == 0) return cudaSuccess;
     return launch(sum_parts_kernel<T>, blocks_for(tiles_of(rows * square, kThreads)), kThreads, 0,
                   stream, pairs.parts, rows, in.batch / rows * task.chunks, square, pairs.out);
   }

@@ -36,7 +36,7 @@ struct Evidence {
 
 Evidence checked(const Tensor& log_emissions, const Tensor& observations,
                  const std::optional<Tensor>& weights, bool normalize) {
-  check_float_or_double(log_emissions, "log_emissions");
+  check_float_or_double(On::kCpu, log_emissions, "log_emissions");
   const int64_t dims = log_emissions.dim();
   if ((dims != 3 && dims != 5) || log_emissions.size(dims - 1) < 1 ||
       log_emissions.size(dims - 2) < 1) {
@@ -46,7 +46,7 @@ Evidence checked(const Tensor& log_emissions, const Tensor& observations,
   const int64_t sources = log_emissions.size(dims - 3), labels = log_emissions.size(dims - 1);
   check_cpu(observations, "observations");
   const bool soft = observations.scalar_type() != ScalarType::Long;
-  if (soft) check_like(observations, "observations", log_emissions, "log_emissions");
+  if (soft) check_like(On::kCpu, observations, "observations", log_emissions, "log_emissions");
   bool fits = observations.dim() == (soft ? 4 : 3) && observations.size(2) == sources &&
               (!soft || observations.size(3) == labels);
   for (int64_t d = 0; fits && dims == 5 && d < 2; ++d) {
@@ -57,7 +57,7 @@ Evidence checked(const Tensor& log_emissions, const Tensor& observations,
          " of log_emissions ", shape_text(log_emissions), ", got ", shape_text(observations));
   }
   if (weights) {
-    check_like(*weights, "weights", log_emissions, "log_emissions");
+    check_like(On::kCpu, *weights, "weights", log_emissions, "log_emissions");
     if (weights->dim() != 1 || weights->size(0) != sources) {
       fail("weights must have the shape [", sources, "], got ", shape_text(*weights));
     }
@@ -96,7 +96,7 @@ std::tuple<Tensor, Tensor, Tensor> combine_emissions_backward(const Tensor& grad
                                                               const std::optional<Tensor>& weights,
                                                               bool normalize) {
   const Evidence e = checked(log_emissions, observations, weights, normalize);
-  check_like(grad, "grad", log_emissions, "log_emissions");
+  check_like(On::kCpu, grad, "grad", log_emissions, "log_emissions");
   const int64_t states = log_emissions.size(log_emissions.dim() - 2);
   if (grad.dim() != 3 || grad.size(0) != observations.size(0) ||
       grad.size(1) != observations.size(1) || grad.size(2) != states) {

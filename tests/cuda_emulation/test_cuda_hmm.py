@@ -53,6 +53,9 @@ def test_no_lengths_and_nothing():
     check(make(2, 7, 3, "shared", lengths=False))
     for x in posteriors(make(0, 5, 3, lengths=False)):
         assert x.numel() == 0
+    for form in FORMS:
+        assert posteriors(make(0, 5, 3, form, lengths=False))[1].shape == (0, 5, 3)
+        posteriors_backward([None] * 4, make(0, 5, 3, form, lengths=False))
     trans = posteriors_backward([None] * 4, make(0, 5, 3, "shared", lengths=False))[1]
     assert torch.equal(trans, torch.zeros(1, 1, 3, 3))
 
