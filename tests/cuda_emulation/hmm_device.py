@@ -139,3 +139,20 @@ def sample(inputs: Inputs, ids: torch.Tensor | None, num_samples: int, key: int,
         )
     )  # fmt: skip
     return call.get(paths)
+
+
+def not_linear(inputs: Inputs, seed=0) -> torch.Tensor:
+    """For which sequences the linear sweeps do not count: bool [2, B], forward and backward."""
+    call = Call(inputs, seed)
+    batch, steps, states = inputs[2].shape
+    count = batch * steps * states * 8
+    messages = pointers(*(call.device.scratch(n) for n in (count, count, count, count)))
+    exact = call.device.empty((2, batch), torch.int32)
+    (log_z,) = call.empty((batch,))
+    call.device.check(
+        call.library.emu_hmm_linear(
+            call.double, call.inputs, call.numbers, messages,
+            *map(ctypes.c_void_p, (exact, log_z)),
+        )
+    )  # fmt: skip
+    return call.get(exact) != 0

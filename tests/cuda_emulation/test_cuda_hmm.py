@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hmm_device import INF, NAN, make, posteriors, posteriors_backward, wide
+from hmm_device import INF, NAN, make, not_linear, posteriors, posteriors_backward, wide
 
 from oneshot.reference import hmm as reference
 
@@ -196,6 +196,20 @@ def check_chain(chain, steps, states):
 @pytest.mark.parametrize("chain", CHAINS)
 def test_adversarial(chain):
     check_chain(chain, 16, 4)
+
+
+@pytest.mark.parametrize("states", [6, 33])
+def test_only_what_must_be_is_done_again(states):
+    """Else every chain could take the slow way, and nobody would see it."""
+    linear = {"bio", "clamped", "dead ends", "dip 40", "dip 100", "survivor 60"}
+    for chain, build in CHAINS.items():
+        again = not_linear(build(16, states))
+        assert bool(again.any()) == (chain not in linear), chain
+    # Emissions of any size, as long as a step spreads them by less than 173 nats.
+    inputs = make(3, 12, states, lengths=False)
+    inputs[2] += 1000
+    inputs[1][1, 3, 0, 0] = NAN
+    assert not_linear(inputs).tolist() == [[False, True, False], [False, True, False]]
 
 
 @pytest.mark.gpu_free

@@ -2,6 +2,8 @@
 // numbers: batch, steps, states, the strides of cpu::HmmInput in its order, constant_trans.
 #include "cuda/hmm.cuh"
 
+#include "cuda/hmm_chain.cuh"
+
 using namespace oneshot;
 
 namespace {
@@ -76,6 +78,20 @@ int run_sample(const void* const* inputs, const int64_t* numbers, const cpu::Hmm
   return int(cuda::hmm_sample(input<T>(inputs, numbers), how, paths, workspace, nullptr));
 }
 
+// The linear sweeps alone; exact [2, batch] says for which of them they do not count.
+template <typename T>
+int run_linear(const void* const* inputs, const int64_t* numbers, double* const* messages,
+               int* exact, void* log_likelihood) {
+  const auto in = input<T>(inputs, numbers);
+  cuda::HmmMessages m;
+  m.alpha = messages[0], m.beta = messages[1], m.scale = messages[2], m.onward = messages[3];
+  m.exact = exact;
+  m.kept = in.steps;
+  auto* to = static_cast<T*>(log_likelihood);
+  return int(in.states <= cuda::kWarpStates<T> ? cuda::hmm_warp_messages(in, m, to, nullptr)
+                                               : cuda::hmm_block_messages(in, m, to, nullptr));
+}
+
 }  // namespace
 
 // Bytes of workspace of each op: posteriors, their gradient, the best path, samples.
@@ -119,4 +135,10 @@ extern "C" int emu_hmm_sample(int wide, const void* const* inputs, const int64_t
   return (wide ? run_sample<double> : run_sample<float>)(inputs, numbers,
                                                          {sequence_ids, samples, seed}, paths,
                                                          workspace);
+}
+
+extern "C" int emu_hmm_linear(int wide, const void* const* inputs, const int64_t* numbers,
+                              double* const* messages, int* exact, void* log_likelihood) {
+  return (wide ? run_linear<double> : run_linear<float>)(inputs, numbers, messages, exact,
+                                                         log_likelihood);
 }
