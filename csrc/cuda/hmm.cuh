@@ -13,6 +13,8 @@
 
 namespace oneshot::cuda {
 
+using cpu::EmissionGradients;
+using cpu::EmissionInput;
 using cpu::HmmGradients;
 using cpu::HmmInput;
 using cpu::HmmPosteriors;
@@ -42,5 +44,15 @@ int64_t hmm_sample_workspace(const HmmInput<T>&);
 template <typename T>
 cudaError_t hmm_sample(const HmmInput<T>&, const HmmSampling&, int64_t* paths, void* workspace,
                        cudaStream_t);
+
+// An id outside [-1, labels) is refused on the device.
+template <typename T>
+cudaError_t combine_emissions(const EmissionInput<T>&, T* out, cudaStream_t);
+
+template <typename T>
+int64_t combine_emissions_backward_workspace(const EmissionInput<T>&);
+template <typename T>
+cudaError_t combine_emissions_backward(const EmissionInput<T>&, const EmissionGradients<T>&,
+                                       void* workspace, cudaStream_t);
 
 }  // namespace oneshot::cuda

@@ -164,7 +164,6 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-// out[row, :] = sum over n of parts[row, n, :].
 template <typename T>
 __global__ void sum_parts_kernel(const double* parts, int64_t rows, int64_t count, int64_t width,
                                  T* out) {
@@ -219,6 +218,13 @@ cudaError_t hmm_states(const HmmInput<T>& in, const HmmMessages& m, const T* log
 }
 
 template <typename T>
+cudaError_t sum_parts(const double* parts, int64_t rows, int64_t count, int64_t width, T* out,
+                      cudaStream_t stream) {
+  return launch(sum_parts_kernel<T>, blocks_for(tiles_of(rows * width, kThreads)), kThreads, 0,
+                stream, parts, rows, count, width, out);
+}
+
+template <typename T>
 int64_t hmm_pair_parts(const HmmInput<T>& in) {
   return in.batch * tiles_of(in.steps - 1, kSummed) * in.states * in.states;
 }
@@ -235,8 +241,7 @@ cudaError_t hmm_pairs(const HmmInput<T>& in, const HmmMessages& m, const HmmUpst
     ONESHOT_RETURN_IF_FAILED((launch_pairs<T, true>(in, m, task, pairs.parts, stream)));
     const int64_t rows = pairs.shared ? 1 : in.batch;
     if (rows == 0) return cudaSuccess;
-    return launch(sum_parts_kernel<T>, blocks_for(tiles_of(rows * square, kThreads)), kThreads, 0,
-                  stream, pairs.parts, rows, in.batch / rows * task.chunks, square, pairs.out);
+    return sum_parts(pairs.parts, rows, in.batch / rows * task.chunks, square, pairs.out, stream);
   }
   if (pairs.shared) {
     task.rows = 1, task.chunks = matrices, task.chunk = 1, task.over_batch = true;
@@ -256,6 +261,7 @@ cudaError_t hmm_boundary(const HmmInput<T>& in, const T* by_emission, bool last,
 }
 
 #define ONESHOT_INSTANTIATE(T)                                                                    \
+  template cudaError_t sum_parts(const double*, int64_t, int64_t, int64_t, T*, cudaStream_t);     \
   template cudaError_t hmm_states(const HmmInput<T>&, const HmmMessages&, const T*, const T*, T*, \
                                   double*, bool, cudaStream_t);                                   \
   template int64_t hmm_pair_parts(const HmmInput<T>&);                                            \

@@ -29,6 +29,11 @@ cudaError_t hmm_pairs(const HmmInput<T>&, const HmmMessages& m, const HmmUpstrea
                       const T* log_likelihood, const double* mean, const HmmPairs<T>&,
                       cudaStream_t);
 
+// out[row, :] = sum over n of parts[row, n, :], n < count.
+template <typename T>
+cudaError_t sum_parts(const double* parts, int64_t rows, int64_t count, int64_t width, T* out,
+                      cudaStream_t);
+
 // Gradient of log_init, or of log_final (`last`), from that of the emissions.
 template <typename T>
 cudaError_t hmm_boundary(const HmmInput<T>&, const T* by_emission, bool last, bool shared, T* out,

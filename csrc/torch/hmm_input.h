@@ -99,16 +99,6 @@ inline Potentials checked(On on, const Tensor& log_init, const Tensor& log_trans
   return p;
 }
 
-// Calls body(T()) with the element type of the tensors.
-template <typename Body>
-void with_type(const Tensor& t, const Body& body) {
-  if (t.scalar_type() == ScalarType::Float) {
-    body(float());
-  } else {
-    body(double());
-  }
-}
-
 inline void check_gradient(On on, const std::optional<Tensor>& grad, const char* name,
                            const Tensor& log_emit, std::initializer_list<int64_t> sizes) {
   if (!grad) return;

@@ -54,4 +54,14 @@ inline void check_float_or_double(On on, const Tensor& t, const char* name) {
   }
 }
 
+// Calls body(T()) with the element type of the tensors.
+template <typename Body>
+void with_type(const Tensor& t, const Body& body) {
+  if (t.scalar_type() == ScalarType::Float) {
+    body(float());
+  } else {
+    body(double());
+  }
+}
+
 }  // namespace oneshot
