@@ -3,6 +3,7 @@
 
 #include "cuda/hmm_paths.cuh"
 #include "cuda/hmm_posteriors.cuh"
+#include "cuda/hmm_scan.cuh"
 
 namespace oneshot::cuda {
 namespace {
@@ -26,9 +27,13 @@ class Workspace {
 };
 
 // Messages for the linear sweeps and, where those do not count, the exact ones.
+struct Messages : HmmMessages {
+  HmmChunks chunks;  // of the sequences that are scanned, if there may be any
+};
+
 template <typename T>
-HmmMessages take_messages(const HmmInput<T>& in, bool both, bool keep, Workspace& workspace) {
-  HmmMessages m;
+Messages take_messages(const HmmInput<T>& in, bool both, bool keep, Workspace& workspace) {
+  Messages m;
   m.kept = keep ? in.steps : 2;
   m.alpha = workspace.take<double>(in.batch * m.kept * in.states);
   if (both) m.beta = workspace.take<double>(in.batch * in.steps * in.states);
@@ -41,12 +46,27 @@ HmmMessages take_messages(const HmmInput<T>& in, bool both, bool keep, Workspace
       m.ready = workspace.take<double>(matrices * in.states * in.states);
     }
   }
+  if (in.steps > kScanSteps && in.states <= kScanStates) {
+    HmmChunks& to = m.chunks;
+    to.count = (in.steps - 1 + kScanChunk - 1) / kScanChunk;
+    const int64_t rows = in.batch * to.count * in.states, starts = in.batch * (to.count + 1);
+    to.matrices = workspace.take<double>(rows * in.states);
+    to.exponents = workspace.take<int64_t>(rows);
+    to.before = workspace.take<double>(starts * in.states);
+    to.behind = workspace.take<double>(starts * in.states);
+    to.start_exponents = workspace.take<int64_t>(starts);
+    to.lost = workspace.take<int>(in.batch * (2 + 2 * to.count));
+    m.whole = workspace.take<int>(in.batch);
+  }
   return m;
 }
 
 template <typename T>
-cudaError_t run_messages(const HmmInput<T>& in, const HmmMessages& m, T* log_likelihood,
+cudaError_t run_messages(const HmmInput<T>& in, const Messages& m, T* log_likelihood,
                          cudaStream_t stream) {
+  if (m.chunks.count > 0) {
+    ONESHOT_RETURN_IF_FAILED(hmm_scan_messages(in, m, m.chunks, log_likelihood, stream));
+  }
   ONESHOT_RETURN_IF_FAILED(in.states <= kWarpStates<T>
                                ? hmm_warp_messages(in, m, log_likelihood, stream)
                                : hmm_block_messages(in, m, log_likelihood, stream));
@@ -55,7 +75,7 @@ cudaError_t run_messages(const HmmInput<T>& in, const HmmMessages& m, T* log_lik
 
 template <typename T>
 struct PosteriorParts {
-  HmmMessages messages;
+  Messages messages;
   double* pairs = nullptr;
 
   PosteriorParts(const HmmInput<T>& in, const HmmPosteriors<T>& out, Workspace& workspace) {
@@ -103,7 +123,7 @@ struct ViterbiParts {
 
 template <typename T>
 struct SampleParts {
-  HmmMessages messages;
+  Messages messages;
   T* log_likelihood;
 
   SampleParts(const HmmInput<T>& in, Workspace& workspace)
@@ -126,7 +146,7 @@ cudaError_t hmm_posteriors(const HmmInput<T>& in, const HmmPosteriors<T>& out, v
   if (in.batch == 0) return cudaSuccess;
   Workspace workspace(memory);
   const PosteriorParts<T> parts(in, out, workspace);
-  const HmmMessages& m = parts.messages;
+  const Messages& m = parts.messages;
   const bool pairs = out.xi != nullptr || out.xi_sum != nullptr;
   const HmmUpstream<T> none;
   ONESHOT_RETURN_IF_FAILED(run_messages(in, m, out.log_likelihood, stream));

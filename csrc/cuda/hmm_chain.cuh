@@ -6,7 +6,7 @@
 
 namespace oneshot::cuda {
 
-// Up to so many states a sequence belongs to one warp, which holds a matrix of the next step in
+// Up to so many states a sequence belongs to one warp, which holds a matrix of a step ahead in
 // registers.
 template <typename T>
 inline constexpr int kWarpStates = sizeof(T) == 8 ? 22 : 32;
@@ -60,6 +60,7 @@ struct HmmMessages {
   double* ready = nullptr;   // weights of a matrix that is one for all steps, [1 or batch, K, K]
   int* exact = nullptr;      // [2, batch]: the linear sweep forward (backward) does not count;
                              // nullptr: all are exact
+  int* whole = nullptr;      // [batch]: no scan has made the messages; nullptr: of none
   double* before = nullptr;  // [batch, steps, states], what paths have collected of the upstream
   double* after = nullptr;   // gradients up to a state and behind it
   int64_t kept = 0;          // steps, or 2: a ring of rows

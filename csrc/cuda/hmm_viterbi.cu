@@ -59,19 +59,19 @@ __device__ T score_of(int64_t length, bool bad, double score) {
 template <typename T>
 struct Memory {
   T matrices[kTileRoom];
-  T emissions[kTileSteps * 32];
+  T emissions[kTileSteps<1> * 32];
   double scores[2 * 32];  // the two are written in turn
   uint8_t staged[kStaged];
 };
 
-template <typename T>
+template <typename T, int kStates>
 __device__ void warp_path(const HmmInput<T>& in, int64_t b, Memory<T>& memory, uint8_t* pointers,
                           int64_t* path, T* score) {
   const int states = int(in.states), pitch = states | 1, lane = int(threadIdx.x) % 32;
   const bool own = lane < states;
   const int column = own ? lane : states - 1;
   const int64_t length = length_of(in, b);
-  const int tile_length = tile_steps<T>(states, in.constant_trans);
+  const int tile_length = tile_steps<kStates>(states, in.constant_trans);
   const auto counted = [&](int64_t first) {
     return first >= length ? 0 : int(length - first < tile_length ? length - first : tile_length);
   };
@@ -92,14 +92,15 @@ __device__ void warp_path(const HmmInput<T>& in, int64_t b, Memory<T>& memory, u
       memory.matrices[i / states * pitch + i % states] = noted(matrix[i]);
     }
   }
-  Tile<T> tile;
+  Tile<T, kStates> tile;
   int64_t t = 1;
   int buffer = 0;
   for (tile.load(in, b, t, counted(t), !in.constant_trans); t < length;) {
     const int count = counted(t);
     __syncwarp();  // the tile before has been read
 #pragma unroll
-    for (int c = 0; c < kTileSteps; ++c) memory.emissions[c * 32 + lane] = tile.emissions[c];
+    for (int c = 0; c < kTileSteps<kStates>; ++c)
+      memory.emissions[c * 32 + lane] = tile.emissions[c];
     if (!in.constant_trans) tile.put_matrices(memory.matrices, count, states, noted);
     tile.load(in, b, t + count, counted(t + count), !in.constant_trans);
     for (int c = 0; c < count; ++c, ++t) {
@@ -124,14 +125,14 @@ __device__ void warp_path(const HmmInput<T>& in, int64_t b, Memory<T>& memory, u
         path);
 }
 
-template <typename T>
+template <typename T, int kStates>
 __global__ void __launch_bounds__(kWarps * 32, 4)
     warp_viterbi_kernel(HmmInput<T> in, uint8_t* pointers, int64_t* path, T* score) {
   ONESHOT_SHARED(Memory<T>, memories, kWarps);
   const int64_t stride = int64_t(gridDim.x) * kWarps;
   for (int64_t b = int64_t(blockIdx.x) * kWarps + threadIdx.x / 32; b < in.batch; b += stride) {
-    warp_path(in, b, memories[threadIdx.x / 32], pointers + b * in.steps * in.states,
-              path + b * in.steps, score);
+    warp_path<T, kStates>(in, b, memories[threadIdx.x / 32], pointers + b * in.steps * in.states,
+                          path + b * in.steps, score);
   }
 }
 
@@ -218,8 +219,10 @@ __global__ void __launch_bounds__(kBlockThreads, 1)
 template <typename T>
 cudaError_t hmm_warp_viterbi(const HmmInput<T>& in, uint8_t* pointers, int64_t* path, T* score,
                              cudaStream_t stream) {
-  return launch(warp_viterbi_kernel<T>, blocks_for((in.batch + kWarps - 1) / kWarps), kWarps * 32,
-                0, stream, in, pointers, path, score);
+  auto kernel = warp_viterbi_kernel<T, kNarrowStates>;
+  if (in.states > kNarrowStates) kernel = warp_viterbi_kernel<T, kWarpStates<T>>;
+  return launch(kernel, blocks_for((in.batch + kWarps - 1) / kWarps), kWarps * 32, 0, stream, in,
+                pointers, path, score);
 }
 
 template <typename T, typename Index>

@@ -156,3 +156,17 @@ def not_linear(inputs: Inputs, seed=0) -> torch.Tensor:
         )
     )  # fmt: skip
     return call.get(exact) != 0
+
+
+def not_scanned(inputs: Inputs, seed=0) -> torch.Tensor:
+    """Which sequences the scan over time leaves to be swept as a whole, bool [B]."""
+    call = Call(inputs, seed)
+    bytes_each = inputs[2].numel() * 8 + 4096  # enough for each of its arrays
+    memory = pointers(*(call.device.scratch(bytes_each) for _ in range(11)))
+    whole = call.device.empty((inputs[2].shape[0],), torch.int32)
+    call.device.check(
+        call.library.emu_hmm_scan(
+            call.double, call.inputs, call.numbers, memory, ctypes.c_void_p(whole)
+        )
+    )
+    return call.get(whole) != 0

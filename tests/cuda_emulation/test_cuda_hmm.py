@@ -69,7 +69,9 @@ def test_float64(states, form):
 @pytest.mark.gpu_free
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("states", [1, 2, 7, 8, 10, 11, 12, 16, 17, 22, 23, 31, 32, 33, 64, 65, 130])
+@pytest.mark.parametrize(
+    "states", [1, 2, 7, 8, 10, 11, 12, 16, 17, 22, 23, 31, 32, 33, 64, 65, 130]
+)
 def test_many_states(states, form, dtype):
     check(make(4, 19 if states < 33 else 6, states, form, dtype=dtype), seed=states)
 
@@ -266,6 +268,7 @@ def test_neighbours_and_padding_change_no_bit(form, states):
     lengths = torch.tensor([9, 5, 6])
     together = posteriors([init, trans, emit, lengths, final], seed=1)
     for b, n in ((1, 5), (2, 6)):
+
         def own(x, b=b):
             return x if len(x) == 1 else x[b : b + 1]
 

@@ -3,6 +3,7 @@
 #include "cuda/hmm.cuh"
 
 #include "cuda/hmm_chain.cuh"
+#include "cuda/hmm_scan.cuh"
 
 using namespace oneshot;
 
@@ -92,6 +93,25 @@ int run_linear(const void* const* inputs, const int64_t* numbers, double* const*
                                                : cuda::hmm_block_messages(in, m, to, nullptr));
 }
 
+// The scan alone; whole [batch] says which sequences it leaves to other kernels.
+template <typename T>
+int run_scan(const void* const* inputs, const int64_t* numbers, void* const* memory, int* whole) {
+  const auto in = input<T>(inputs, numbers);
+  cuda::HmmMessages m;
+  m.alpha = static_cast<double*>(memory[0]), m.beta = static_cast<double*>(memory[1]);
+  m.scale = static_cast<double*>(memory[2]), m.exact = static_cast<int*>(memory[3]);
+  m.whole = whole, m.kept = in.steps;
+  const int64_t count = (in.steps - 1 + cuda::kScanChunk - 1) / cuda::kScanChunk;
+  const cuda::HmmChunks chunks{count,
+                               static_cast<double*>(memory[4]),
+                               static_cast<int64_t*>(memory[5]),
+                               static_cast<double*>(memory[6]),
+                               static_cast<double*>(memory[7]),
+                               static_cast<int64_t*>(memory[8]),
+                               static_cast<int*>(memory[9])};
+  return int(cuda::hmm_scan_messages(in, m, chunks, static_cast<T*>(memory[10]), nullptr));
+}
+
 }  // namespace
 
 // Bytes of workspace of each op: posteriors, their gradient, the best path, samples.
@@ -141,4 +161,9 @@ extern "C" int emu_hmm_linear(int wide, const void* const* inputs, const int64_t
                               double* const* messages, int* exact, void* log_likelihood) {
   return (wide ? run_linear<double> : run_linear<float>)(inputs, numbers, messages, exact,
                                                          log_likelihood);
+}
+
+extern "C" int emu_hmm_scan(int wide, const void* const* inputs, const int64_t* numbers,
+                            void* const* memory, int* whole) {
+  return (wide ? run_scan<double> : run_scan<float>)(inputs, numbers, memory, whole);
 }
