@@ -55,7 +55,7 @@ Messages take_messages(const HmmInput<T>& in, bool both, bool keep, Workspace& w
     to.before = workspace.take<double>(starts * in.states);
     to.behind = workspace.take<double>(starts * in.states);
     to.start_exponents = workspace.take<int64_t>(starts);
-    to.lost = workspace.take<int>(in.batch * (2 + 2 * to.count));
+    to.lost = workspace.take<int>(in.batch * 2 * (1 + to.count));
     m.whole = workspace.take<int>(in.batch);
   }
   return m;

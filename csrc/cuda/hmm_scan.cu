@@ -31,8 +31,10 @@ struct Scan {
     const int64_t length = length_of(in, b);
     return begin(chunk + 1) < length ? begin(chunk + 1) : length;
   }
-  // Which sweeps do not count: over the chunks forward and backward, then inside each.
-  __device__ int* lost(int64_t b) const { return to.lost + b * (2 + 2 * to.count); }
+  // Which sweeps do not count, forward and backward: over the chunks, then inside each.
+  __device__ int* lost(int64_t b, int direction) const {
+    return to.lost + (2 * b + direction) * (1 + to.count);
+  }
   // Of a row of a chunk's matrix, and of the message before a chunk.
   __device__ int64_t row(int64_t b, int64_t chunk, int64_t i) const {
     return (b * to.count + chunk) * in.states + i;
@@ -78,8 +80,8 @@ __device__ __forceinline__ int64_t align(double& value, int64_t exponent) {
   const int own =
       value == 0.0 ? INT_MIN / 2 : int(exponent) + exponent_of_high_word(high_word(value));
   const int largest = warp_largest(own);
-  const int64_t drop = exponent - largest;
   if (value != 0.0) {
+    const int64_t drop = exponent - largest;
     value = drop < -1000 ? double(NAN) : fitting(value * two_to(int(drop < 1000 ? drop : 1000)));
   }
   return largest == INT_MIN / 2 ? 0 : largest;
@@ -125,10 +127,10 @@ __global__ void __launch_bounds__(kWarps * 32, 4) chunk_messages_kernel(Scan<T> 
     }
     if (forward) {
       const double log_z = log_total(scan.in, b, m, own, lane);
-      if (lane == 0) scan.log_likelihood[b] = T(log_z), scan.lost(b)[0] = log_z != log_z;
+      if (lane == 0) scan.log_likelihood[b] = T(log_z), scan.lost(b, 0)[0] = log_z != log_z;
     } else {
       const int lost = __any_sync(kAllLanes, m.value != m.value);
-      if (lane == 0) scan.lost(b)[1] = lost;
+      if (lane == 0) scan.lost(b, 1)[0] = lost;
     }
   });
 }
@@ -138,14 +140,15 @@ __global__ void __launch_bounds__(kWarps * 32, 4) chunk_messages_kernel(Scan<T> 
 template <typename T>
 __global__ void __launch_bounds__(kWarps * 32, 4) chunk_sweeps_kernel(Scan<T> scan) {
   const int64_t states = scan.in.states, steps = scan.in.steps;
-  for_each_task(scan.in.batch * scan.to.count * 2, [&](int64_t task, SweepMemory& memory) {
-    const int64_t chunk = (task >> 1) % scan.to.count, b = (task >> 1) / scan.to.count;
+  const int both = scan.m.beta != nullptr;
+  for_each_task(scan.in.batch * scan.to.count << both, [&](int64_t task, SweepMemory& memory) {
+    const int64_t chunk = (task >> both) % scan.to.count, b = (task >> both) / scan.to.count;
     const int64_t chunks = scan.chunks(b);
     int lost = 0;
     if (chunk < chunks) {
       Sweep<T, kScanStates> sweep(scan.in, memory, b);
       const int64_t begin = scan.begin(chunk), end = scan.end(b, chunk);
-      const bool forward = (task & 1) == 0;
+      const bool forward = (task & both) == 0;
       const int64_t at = scan.start(b, forward ? chunk : chunk + 1);
       Message m;
       if (sweep.own())
@@ -172,19 +175,23 @@ __global__ void __launch_bounds__(kWarps * 32, 4) chunk_sweeps_kernel(Scan<T> sc
       }
       lost = __any_sync(kAllLanes, m.value != m.value);
     }
-    if (threadIdx.x % 32 == 0) scan.lost(b)[2 + 2 * chunk + (task & 1)] = lost;
+    if (threadIdx.x % 32 == 0) scan.lost(b, int(task & both))[1 + chunk] = lost;
   });
 }
 
 // Which sequences are swept as a whole after all.
 template <typename T>
 __global__ void __launch_bounds__(kWarps * 32) chunk_flags_kernel(Scan<T> scan) {
-  const int64_t flags = scan.m.beta == nullptr ? 1 : 2 + 2 * scan.to.count;
+  const int64_t flags = scan.m.kept == scan.in.steps ? 1 + scan.to.count : 1;
   const int64_t stride = int64_t(gridDim.x) * kWarps;
   for (int64_t b = int64_t(blockIdx.x) * kWarps + threadIdx.x / 32; b < scan.in.batch;
        b += stride) {
     int lost = scan.chunks(b) == 0;
-    for (int64_t n = threadIdx.x % 32; n < flags && !lost; n += 32) lost = scan.lost(b)[n];
+    for (int direction = 0; direction < (scan.m.beta == nullptr ? 1 : 2); ++direction) {
+      for (int64_t n = threadIdx.x % 32; n < flags && !lost; n += 32) {
+        lost = scan.lost(b, direction)[n];
+      }
+    }
     lost = __any_sync(kAllLanes, lost);
     if (threadIdx.x % 32 != 0) continue;
     scan.m.whole[b] = lost;
@@ -205,9 +212,9 @@ cudaError_t hmm_scan_messages(const HmmInput<T>& in, const HmmMessages& m, const
       launch(chunk_matrices_kernel<T>, blocks_of(parts * in.states), kWarps * 32, 0, stream, scan));
   ONESHOT_RETURN_IF_FAILED(
       launch(chunk_messages_kernel<T>, blocks_of(in.batch << both), kWarps * 32, 0, stream, scan));
-  if (both) {
+  if (m.kept == in.steps) {  // else nobody reads messages
     ONESHOT_RETURN_IF_FAILED(
-        launch(chunk_sweeps_kernel<T>, blocks_of(2 * parts), kWarps * 32, 0, stream, scan));
+        launch(chunk_sweeps_kernel<T>, blocks_of(parts << both), kWarps * 32, 0, stream, scan));
   }
   return launch(chunk_flags_kernel<T>, blocks_of(in.batch), kWarps * 32, 0, stream, scan);
 }

@@ -17,11 +17,11 @@ struct HmmChunks {
   double* before = nullptr;            // [batch, count + 1, states], messages between chunks
   double* behind = nullptr;            //
   int64_t* start_exponents = nullptr;  // [batch, count + 1], of `before`
-  int* lost = nullptr;                 // [batch, 2 + 2 count]
+  int* lost = nullptr;                 // [batch, 2, 1 + count]
 };
 
-// Messages of the scanned sequences (without m.beta: log-likelihoods alone); m.whole for all, and
-// m.exact where it is 0.
+// Messages of the scanned sequences, unless m.kept says that nobody reads them; m.whole for all,
+// and m.exact where it is 0.
 template <typename T>
 cudaError_t hmm_scan_messages(const HmmInput<T>&, const HmmMessages& m, const HmmChunks&,
                               T* log_likelihood, cudaStream_t);
