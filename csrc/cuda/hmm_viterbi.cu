@@ -11,8 +11,10 @@ constexpr int kStaged = 1024;  // back-pointers that a warp holds in shared memo
 
 // The largest so far, and the lowest state that has it. A NaN is passed over.
 struct Best {
-  double score = kNever;
-  int state = 0;
+  double score;
+  int state;
+
+  static __device__ __forceinline__ Best none() { return {kNever, 0}; }
 
   __device__ __forceinline__ void meet(double other, int from) {
     if (other > score || (other == score && from < state)) score = other, state = from;
@@ -109,7 +111,7 @@ __device__ void warp_path(const HmmInput<T>& in, int64_t b, Memory<T>& memory, u
       buffer ^= 32;
       __syncwarp();
       const T* matrix = memory.matrices + (in.constant_trans ? 0 : c * states * pitch) + column;
-      Best best;
+      Best best = Best::none();
 #pragma unroll 2
       for (int i = 0; i < states; ++i) best.meet(scores[i] + double(matrix[i * pitch]), i);
       if (own) pointers[t * states + lane] = uint8_t(best.state);
@@ -117,7 +119,7 @@ __device__ void warp_path(const HmmInput<T>& in, int64_t b, Memory<T>& memory, u
     }
   }
   if (own && length > 0) mine += double(noted(final_of(in, b, lane)));
-  Best best;
+  Best best = Best::none();
   for (int i = 0; i < states; ++i) best.meet(__shfl_sync(kAllLanes, mine, i), i);
   bad = __any_sync(kAllLanes, bad);
   if (lane == 0) score[b] = score_of<T>(length, bad, best.score);
@@ -165,7 +167,7 @@ __device__ void block_path(const HmmInput<T>& in, int64_t b, double* scores, Ind
     }
     for (int64_t start = 0; start < states; start += width) {
       const int64_t j = start + column;
-      Best best;
+      Best best = Best::none();
       if (part < parts && j < states) {
         for (int64_t i = part; i < states; i += parts) {
           best.meet(from[i] + noted(matrix[i * states + j]), int(i));
@@ -186,7 +188,7 @@ __device__ void block_path(const HmmInput<T>& in, int64_t b, double* scores, Ind
     }
     __syncthreads();
   }
-  Best best;
+  Best best = Best::none();
   const double* last = scores + (length - 1 & 1) * states;
   for (int64_t j = thread; j < states && length > 0; j += kBlockThreads) {
     best.meet(last[j] + noted(final_of(in, b, j)), int(j));
@@ -195,7 +197,7 @@ __device__ void block_path(const HmmInput<T>& in, int64_t b, double* scores, Ind
   bad = block_reduce(int(bad), reinterpret_cast<int*>(scratch), Largest()) != 0;
   __syncthreads();
   if (thread >= 32) return;
-  best = Best();
+  best = Best::none();
   for (int i = 0; i < kBlockThreads; ++i) best.meet(bests[i].score, bests[i].state);
   if (thread == 0) score[b] = score_of<T>(length, bad, best.score);
   trace(pointers, states, length, in.steps, bad ? kNever : best.score, best.state, staged, path);
