@@ -71,6 +71,13 @@ __device__ __forceinline__ Float16 from_real<Float16>(float x) {
   return {__half_as_ushort(__float2half_rn(x))};
 }
 
+template <typename R>
+__device__ __forceinline__ R minus_infinity() {
+  return -R(INFINITY);
+}
+
+inline constexpr double kLog2E = 1.4426950408889634074, kLn2 = 0.69314718055994530942;
+
 // ---- arithmetic the compiler may not contract, so that results equal the CPU's bit by bit
 
 __device__ __forceinline__ float exact_add(float a, float b) { return __fadd_rn(a, b); }
@@ -82,12 +89,34 @@ __device__ __forceinline__ double exact_mul(double a, double b) { return __dmul_
 
 // ---- reductions in a fixed order: the same bits at every run
 
+struct Sum {
+  template <typename T>
+  __device__ __forceinline__ T operator()(T a, T b) const {
+    return a + b;
+  }
+};
+struct Largest {
+  template <typename T>
+  __device__ __forceinline__ T operator()(T a, T b) const {
+    return a < b ? b : a;
+  }
+};
+
 template <typename T, typename Combine>
 __device__ __forceinline__ T warp_reduce(T value, const Combine& combine) {
   for (int flip = 16; flip > 0; flip /= 2) {
     value = combine(value, __shfl_xor_sync(kAllLanes, value, flip));
   }
   return value;
+}
+
+// Of 32-bit integers: one instruction where the device has it.
+__device__ __forceinline__ int warp_largest(int value) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
+  return warp_reduce(value, Largest());
+#else
+  return __reduce_max_sync(kAllLanes, value);
+#endif
 }
 
 // Every thread gets the result. `scratch` holds one T a warp, in shared memory.
@@ -103,19 +132,6 @@ __device__ __forceinline__ T block_reduce(T value, T* scratch, const Combine& co
   return value;
 }
 
-struct Sum {
-  template <typename T>
-  __device__ __forceinline__ T operator()(T a, T b) const {
-    return a + b;
-  }
-};
-struct Largest {
-  template <typename T>
-  __device__ __forceinline__ T operator()(T a, T b) const {
-    return a < b ? b : a;
-  }
-};
-
 template <typename T>
 __device__ __forceinline__ T block_sum(T value, T* scratch) {
   return block_reduce(value, scratch, Sum());
@@ -125,6 +141,15 @@ __device__ __forceinline__ T block_sum(T value, T* scratch) {
 // surfaces as cudaErrorLaunchFailure at the next synchronisation, as with torch's own kernels.
 __device__ __forceinline__ void require(bool right) {
   if (!right) __trap();
+}
+
+// A hint: the cache line at this address will be read soon.
+__device__ __forceinline__ void prefetch(const void* address) {
+#if defined(__CUDA_ARCH__)
+  asm volatile("prefetch.global.L2 [%0];" ::"l"(address));
+#else
+  (void)address;
+#endif
 }
 
 // ---- launches

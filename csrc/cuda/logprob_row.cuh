@@ -24,13 +24,6 @@ inline constexpr int kChunk = kLogprobThreads * kPerThread<T>;
 __device__ __forceinline__ float power_of_two(float x) { return exp2f(x); }
 __device__ __forceinline__ double power_of_two(double x) { return exp2(x); }
 
-template <typename R>
-__device__ __forceinline__ R minus_infinity() {
-  return -R(INFINITY);
-}
-
-inline constexpr double kLog2E = 1.4426950408889634074, kLn2 = 0.69314718055994530942;
-
 template <typename T>
 struct Vector {
   static constexpr int kCount = 16 / int(sizeof(T));

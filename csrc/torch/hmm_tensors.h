@@ -39,18 +39,28 @@ inline std::optional<Tensor> dense(const std::optional<Tensor>& t) {
   return t ? std::optional<Tensor>(torch::stable::contiguous(*t)) : std::nullopt;
 }
 
-inline void check_like(const Tensor& t, const char* name, const Tensor& other,
+inline void check_like(On on, const Tensor& t, const char* name, const Tensor& other,
                        const char* other_name) {
-  check_cpu(t, name);
+  check_on(on, t, name);
   if (t.scalar_type() != other.scalar_type()) {
     fail(name, " must have the dtype of ", other_name, ", got dtype code ", int(t.scalar_type()));
   }
 }
 
-inline void check_float_or_double(const Tensor& t, const char* name) {
-  check_cpu(t, name);
+inline void check_float_or_double(On on, const Tensor& t, const char* name) {
+  check_on(on, t, name);
   if (t.scalar_type() != ScalarType::Float && t.scalar_type() != ScalarType::Double) {
     fail(name, " must be float32 or float64, got dtype code ", int(t.scalar_type()));
+  }
+}
+
+// Calls body(T()) with the element type of the tensors.
+template <typename Body>
+void with_type(const Tensor& t, const Body& body) {
+  if (t.scalar_type() == ScalarType::Float) {
+    body(float());
+  } else {
+    body(double());
   }
 }
 

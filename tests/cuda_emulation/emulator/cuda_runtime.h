@@ -135,6 +135,15 @@ inline int __all_sync(unsigned mask, int predicate, EMU_HERE) {
   return __ballot_sync(mask, predicate, file, line) == mask;
 }
 
+inline int __reduce_max_sync(unsigned mask, int value, EMU_HERE) {
+  uint64_t received[32];
+  emu::warp_exchange(mask, uint64_t(int64_t(value)), received, false, file, line);
+  for (int i = 0; i < 32; ++i) {
+    if (mask >> i & 1u) value = std::max(value, int(int64_t(received[i])));
+  }
+  return value;
+}
+
 // ---- atomics (relaxed: they order nothing else), traps, arithmetic
 
 // Nothing runs between the two halves: fibers change places only where the emulator lets them.
@@ -174,6 +183,7 @@ void __stcs(T* p, const T& value) {
   *p = value;
 }
 inline int __ffs(int x) { return __builtin_ffs(x); }
+inline int __clz(int x) { return x == 0 ? 32 : __builtin_clz(unsigned(x)); }
 inline int __popc(unsigned x) { return __builtin_popcount(x); }
 
 // ---- runtime API
