@@ -20,7 +20,8 @@ LIBRARY = ROOT / "build" / "cuda" / "_C_cuda.so"
 OPS = (
     "group_advantages gae whiten token_logprobs_and_entropy token_logprobs_and_entropy_backward "
     "token_logprobs_and_entropy_backward_ policy_loss policy_loss_backward "
-    "value_loss value_loss_backward importance_weights"
+    "value_loss value_loss_backward importance_weights "
+    "mix_adapters mix_adapters_backward routed_lora routed_lora_backward"
 )
 needs_library = pytest.mark.skipif(not LIBRARY.exists(), reason="not built: make cuda")
 needs_nvcc = pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not installed")
