@@ -7,22 +7,10 @@ from __future__ import annotations
 
 import ctypes
 
-import torch
 from emulation import DTYPES, Device, kernels
+from launchers.common import dtype_of, integers, pointers, workspace
 
 from oneshot.reference.routing import real_type
-
-
-def integers(*numbers: int) -> ctypes.Array:
-    return (ctypes.c_int64 * len(numbers))(*numbers)
-
-
-def pointers(*addresses: int | None) -> list[ctypes.c_void_p]:
-    return [ctypes.c_void_p(address) for address in addresses]
-
-
-def dtype_of(tensor: torch.Tensor) -> ctypes.c_int:
-    return ctypes.c_int(DTYPES[tensor.dtype])
 
 
 def mix_adapters(inventory, weights, transposed):
@@ -78,16 +66,15 @@ def inventory_lora(x, lora_a, lora_b, weights, rows, base, scaling, seed=0):
     d_out = heads * lora_b.shape[3]
     shape = integers(*x.shape[:2], len(weights), rank, heads * p, d_out)
     dtypes = (ctypes.c_int * 3)(*(DTYPES[t.dtype] for t in (x, lora_a, lora_b)))
-    library.emu_inventory_lora_workspace.restype = ctypes.c_int64
-    workspace = device.scratch(
-        library.emu_inventory_lora_workspace(dtypes, shape, integers(heads, skills))
+    scratch = device.scratch(
+        workspace(library.emu_inventory_lora_workspace, dtypes, shape, integers(heads, skills))
     )
     shrunk = device.empty((*x.shape[:2], rank), weights.dtype)
     y = device.empty((*x.shape[:2], d_out), x.dtype)
     given = map(device.put, (rows, x, lora_a, lora_b, weights, base))
     device.check(library.emu_inventory_lora(
         dtypes, shape, integers(heads, skills), *pointers(*given, shrunk, y),
-        ctypes.c_double(scaling), *pointers(workspace),
+        ctypes.c_double(scaling), *pointers(scratch),
     ))  # fmt: skip
     return device.get(y), device.get(shrunk)
 
@@ -109,14 +96,13 @@ def routed_lora(x, lora_a, lora_b, weights, rows, base, scaling, seed=0):
 def mixed_lora(x, a, b, rows, base, scaling, seed=0):
     device, library = Device(kernels(), seed), kernels()
     shape = integers(*x.shape[:2], *a.shape[:2], x.shape[2], b.shape[2])
-    library.emu_lora_workspace.restype = ctypes.c_int64
-    workspace = device.scratch(library.emu_lora_workspace(dtype_of(x), shape))
+    scratch = device.scratch(workspace(library.emu_lora_workspace, dtype_of(x), shape))
     shrunk = device.empty((*x.shape[:2], a.shape[1]), real_type(x.dtype))
     y = device.empty((*x.shape[:2], b.shape[2]), x.dtype)
     given = map(device.put, (rows, x, a, b, base))
     device.check(library.emu_lora(
         dtype_of(x), shape, *pointers(*given, shrunk, y), ctypes.c_double(scaling),
-        *pointers(workspace),
+        *pointers(scratch),
     ))  # fmt: skip
     return device.get(y), device.get(shrunk)
 
@@ -131,14 +117,13 @@ def routed_lora_backward(
     grad_shrunk = device.empty(shrunk.shape, shrunk.dtype)
     wanted = ((need_x, x), (need_a or need_weights, a), (need_b or need_weights, b))
     out = [device.empty(like.shape, like.dtype) if need else None for need, like in wanted]
-    library.emu_lora_backward_workspace.restype = ctypes.c_int64
-    workspace = device.scratch(
-        library.emu_lora_backward_workspace(dtype_of(x), shape, *pointers(*out[1:]))
+    scratch = device.scratch(
+        workspace(library.emu_lora_backward_workspace, dtype_of(x), shape, *pointers(*out[1:]))
     )
     given = map(device.put, (rows, grad, x, a, b, shrunk))
     device.check(library.emu_lora_backward(
         dtype_of(x), shape, *pointers(*given, grad_shrunk, *out), ctypes.c_double(scaling),
-        *pointers(workspace),
+        *pointers(scratch),
     ))  # fmt: skip
     grad_x, grad_a, grad_b = (
         x.new_empty(0) if address is None else device.get(address) for address in out
