@@ -13,7 +13,7 @@ import random
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -150,12 +150,13 @@ def measure(operation: Operation, device: str, rounds: int) -> list[Entry]:
     return bench.entries
 
 
-def lines(operation: Operation, entries: list[Entry]) -> list[str]:
-    """The rows of the table that belong to one operation."""
+def lines(operation: Operation, entries: list[Entry], by: str) -> list[str]:
+    """The rows of the table that belong to one operation; `by`: who computes our ops."""
     medians = {e.provider.name: summary(e.seconds)["median"] for e in entries if e.seconds}
     found = []
     for entry in entries:
-        cells = [operation.id, entry.provider.name]
+        ours = entry.provider.kind == "ours"
+        cells = [operation.id, f"{entry.provider.name} [{by}]" if ours else entry.provider.name]
         if entry.seconds:
             spread = summary(entry.seconds)
             bound = operation.floor_of(entry.provider)
@@ -185,6 +186,9 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m oneshot.bench.gpu", description=__doc__)
     parser.add_argument("--dry-run", action="store_true", help="tiny sizes on the CPU")
     parser.add_argument("--rounds", type=int, default=20, help="rounds (default: %(default)s)")
+    parser.add_argument(
+        "--ours", action="store_true", help="only our own and the floors, as more rows of a table"
+    )
     parser.add_argument("--select", default="", help="only operations whose name contains this")
     arguments = parser.parse_args(argv)
     device = "cpu" if arguments.dry_run else "cuda"
@@ -195,15 +199,20 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     name = "no GPU, tiny sizes: a dry run" if device == "cpu" else torch.cuda.get_device_name()
     library = cuda_library()
-    print(f"{name}; torch {torch.__version__}; CUDA library of oneshot: {library[1]}")
-    print("| operation | provider | median (quartiles) | of its floor | memory | error |")
-    print("|---|---|---|---|---|---|")
+    by = "CPU" if arguments.dry_run else "Triton" if library[0] is None else "compiled"
+    if not arguments.ours:
+        print(f"{name}; torch {torch.__version__}; CUDA library of oneshot: {library[1]}")
+        print("| operation | provider | median (quartiles) | of its floor | memory | error |")
+        print("|---|---|---|---|---|---|")
     wrong = []
     for operation in gpu_operations.operations(tiny=arguments.dry_run):
         if arguments.select not in operation.id:
             continue
+        if arguments.ours:
+            own = tuple(p for p in operation.providers if p.kind in ("ours", "floor"))
+            operation = replace(operation, providers=own)
         entries = measure(operation, device, arguments.rounds)
-        print("\n".join(lines(operation, entries)), flush=True)
+        print("\n".join(lines(operation, entries, by)), flush=True)
         wrong += [
             f"{operation.id}, {entry.provider.name}: {entry.detail}"
             for entry in entries

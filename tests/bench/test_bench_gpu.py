@@ -42,3 +42,9 @@ def test_without_a_gpu_it_says_so(capsys):
         pytest.skip("this machine has a GPU")
     assert gpu.main([]) == 2
     assert "no GPU" in capsys.readouterr().err
+
+
+def test_more_rows_of_a_table_are_our_own_and_floors(capsys):
+    assert gpu.main(["--dry-run", "--rounds", "1", "--ours", "--select", "group_advantages"]) == 0
+    names = [line.split(" | ")[1] for line in capsys.readouterr().out.splitlines()]
+    assert names == ["oneshot [CPU]", "oneshot by ids [CPU]", "copy rewards"]

@@ -14,6 +14,13 @@ from oneshot.ops import _library
 HALVES = (torch.bfloat16, torch.float16)
 DTYPES = (torch.float32, torch.float64, *HALVES)
 FULL = pytest.mark.gpu_free  # too long for `make test` where kernels are interpreted
+
+
+def some(first, *others):
+    """The first value in `make test`, all of them in `make test-gpu-free`."""
+    return [first, *(pytest.param(value, marks=FULL) for value in others)]
+
+
 NAN, INF = float("nan"), float("inf")
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from backends import DEVICE
-from parity import FULL, INF, NAN, check, close, wide
+from parity import FULL, INF, NAN, check, close, some, wide
 
 from oneshot.reference import hmm as reference
 from oneshot.reference import hmm_sampling
@@ -37,15 +37,14 @@ def make(batch, steps, states, form="tokens", lengths=True, dtype=torch.float32,
 def all_of(inputs, rtol=5e-6, atol=5e-6):
     """Posteriors, their gradient for several upstreams, the best path."""
     got = check("hmm_posteriors", *inputs, True, True, True, rtol=rtol, atol=atol)
-    check("hmm_posteriors", *inputs, False, False, False, rtol=rtol, atol=atol)
     up = [torch.randn(pair.want.shape).to(inputs[2].dtype) for pair in got]
-    for given in (up, [None, up[1], None, up[3]], [up[0], None, None, None]):
+    for given in (up, [None, up[1], None, up[3]]):
         check("hmm_posteriors_backward", *given, *inputs, rtol=2 * rtol, atol=4 * atol)
     check("hmm_viterbi", *inputs, rtol=rtol, atol=atol)
     return got
 
 
-@pytest.mark.parametrize("dtype", REAL)
+@pytest.mark.parametrize("dtype", some(*REAL))
 @pytest.mark.parametrize("form", FORMS)
 def test_forms_of_transitions(form, dtype):
     all_of(make(3, 5, 5, form, dtype=dtype))
@@ -56,9 +55,7 @@ def test_forms_of_transitions(form, dtype):
     [(1, 1, 1), (2, 1, 3), (1, 2, 2), (1, 11, 9), (0, 5, 3), pytest.param(7, 63, 9, marks=FULL)],
 )
 def test_sizes(batch, steps, states):
-    all_of(make(batch, steps, states))
-    if batch:
-        all_of(make(batch, steps, states, "shared", lengths=False))
+    all_of(make(batch, steps, states, lengths=states != 3))
 
 
 @FULL
@@ -83,7 +80,9 @@ def test_structural_zeros():
     emit[2, 3] = -INF
     lengths = torch.tensor([6, 5, 6, 2])
     emit, trans = emit.nan_to_num(0.0, 0.0, -INF), trans.nan_to_num(0.0, 0.0, -INF)
-    log_likelihood, gamma, *_ = all_of([init, trans, emit, lengths, final])
+    inputs = [init, trans, emit, lengths, final]
+    check("hmm_posteriors", *inputs, False, False, False)
+    log_likelihood, gamma, *_ = all_of(inputs)
     assert log_likelihood.got[2] == -INF
     assert (gamma.got[2] == 0).all()
 

@@ -8,7 +8,7 @@ import backends
 import pytest
 import torch
 from backends import DEVICE
-from parity import DTYPES, FULL, HALVES, check, close
+from parity import DTYPES, FULL, HALVES, check, close, some
 
 from oneshot.reference import routing as reference
 
@@ -23,7 +23,7 @@ def tolerance(dtype):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("transposed", [False, True])
 @pytest.mark.parametrize(
-    "shape", [(1, 1, 1, 1, 1), (2, 3, 7, 4, 3), (3, 2, 65, 1, 2), (1, 9, 3, 130, 9)]
+    "shape", some((2, 3, 7, 4, 3), (1, 1, 1, 1, 1), (3, 2, 65, 1, 2), (1, 9, 3, 130, 9))
 )
 def test_mix_adapters(shape, transposed, dtype):
     *shape, mixtures = shape
@@ -55,7 +55,7 @@ def both_ways(x, a, b, weights, rows, base, scaling=0.7):
     allowed = tolerance(x.dtype)
     y, shrunk = check("routed_lora", x, a, b, weights, rows, base, scaling, **allowed)
     grad = torch.randn(y.got.shape).to(x.dtype)
-    for needs in ((True,) * 4, (False, True, False, False), (True, False, True, False)):
+    for needs in ((True,) * 4, (True, False, True, False)):
         needs = needs if weights is not None else (*needs[:3], False)
         check(
             "routed_lora_backward", grad, x, a, b, weights, rows, shrunk, scaling, *needs,
@@ -70,7 +70,7 @@ def both_ways(x, a, b, weights, rows, base, scaling=0.7):
         (3, 7, 2, 3, 4, 10, 6, 2),  # one task an example
         (63, 1, 3, 2, 5, 9, 66, 4),  # packed rows
         (300, 1, 1, 2, 3, 12, 8, 5),  # more of them than a block takes one by one
-        (2, 140, 1, 2, 17, 65, 63, 5),  # more rows than a tile; mixtures without a row
+        pytest.param((2, 140, 1, 2, 17, 65, 63, 5), marks=FULL),  # several tiles; empty mixtures
         (0, 3, 2, 3, 4, 10, 6, 2),
         (3, 0, 2, 3, 4, 10, 6, 2),
     ],
