@@ -2,8 +2,8 @@
 
 Builds the CUDA library for it with the installed CUDA build of torch, runs the parity suite with
 the compiled kernels and with Triton, a small selection under compute-sanitizer where that is
-installed, and the GPU benchmarks. `--dry-run` needs no GPU: it builds nothing, collects what would run, and
-runs the benchmarks on tiny CPU tensors.
+installed, and the GPU benchmarks. `--dry-run` needs no GPU: it builds nothing, collects what would
+run, and runs the benchmarks on tiny CPU tensors.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ SANITIZED = (
 )
 TOOLS = ("memcheck", "racecheck")
 EVERYTHING = "gpu_free or not gpu_free"
+# The tests fill fresh memory with NaN by torch's deterministic mode, for which cuBLAS wants this.
+DETERMINISTIC = {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
 
 
 def run(title: str, command: list[object], **environment: str) -> bool:
@@ -84,7 +86,7 @@ def main() -> int:
     else:
         built = steps["build"] = build()
         for name in ("cuda", "cuda-triton") if built else ("cuda-triton",):
-            extra = {"ONESHOT_PARITY": name}
+            extra = {"ONESHOT_PARITY": name, **DETERMINISTIC}
             if name == "cuda-triton":
                 extra["ONESHOT_DISABLE_NATIVE"] = "1"
             steps[f"parity {name}"] = run(f"parity {name}", parity(EVERYTHING), **extra)
@@ -94,12 +96,13 @@ def main() -> int:
         print("a dry run" if dry_run else "not installed" if sanitizer is None else "nothing built")
     else:
         for tool in TOOLS:
-            command = [sanitizer, "--tool", tool, "--error-exitcode", "9", "--target-processes", "all",
-                       *parity("not gpu_free", "-k", SANITIZED)]  # fmt: skip
+            command = [sanitizer, "--tool", tool, "--error-exitcode", "9"]
+            command += ["--target-processes", "all", *parity("not gpu_free", "-k", SANITIZED)]
             # Without the caching allocator every tensor has bounds of its own.
             steps[tool] = run(
-                tool, command, ONESHOT_PARITY="cuda", PYTORCH_NO_CUDA_MEMORY_CACHING="1"
-            )
+                tool, command, PYTORCH_NO_CUDA_MEMORY_CACHING="1", **DETERMINISTIC,
+                ONESHOT_PARITY="cuda",
+            )  # fmt: skip
     benchmarks = [sys.executable, "-m", "oneshot.bench.gpu"]
     if dry_run:
         steps["benchmarks"] = run("benchmarks", [*benchmarks, "--dry-run", "--rounds", "1"])
