@@ -55,7 +55,7 @@ __host__ __device__ inline int64_t tiles_of(const Sizes& s, bool transposed) {
 }
 
 template <typename I, bool kTransposed>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 2)
     mix_kernel(Sizes s, const I* inventory, const Real<I>* weights, Real<I>* mixture) {
   using R = Real<I>;
   ONESHOT_SHARED(R, turn, kTurned * kSide * kPitch);
@@ -103,7 +103,7 @@ __global__ void __launch_bounds__(kThreads)
 
 // grad_inventory[h, k] = sum over mixtures of weights[u, h, k] * grad_mixture[u, head h].
 template <typename I, bool kTransposed>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 2)
     inventory_gradient_kernel(Sizes s, const Real<I>* grad, const Real<I>* weights, I* out) {
   using R = Real<I>;
   ONESHOT_SHARED(R, turn, kTurned * kSide * kPitch);
@@ -150,7 +150,7 @@ __global__ void __launch_bounds__(kThreads)
 
 // One block a weight: the product of a skill with the gradient of its mixture.
 template <typename I, bool kTransposed>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 2)
     weights_gradient_kernel(Sizes s, const Real<I>* grad, const I* inventory, bool add,
                             Real<I>* out) {
   using R = Real<I>;

@@ -56,7 +56,9 @@ __global__ void __launch_bounds__(kThreads)
       }
     }
     if (past <= 0) continue;
-    for (int r = 0; r < kRanksOfBlock && first_rank + r < rank; ++r) {
+#pragma unroll
+    for (int r = 0; r < kRanksOfBlock; ++r) {
+      if (first_rank + r >= rank) break;
       R* to = out + ((part * rows.mixtures + u) * rank + first_rank + r) * features + f;
       store_four(to, past, aligned, sums[r]);
     }

@@ -58,7 +58,7 @@ __device__ int64_t sum_before(int64_t value, int64_t* scratch, int64_t& total) {
 }
 
 // One block: table becomes how many groups of earlier chunks take the same mixture.
-__global__ void __launch_bounds__(kScanThreads)
+__global__ void __launch_bounds__(kScanThreads, 1)
     place_mixtures_kernel(RowMixtures rows, int64_t chunks, int64_t* table, int64_t* starts,
                           int64_t* tiles_of) {
   ONESHOT_SHARED(int64_t, scratch, kScanThreads / 32);

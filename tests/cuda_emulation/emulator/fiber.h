@@ -12,6 +12,7 @@
 #include <ucontext.h>
 #endif
 #if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/asan_interface.h>
 #include <sanitizer/common_interface_defs.h>
 #endif
 
@@ -47,6 +48,11 @@ class Fiber {
         abort();
       }
     }
+#if defined(__SANITIZE_ADDRESS__)
+    // A thread that was stopped by an error has left the red zones of its frames behind.
+    __asan_unpoison_memory_region(stack_ + 4096, kStackBytes - 4096);
+    fake_ = nullptr;
+#endif
 #if defined(__x86_64__)
     auto** top = reinterpret_cast<void**>(stack_ + kStackBytes) - 2;
     *--top = nullptr;  // the return address of `entry`, which never returns
