@@ -44,7 +44,8 @@ def test_token_rewards(grouping, nan):
 
 
 @pytest.mark.parametrize(
-    ("rows", "group"), [(0, 1), (1, 1), (7, 7), (63, 3), (1000, 8), (260, 130)]
+    ("rows", "group"),
+    [(0, 1), (1, 1), (7, 7), (63, 3), (1000, 8), pytest.param(260, 130, marks=FULL)],
 )
 def test_sizes_of_batches(rows, group):
     rule = ("mean", "std", 1, 1e-6, "raw", "propagate")

@@ -69,7 +69,7 @@ def both_ways(x, a, b, weights, rows, base, scaling=0.7):
         (1, 1, 1, 1, 1, 1, 1, 1),
         (3, 7, 2, 3, 4, 10, 6, 2),  # one task an example
         (63, 1, 3, 2, 5, 9, 66, 4),  # packed rows
-        (300, 1, 1, 2, 3, 12, 8, 5),  # more of them than a block takes one by one
+        pytest.param((300, 1, 1, 2, 3, 12, 8, 5), marks=FULL),  # more than are taken one by one
         pytest.param((2, 140, 1, 2, 17, 65, 63, 5), marks=FULL),  # several tiles; empty mixtures
         (0, 3, 2, 3, 4, 10, 6, 2),
         (3, 0, 2, 3, 4, 10, 6, 2),
