@@ -7,7 +7,7 @@ NATIVE := CMakeLists.txt $(shell find csrc cmake -type f)
 export PATH := $(abspath $(BIN)):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-python test-levels test-cpp test-slow cuda test-gpu-free test-build test-peers test-vllm \
+.PHONY: help demo test test-python test-levels test-cpp test-slow cuda test-gpu-free gpu test-build test-peers test-vllm \
 	sanitize lint format bench bench-quick smollm2 clean
 
 help:  ## Show this list
@@ -40,11 +40,13 @@ test-python: $(VENV)/.built
 test-levels: $(VENV)/.built
 	set -e; for level in $$($(BIN)/python tests/levels.py); do \
 		echo "== ONESHOT_CPU_ISA=$$level"; \
-		ONESHOT_CPU_ISA=$$level $(BIN)/python -m pytest -q -m "not slow and not build and not gpu_free" tests/ops; \
+		ONESHOT_CPU_ISA=$$level $(BIN)/python -m pytest -q -m "not slow and not build and not gpu_free" tests/ops \
+			tests/parity --ignore tests/parity/test_parity_backends.py; \
 	done
 	if [ -z "$$ONESHOT_CPU_ISA" ]; then \
 		echo "== ONESHOT_DISABLE_NATIVE=1"; \
-		ONESHOT_DISABLE_NATIVE=1 $(BIN)/python -m pytest -q -m "not slow and not build and not gpu_free" tests/ops; \
+		ONESHOT_DISABLE_NATIVE=1 $(BIN)/python -m pytest -q -m "not slow and not build and not gpu_free" tests/ops \
+			tests/parity --ignore tests/parity/test_parity_backends.py; \
 	fi
 
 test-cpp: $(VENV)/.built  ## GoogleTest suite of the torch-free kernels
@@ -65,10 +67,14 @@ cuda: $(VENV)/.built  ## Compile and link the CUDA library (needs nvcc, no GPU)
 	$(BIN)/cmake --build --preset cuda
 
 # Triton interpreted and compiled; the emulated CUDA kernels twice: every access checked, then under ASan and UBSan.
+ADDRESS := LD_PRELOAD="$$(g++ -print-file-name=libasan.so)" ASAN_OPTIONS=detect_leaks=0 ONESHOT_EMULATION=address
 test-gpu-free: $(VENV)/.built cuda  ## The full sweep of the GPU kernels without a GPU
-	$(BIN)/python -m pytest -m "gpu_free or not gpu_free" tests/triton tests/cuda_emulation
-	LD_PRELOAD="$$(g++ -print-file-name=libasan.so)" ASAN_OPTIONS=detect_leaks=0 \
-		ONESHOT_EMULATION=address $(BIN)/python -m pytest tests/cuda_emulation
+	$(BIN)/python -m pytest -m "gpu_free or not gpu_free" tests/parity tests/triton tests/cuda_emulation
+	$(ADDRESS) $(BIN)/python -m pytest tests/cuda_emulation
+	$(ADDRESS) ONESHOT_PARITY=emulated ONESHOT_DISABLE_NATIVE=1 $(BIN)/python -m pytest -m "not gpu_free" tests/parity
+
+gpu: $(VENV)/.built  ## On a machine with a GPU: build _C_cuda, parity, compute-sanitizer, benchmarks
+	$(BIN)/python tests/on_gpu.py
 
 test-build: $(VENV)/.built  ## Build and install in fresh environments (sdist, isolation, no compiler)
 	$(BIN)/python -m pytest -m build tests/build

@@ -49,7 +49,9 @@ def _group_verl(name: str) -> Call:
     return call
 
 
-def _group(prompts: int, size: int) -> Operation:
+def group_operation(prompts: int, size: int) -> Operation:
+    """group_advantages of `prompts` groups of `size` responses."""
+
     def make() -> Inputs:
         rows = prompts * size
         return {
@@ -119,11 +121,12 @@ def _gae_chunked(inputs: Inputs, chunk: int = 64) -> Pair:
     following = torch.nn.functional.pad(values[:, 1:], (0, 1))
     delta = (inputs["rewards"] + GAMMA * following - values) * mask
     rows, steps = delta.shape
-    power = torch.arange(chunk).unsqueeze(1) - torch.arange(chunk)  # [later, earlier]
+    place = torch.arange(chunk, device=delta.device)
+    power = place.unsqueeze(1) - place  # [later, earlier]
     triangle = torch.where(power >= 0, decay ** power.clamp(min=0).float(), 0)
     local = (delta.view(-1, chunk) @ triangle).view(rows, steps // chunk, chunk)
-    fade = decay ** torch.arange(chunk, 0, -1).float()
-    carry = torch.zeros(rows, 1)
+    fade = decay ** (chunk - place).float()
+    carry = delta.new_zeros(rows, 1)
     for index in reversed(range(steps // chunk)):
         local[:, index] += carry * fade
         carry = local[:, index, :1]
@@ -144,7 +147,8 @@ def _gae_verl() -> Call:
     return call
 
 
-def _gae(rows: int, steps: int, *, quick: bool) -> Operation:
+def gae_operation(rows: int, steps: int, *, quick: bool) -> Operation:
+    """Gae of ragged rows."""
     return Operation(
         family="advantage",
         kernel="gae",
@@ -222,7 +226,8 @@ def _whiten_verl() -> Call:
     return call
 
 
-def _whiten(rows: int, steps: int) -> Operation:
+def whiten_operation(rows: int, steps: int) -> Operation:
+    """Whiten over all unmasked values of ragged rows."""
     return Operation(
         family="advantage",
         kernel="whiten",
@@ -243,12 +248,12 @@ def _whiten(rows: int, steps: int) -> Operation:
 
 
 OPERATIONS = [
-    _group(128, 8),
-    _group(4096, 16),
-    _gae(64, 1024, quick=True),
-    _gae(1024, 4096, quick=False),
+    group_operation(128, 8),
+    group_operation(4096, 16),
+    gae_operation(64, 1024, quick=True),
+    gae_operation(1024, 4096, quick=False),
     _gae_and_whiten(64, 1024, quick=True),
     _gae_and_whiten(1024, 4096, quick=False),
-    _whiten(8, 16),
-    _whiten(1024, 4096),
+    whiten_operation(8, 16),
+    whiten_operation(1024, 4096),
 ]

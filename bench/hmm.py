@@ -76,7 +76,8 @@ def _definition(shape: Shape) -> Call:
     return _posteriors_reference if small and steps <= LONGEST_FOR_LOOPS else loops.scaled
 
 
-def _posteriors(shape: Shape, *, shared: bool, quick: bool = False) -> Operation:
+def posteriors_operation(shape: Shape, *, shared: bool, quick: bool = False) -> Operation:
+    """hmm_posteriors with xi (a matrix a token) or its sum (one matrix)."""
     _, steps, states = shape
     providers = [Provider("oneshot", "ours", plain(_posteriors_ours))]
     if shape == SMALL:
@@ -161,10 +162,10 @@ def _log_likelihood(shape: Shape, *, shared: bool, quick: bool = False) -> Opera
 
 
 OPERATIONS = [
-    _posteriors(SMALL, shared=False, quick=True),
-    *(_posteriors(shape, shared=False) for shape in (MIDDLE, LARGE, LONG)),
-    _posteriors(SMALL, shared=True, quick=True),
-    *(_posteriors(shape, shared=True) for shape in (MIDDLE, LARGE, LONG, GEMM)),
+    posteriors_operation(SMALL, shared=False, quick=True),
+    *(posteriors_operation(shape, shared=False) for shape in (MIDDLE, LARGE, LONG)),
+    posteriors_operation(SMALL, shared=True, quick=True),
+    *(posteriors_operation(shape, shared=True) for shape in (MIDDLE, LARGE, LONG, GEMM)),
     _log_likelihood(SMALL, shared=False, quick=True),
     *(_log_likelihood(shape, shared=False) for shape in (MIDDLE, LARGE, LONG)),
     _log_likelihood(SMALL, shared=True, quick=True),

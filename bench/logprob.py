@@ -66,7 +66,8 @@ def _verl() -> Call:
     return call
 
 
-def _operation(rows: int, vocabulary: int, dtype: str, mode: str, *, quick: bool) -> Operation:
+def operation(rows: int, vocabulary: int, dtype: str, mode: str, *, quick: bool) -> Operation:
+    """token_logprobs_and_entropy, one target a row."""
     backward = mode == "forward+backward"
 
     def make() -> Inputs:
@@ -121,13 +122,13 @@ def _operation(rows: int, vocabulary: int, dtype: str, mode: str, *, quick: bool
 
 
 OPERATIONS = [
-    _operation(4, 1000, "float32", "forward", quick=False),
-    _operation(4, 1000, "float32", "forward+backward", quick=True),
-    _operation(256, 151936, "float32", "forward", quick=True),
-    _operation(256, 151936, "float32", "forward+backward", quick=True),
-    _operation(256, 151936, "bfloat16", "forward+backward", quick=True),
-    _operation(2048, 151936, "float32", "forward", quick=False),
-    _operation(2048, 151936, "float32", "forward+backward", quick=False),
-    _operation(2048, 151936, "bfloat16", "forward", quick=False),
-    _operation(2048, 151936, "bfloat16", "forward+backward", quick=False),
+    operation(4, 1000, "float32", "forward", quick=False),
+    operation(4, 1000, "float32", "forward+backward", quick=True),
+    operation(256, 151936, "float32", "forward", quick=True),
+    operation(256, 151936, "float32", "forward+backward", quick=True),
+    operation(256, 151936, "bfloat16", "forward+backward", quick=True),
+    operation(2048, 151936, "float32", "forward", quick=False),
+    operation(2048, 151936, "float32", "forward+backward", quick=False),
+    operation(2048, 151936, "bfloat16", "forward", quick=False),
+    operation(2048, 151936, "bfloat16", "forward+backward", quick=False),
 ]

@@ -192,7 +192,8 @@ def _liger(setting: Setting) -> Call:
     return call
 
 
-def _operation(setting: Setting, rows: int, steps: int, *, quick: bool) -> Operation:
+def operation(setting: Setting, rows: int, steps: int, *, quick: bool) -> Operation:
+    """policy_loss of ragged rows, with its gradients."""
     extra = bool(setting.kl_coef)
     providers = [
         Provider("oneshot", "ours", plain(_ours(setting))),
@@ -261,7 +262,9 @@ def _value_verl() -> Call:
     )
 
 
-def _value(rows: int, steps: int) -> Operation:
+def value_operation(rows: int, steps: int) -> Operation:
+    """value_loss of ragged rows, with its gradient."""
+
     def make() -> Inputs:
         mask = torch.arange(steps) < torch.randint(1, steps + 1, (rows, 1))
         old = torch.randn(rows, steps)
@@ -298,9 +301,9 @@ def _value(rows: int, steps: int) -> Operation:
 
 
 OPERATIONS = [
-    _operation(PPO, 8, 64, quick=True),
-    _operation(PPO, 1024, 4096, quick=True),
-    _operation(DAPO, 1024, 4096, quick=True),
-    _operation(GSPO, 1024, 4096, quick=False),
-    _value(1024, 4096),
+    operation(PPO, 8, 64, quick=True),
+    operation(PPO, 1024, 4096, quick=True),
+    operation(DAPO, 1024, 4096, quick=True),
+    operation(GSPO, 1024, 4096, quick=False),
+    value_operation(1024, 4096),
 ]

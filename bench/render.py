@@ -52,7 +52,8 @@ def best_peer(rows: list[Row]) -> Row | None:
     return min(peers, key=lambda row: row.median or 0.0, default=None)
 
 
-def _seconds(value: float) -> str:
+def seconds(value: float) -> str:
+    """With the unit that leaves one to three digits before the point."""
     for unit, factor in (("s", 1.0), ("ms", 1e3), ("us", 1e6)):
         if value * factor >= 1:
             return f"{value * factor:.3g} {unit}"
@@ -69,8 +70,8 @@ def _line(row: Row, rows: list[Row]) -> str:
     memory = same.get("peak_memory")
     cells = [
         row.provider,
-        f"{_seconds(row.median)} ({_seconds(row.q1 or 0)} - {_seconds(row.q3 or 0)})",
-        _seconds(same["cpu"].median or 0),
+        f"{seconds(row.median)} ({seconds(row.q1 or 0)} - {seconds(row.q3 or 0)})",
+        seconds(same["cpu"].median or 0),
         "?" if memory is None else f"{(memory.median or 0) / 1e6:.1f} MB",
         "" if row.error is None else f"{row.error:.1e}",
     ]

@@ -104,9 +104,10 @@ def _plain_lora(backward: bool) -> Call:
     return call
 
 
-def _operation(
+def operation(
     examples: int, steps: int, distinct: int, mode: str, *, quick: bool, plans: tuple[str, ...] = ()
 ) -> Operation:
+    """The adapter part of one layer for so many examples of `distinct` tasks."""
     backward = mode == "forward+backward"
 
     def make() -> Inputs:
@@ -144,10 +145,10 @@ def _operation(
 
 
 OPERATIONS = [
-    _operation(8, 128, 4, "forward+backward", quick=True),
-    _operation(32, 32, 4, "forward+backward", quick=True),
-    _operation(64, 1, 8, "forward+backward", quick=True),
+    operation(8, 128, 4, "forward+backward", quick=True),
+    operation(32, 32, 4, "forward+backward", quick=True),
+    operation(64, 1, 8, "forward+backward", quick=True),
     # Decoding with more tasks than skills, where mixing for each task no longer pays.
-    _operation(128, 1, 128, "forward", quick=False, plans=("mixtures", "inventory")),
+    operation(128, 1, 128, "forward", quick=False, plans=("mixtures", "inventory")),
     *routing_model.OPERATIONS,
 ]

@@ -73,6 +73,10 @@ target_compile_options(_C_cuda PRIVATE $<$<COMPILE_LANGUAGE:CUDA>:-Xcompiler=-Wn
 target_link_directories(_C_cuda PRIVATE ${TORCH_DIR}/lib)
 # The runtime is linked statically: the library needs no libcudart of one version beside it.
 target_link_libraries(_C_cuda PRIVATE oneshot_kernels torch_cpu CUDA::cudart_static)
+if(TORCH_CUDA)
+  # Holds the current stream. torch loads it for itself alone: without this its symbols are not found.
+  target_link_libraries(_C_cuda PRIVATE torch_cuda)
+endif()
 set_target_properties(_C_cuda PROPERTIES PREFIX "" CUDA_STANDARD 17 CUDA_RUNTIME_LIBRARY Static
   CUDA_VISIBILITY_PRESET hidden BUILD_WITH_INSTALL_RPATH ON INSTALL_RPATH "")
 if(ONESHOT_OUTPUT_DIR)

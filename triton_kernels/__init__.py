@@ -5,6 +5,12 @@ device: an input that a CPU op would refuse because of its values (a target outs
 a length outside [0, T]) gives NaN instead, and is never read out of bounds.
 """
 
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
 # The module in which the launcher of each op lies.
 FAMILY = {
     "group_advantages": "advantage",
@@ -26,4 +32,25 @@ FAMILY = {
     "mix_adapters_backward": "routing",
     "routed_lora": "routing",
     "routed_lora_backward": "routing",
+}
+
+# From here on, in multiply-adds, a routed product in a half format is worth its launches (some
+# twelve, of which the tile table takes ten): predicted, not measured (docs/gpu.md).
+TENSOR_CORE_WORK = 1 << 29
+
+
+def _for_tensor_cores(
+    x: torch.Tensor, lora_a: torch.Tensor, lora_b: torch.Tensor, weights: torch.Tensor | None
+) -> bool:
+    if x.dtype not in (torch.bfloat16, torch.float16):
+        return False
+    rank = lora_a.shape[1] if weights is None else lora_a.shape[3]
+    d_out = lora_b.shape[2] if weights is None else lora_b.shape[0] * lora_b.shape[3]
+    return x.shape[0] * x.shape[1] * rank * (x.shape[2] + d_out) >= TENSOR_CORE_WORK
+
+
+# Ops that have a compiled kernel and yet leave some calls to Triton: which ones.
+SHARED: dict[str, Callable[..., bool]] = {
+    "routed_lora": lambda *arguments: _for_tensor_cores(*arguments[:4]),
+    "routed_lora_backward": lambda *arguments: _for_tensor_cores(*arguments[1:5]),
 }

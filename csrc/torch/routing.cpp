@@ -6,8 +6,8 @@
 #include <tuple>
 #include <vector>
 
-#include "torch/checks.h"
 #include "torch/huge_pages.h"
+#include "torch/routing_shapes.h"
 
 namespace oneshot {
 namespace {
@@ -20,35 +20,6 @@ struct TorchThreads {
   }
 };
 
-// Weights, mixtures and their gradients: float32, float64 beside float64 tensors.
-ScalarType real_type(const Tensor& t) {
-  return t.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
-}
-
-// Dense, on the CPU, of this dtype and shape; -1 in `shape`: any size.
-Tensor dense(const Tensor& t, const char* name, ScalarType dtype,
-             const std::vector<int64_t>& shape) {
-  check_cpu(t, name);
-  check_dtype(t, name, dtype, dtype == ScalarType::Long ? "int64" : "of the dtype the op works in");
-  bool fits = t.dim() == int64_t(shape.size());
-  for (size_t d = 0; fits && d < shape.size(); ++d) {
-    fits = shape[d] < 0 || t.size(int64_t(d)) == shape[d];
-  }
-  if (!fits) {
-    std::ostringstream wanted;
-    for (size_t d = 0; d < shape.size(); ++d) {
-      wanted << (d == 0 ? "" : ", ");
-      if (shape[d] < 0) {
-        wanted << "any";
-      } else {
-        wanted << shape[d];
-      }
-    }
-    fail(name, " must have the shape [", wanted.str(), "], got ", shape_text(t));
-  }
-  return torch::stable::contiguous(t);
-}
-
 // A large output: fresh memory costs more than computing what it holds.
 Tensor fresh(const Tensor& like, const std::vector<int64_t>& sizes, ScalarType dtype) {
   Tensor out = torch::stable::new_empty(like, sizes, dtype);
@@ -56,34 +27,11 @@ Tensor fresh(const Tensor& like, const std::vector<int64_t>& sizes, ScalarType d
   return out;
 }
 
-Tensor nothing(const Tensor& like) {
-  return torch::stable::new_empty(like, std::vector<int64_t>{0}, like.scalar_type());
-}
-
 // ---- mix_adapters
 
-cpu::Inventory describe(const Tensor& inventory, bool transposed) {
-  return {dtype_of(inventory, "inventory"),
-          inventory.const_data_ptr(),
-          inventory.size(0),
-          inventory.size(1),
-          inventory.size(2),
-          inventory.size(3),
-          transposed};
-}
-
-Tensor dense_inventory(const Tensor& inventory) {
-  return dense(inventory, "inventory", inventory.scalar_type(), {-1, -1, -1, -1});
-}
-
-Tensor dense_weights(const Tensor& weights, const Tensor& inventory) {
-  return dense(weights, "weights", real_type(inventory),
-               {-1, inventory.size(0), inventory.size(1)});
-}
-
 Tensor mix_adapters(const Tensor& inventory, const Tensor& weights, bool transposed) {
-  const Tensor skills = dense_inventory(inventory);
-  const Tensor shares = dense_weights(weights, inventory);
+  const Tensor skills = dense_inventory(On::kCpu, inventory);
+  const Tensor shares = dense_weights(On::kCpu, weights, inventory);
   const cpu::Inventory described = describe(skills, transposed);
   Tensor mixture = torch::stable::new_empty(
       skills, std::vector<int64_t>{shares.size(0), described.rank(), described.length()},
@@ -98,10 +46,10 @@ Tensor mix_adapters(const Tensor& inventory, const Tensor& weights, bool transpo
 // Adds to grad_weights, if it is wanted; returns the gradient of the inventory, if that is.
 Tensor mix_backward(const Tensor& grad, const Tensor& inventory, const Tensor& weights,
                     bool transposed, bool need_inventory, Tensor* grad_weights) {
-  const Tensor skills = dense_inventory(inventory);
-  const Tensor shares = dense_weights(weights, inventory);
+  const Tensor skills = dense_inventory(On::kCpu, inventory);
+  const Tensor shares = dense_weights(On::kCpu, weights, inventory);
   const cpu::Inventory described = describe(skills, transposed);
-  const Tensor grad_mixture = dense(grad, "grad", real_type(skills),
+  const Tensor grad_mixture = dense(On::kCpu, grad, "grad", real_type(skills),
                                     {shares.size(0), described.rank(), described.length()});
   Tensor grad_inventory =
       need_inventory ? torch::stable::new_empty(skills, skills.sizes()) : nothing(skills);
@@ -149,13 +97,13 @@ struct Lora {
 
 Lora describe(const Tensor& x, const Tensor& lora_a, const Tensor& lora_b,
               const std::optional<Tensor>& weights, const Tensor& rows) {
-  const Tensor dense_x = dense(x, "x", x.scalar_type(), {-1, -1, -1});
+  const Tensor dense_x = dense(On::kCpu, x, "x", x.scalar_type(), {-1, -1, -1});
   const Tensor mixed_a = weights ? mix_adapters(lora_a, *weights, true) : lora_a;
   const Tensor mixed_b = weights ? mix_adapters(lora_b, *weights, false) : lora_b;
-  const Tensor a = dense(mixed_a, "lora_a", real_type(x), {-1, -1, x.size(2)});
+  const Tensor a = dense(On::kCpu, mixed_a, "lora_a", real_type(x), {-1, -1, x.size(2)});
   const int64_t mixtures = a.size(0), rank = a.size(1);
-  const Tensor b = dense(mixed_b, "lora_b", real_type(x), {mixtures, rank, -1});
-  const Tensor mixture_of = dense(rows, "rows", ScalarType::Long, {x.size(0)});
+  const Tensor b = dense(On::kCpu, mixed_b, "lora_b", real_type(x), {mixtures, rank, -1});
+  const Tensor mixture_of = dense(On::kCpu, rows, "rows", ScalarType::Long, {x.size(0)});
   return {dense_x, a, b, cpu::LoraShape{dtype_of(x, "x"), mixtures, rank, x.size(2), b.size(2)},
           cpu::group_rows(static_cast<const int64_t*>(mixture_of.const_data_ptr()), x.size(0),
                           x.size(1), mixtures)};
@@ -167,7 +115,8 @@ std::tuple<Tensor, Tensor> routed_lora(const Tensor& x, const Tensor& lora_a, co
   const Lora lora = describe(x, lora_a, lora_b, weights, rows);
   const int64_t groups = x.size(0), repeat = x.size(1);
   std::optional<Tensor> addend;
-  if (base) addend = dense(*base, "base", x.scalar_type(), {groups, repeat, lora.shape.d_out});
+  if (base)
+    addend = dense(On::kCpu, *base, "base", x.scalar_type(), {groups, repeat, lora.shape.d_out});
   Tensor y = fresh(x, {groups, repeat, lora.shape.d_out}, x.scalar_type());
   Tensor shrunk = fresh(x, {groups, repeat, lora.shape.rank}, real_type(x));
   const cpu::LoraForward args{lora.shape,
@@ -189,8 +138,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> routed_lora_backward(
     bool need_x, bool need_a, bool need_b, bool need_weights) {
   const Lora lora = describe(x, lora_a, lora_b, weights, rows);
   const int64_t groups = x.size(0), repeat = x.size(1);
-  const Tensor grad_y = dense(grad, "grad", x.scalar_type(), {groups, repeat, lora.shape.d_out});
-  const Tensor saved = dense(shrunk, "shrunk", real_type(x), {groups, repeat, lora.shape.rank});
+  const Tensor grad_y =
+      dense(On::kCpu, grad, "grad", x.scalar_type(), {groups, repeat, lora.shape.d_out});
+  const Tensor saved =
+      dense(On::kCpu, shrunk, "shrunk", real_type(x), {groups, repeat, lora.shape.rank});
   Tensor grad_shrunk = torch::stable::new_empty(saved, saved.sizes());
   const bool need_mixed_a = need_a || need_weights, need_mixed_b = need_b || need_weights;
   Tensor grad_x =

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -53,26 +54,53 @@ def serve_by_triton(key: str = "CUDA") -> tuple[str, ...]:
     """Let `oneshot.triton_kernels` serve this dispatch key where no compiled kernel does.
 
     Triton and the launchers are imported by the first call of an op. float64 stays with the
-    reference, except in `hmm`, whose entropy works in it.
+    reference, except in `hmm`, whose entropy works in it. Beside a compiled kernel Triton takes the
+    calls that `oneshot.triton_kernels.SHARED` names.
 
     Args:
         key: ``"CUDA"``; under the interpreter of Triton, tests also take ``"CPU"``.
 
     Returns:
-        The names of the ops; none where triton is not installed.
+        The names of the ops without a compiled kernel; none where triton is not installed.
     """
     if importlib.util.find_spec("triton") is None:
         return ()
-    from oneshot.triton_kernels import FAMILY
+    from oneshot.triton_kernels import FAMILY, SHARED
 
-    served = tuple(
+    compiled = {
         name
         for name in FAMILY
-        if not torch._C._dispatch_has_kernel_for_dispatch_key(f"oneshot::{name}", key)
-    )
+        if torch._C._dispatch_has_kernel_for_dispatch_key(f"oneshot::{name}", key)
+    }
+    for name, takes in SHARED.items():
+        if name in compiled:
+            _share(name, takes, _launcher(name, FAMILY[name]), key)
+    served = tuple(name for name in FAMILY if name not in compiled)
     for name in served:
         _LIBRARY.impl(name, _launcher(name, FAMILY[name]), key)
     return served
+
+
+def _share(name: str, takes: Callable[..., bool], other: Callable[..., Any], key: str) -> None:
+    """Give the calls for which `takes` is true to `other`, the rest to the kernel that is there.
+
+    Args:
+        name: Of the op.
+        takes: Receives the arguments of a call.
+        other: The same signature as the op.
+        key: Dispatch key.
+
+    """
+    kernel = torch.library.get_kernel(f"oneshot::{name}", key)
+
+    def choose(keyset: torch._C.DispatchKeySet, *arguments: Any) -> Any:
+        if takes(*arguments):
+            return other(*arguments)
+        return kernel.call_boxed(keyset, *arguments)
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Warning only once for all operators")
+        _LIBRARY.impl(name, choose, key, with_keyset=True, allow_override=True)
 
 
 def _launcher(name: str, family: str) -> Callable[..., Any]:

@@ -22,7 +22,8 @@ OPS = (
     "token_logprobs_and_entropy_backward_ policy_loss policy_loss_backward "
     "value_loss value_loss_backward importance_weights "
     "hmm_posteriors hmm_posteriors_backward hmm_viterbi hmm_sample "
-    "combine_emissions combine_emissions_backward"
+    "combine_emissions combine_emissions_backward "
+    "mix_adapters mix_adapters_backward routed_lora routed_lora_backward"
 )
 needs_library = pytest.mark.skipif(not LIBRARY.exists(), reason="not built: make cuda")
 needs_nvcc = pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not installed")

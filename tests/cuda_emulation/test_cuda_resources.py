@@ -11,19 +11,31 @@ import pytest
 from emulation import ROOT
 
 SOURCES = sorted(
-    path.stem for path in (ROOT / "csrc" / "cuda").glob("*.cu") if "__global__" in path.read_text()
+    path.stem
+    for path in (ROOT / "csrc" / "cuda").glob("*.cu")
+    if "__global__" in path.read_text(encoding="utf-8")
 )
 ARCHITECTURES = ("sm_80", "sm_90", "sm_100")
 QUICK = {("advantage_gae", "sm_90"), ("hmm_messages", "sm_90"), ("logprob", "sm_90")}
-# Kernel (by a part of its name) -> least number of 128-bit accesses it makes: of loads, of stores.
+# Source, kernel (by a part of its name) -> least number of accesses of 128 bits it makes: of loads,
+# of stores. Where four elements are 64 bits, the routing kernels move those (HALVES).
 VECTORS = {
-    "logprob_segments_kernelIf": (8, 0),
-    "logprob_segments_kernelINS_8BFloat16": (4, 0),
-    "logprob_segments_kernelINS_7Float16": (4, 0),
-    "logprob_backward_kernelIf": (8, 8),
-    "logprob_backward_kernelINS_8BFloat16": (4, 4),
-    "logprob_backward_kernelINS_7Float16": (4, 4),
+    ("logprob", "logprob_segments_kernelIf"): (8, 0),
+    ("logprob", "logprob_segments_kernelINS_8BFloat16"): (4, 0),
+    ("logprob", "logprob_segments_kernelINS_7Float16"): (4, 0),
+    ("logprob", "logprob_backward_kernelIf"): (8, 8),
+    ("logprob", "logprob_backward_kernelINS_8BFloat16"): (4, 4),
+    ("logprob", "logprob_backward_kernelINS_7Float16"): (4, 4),
+    ("routing_shrink", "shrink_kernelIfNS1_11ShrinkShapeILi4"): (8, 0),
+    ("routing_expand", "expand_kernelIfLi16"): (17, 16),
+    ("routing_outer", "outer_kernelIfLi16"): (1, 16),
 }
+HALVES = {
+    ("routing_shrink", "shrink_kernelINS_8BFloat16ENS1_11ShrinkShapeILi4"): (4, 0),
+    ("routing_expand", "expand_kernelINS_8BFloat16ELi16"): (16, 16),
+    ("routing_outer", "outer_kernelINS_8BFloat16ELi16"): (1, 0),
+}
+VECTOR_SOURCES = sorted({source for source, _ in VECTORS})
 
 pytestmark = pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not installed")
 
@@ -75,15 +87,24 @@ def test_no_kernel_spills(stem: str, architecture: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "architecture",
-    [pytest.param(a, marks=() if a == "sm_90" else pytest.mark.gpu_free) for a in ARCHITECTURES],
+    ("stem", "architecture"),
+    [
+        pytest.param(s, a, marks=() if (s, a) == ("logprob", "sm_90") else pytest.mark.gpu_free)
+        for s in VECTOR_SOURCES
+        for a in ARCHITECTURES
+    ],
 )
-def test_vector_accesses_where_claimed(architecture: str, tmp_path: Path) -> None:
-    ptx = tmp_path / "logprob.ptx"
-    compile_for("logprob", architecture, "-ptx", "-o", str(ptx))
+def test_vector_accesses_where_claimed(stem: str, architecture: str, tmp_path: Path) -> None:
+    ptx = tmp_path / f"{stem}.ptx"
+    compile_for(stem, architecture, "-ptx", "-o", str(ptx))
     bodies = dict(re.findall(r"\.entry (\w+)\(.*?\n\{(.*?)\n\}", ptx.read_text(), re.DOTALL))
-    wide = r"\.global[.a-z]*\.(?:v4\.[buf]32|v2\.[buf]64)"
-    for part, (loads, stores) in VECTORS.items():
-        (body,) = [body for name, body in bodies.items() if part in name]
-        assert len(re.findall("ld" + wide, body)) >= loads, part
-        assert len(re.findall("st" + wide, body)) >= stores, part
+    for claims, wide in (
+        (VECTORS, r"\.global[.a-z]*\.(?:v4\.[buf]32|v2\.[buf]64)"),
+        (HALVES, r"\.global[.a-z]*\.(?:v2\.[buf]32|v4\.[buf]16)"),
+    ):
+        for (source, part), (loads, stores) in claims.items():
+            if source != stem:
+                continue
+            (body,) = [body for name, body in bodies.items() if part in name]
+            assert len(re.findall("ld" + wide, body)) >= loads, part
+            assert len(re.findall("st" + wide, body)) >= stores, part

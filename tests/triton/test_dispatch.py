@@ -51,3 +51,43 @@ torch.testing.assert_close(logits.grad.double(), wide.grad, atol=1e-6, rtol=1e-5
 print("served")
 """
     assert in_a_new_process(code) == "served"
+
+
+def test_triton_takes_large_products_in_half_formats_beside_a_compiled_kernel():
+    code = """
+import torch
+from oneshot import ops
+from oneshot.ops import _library
+from oneshot import triton_kernels
+if not torch._C._dispatch_has_kernel_for_dispatch_key("oneshot::routed_lora", "CPU"):
+    print("compiled small, Triton large")  # nothing compiled: nothing to share
+    raise SystemExit
+taken = []
+def launcher(name, family):
+    def launch(*arguments):
+        taken.append(name)
+        return _library._REFERENCES[name](*arguments)
+    return launch
+_library._launcher = launcher
+triton_kernels.TENSOR_CORE_WORK = 1000  # rows * rank * (features in and out)
+import warnings
+warnings.simplefilter("error")
+_library.serve_by_triton("CPU")
+def run(rows, dtype):
+    x = torch.randn(1, rows, 8, dtype=dtype, requires_grad=True)
+    a, b = torch.randn(2, 3, 4, 4, dtype=dtype), torch.randn(2, 3, 4, 3, dtype=dtype)
+    weights = torch.rand(1, 2, 3)
+    taken.clear()
+    y = ops.routed_lora(x, a, b, weights)
+    y.sum().backward()
+    wide = [t.detach().double() for t in (x, a, b, weights)]
+    want, _ = _library._REFERENCES["routed_lora"](*wide, torch.zeros(1).long(), None, 1.0)
+    torch.testing.assert_close(y.double(), want, rtol=0.05, atol=0.1)
+    return list(taken)
+assert run(17, torch.bfloat16) == []
+assert run(18, torch.bfloat16) == ["routed_lora", "routed_lora_backward"]
+assert run(18, torch.float16) == ["routed_lora", "routed_lora_backward"]
+assert run(500, torch.float32) == []
+print("compiled small, Triton large")
+"""
+    assert in_a_new_process(code) == "compiled small, Triton large"

@@ -49,8 +49,9 @@ class Fiber {
       }
     }
 #if defined(__SANITIZE_ADDRESS__)
-    // A thread that was stopped by an error has left its frames behind, red zones and all.
+    // A thread that was stopped by an error has left the red zones of its frames behind.
     __asan_unpoison_memory_region(stack_ + 4096, kStackBytes - 4096);
+    fake_ = nullptr;
 #endif
 #if defined(__x86_64__)
     auto** top = reinterpret_cast<void**>(stack_ + kStackBytes) - 2;
