@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import ctypes
 import itertools
 from typing import NamedTuple
 
 import pytest
 import torch
-from emulation import Device, kernels
-from hmm_device import INF, NAN, integers, pointers, wide
+from hmm_device import INF, NAN, wide
+from launchers.hmm_emissions import combine_emissions, combine_emissions_backward
 
 from oneshot.reference import hmm_emissions as reference
 
@@ -44,60 +43,18 @@ def make(batch, steps, sources, states, labels, soft, constant, weighted, normal
     return Evidence(log_emissions, observations, weights, normalize)
 
 
-def arguments(device, e):
-    soft = e.observations.is_floating_point()
-    inputs = (e.log_emissions, e.observations if soft else None,
-              None if soft else e.observations, e.weights)  # fmt: skip
-    batch, steps = e.observations.shape[:2]
-    numbers = integers(batch * steps, *e.log_emissions.shape[-3:], e.log_emissions.dim() == 3,
-                       e.normalize)  # fmt: skip
-    return pointers(*map(device.put, inputs)), numbers
-
-
-def forward(e, seed=0):
-    device, library = Device(kernels(), seed), kernels()
-    out = device.empty(
-        (*e.observations.shape[:2], e.log_emissions.shape[-2]), e.log_emissions.dtype
-    )
-    double = int(e.log_emissions.dtype == torch.float64)
-    device.check(library.emu_emissions(double, *arguments(device, e), ctypes.c_void_p(out)))
-    return device.get(out)
-
-
-def backward(grad, e, seed=0):
-    device, library = Device(kernels(), seed), kernels()
-    inputs, numbers = arguments(device, e)
-    soft = e.observations.is_floating_point()
-    out = [
-        None if x is None else device.empty(x.shape, grad.dtype)
-        for x in (e.log_emissions, e.observations if soft else None, e.weights)
-    ]
-    library.emu_emissions_workspace.restype = ctypes.c_int64
-    workspace = device.scratch(library.emu_emissions_workspace(inputs, numbers))
-    device.check(
-        library.emu_emissions_backward(
-            int(grad.dtype == torch.float64), inputs, numbers, ctypes.c_void_p(device.put(grad)),
-            pointers(*out), ctypes.c_void_p(workspace),
-        )
-    )  # fmt: skip
-    return [None if x is None else device.get(x) for x in out]
-
-
 def check(e, seed=0):
     double = e.log_emissions.dtype == torch.float64
     atol, rtol = (1e-11, 1e-11) if double else (1e-6, 1e-6)
     exact = Evidence(*map(wide, e[:3]), e.normalize)
-    got, want = forward(e, seed), reference.combine_emissions(*exact)
+    got, want = combine_emissions(*e, seed=seed), reference.combine_emissions(*exact)
     torch.testing.assert_close(got.double(), want, atol=atol, rtol=rtol, equal_nan=True)
     grad = torch.randn(got.shape).to(got.dtype)
     grad[torch.rand(grad.shape) < 0.2] = 0.0
-    grads = backward(grad, e, seed + 1)
+    grads = combine_emissions_backward(grad, *e, seed=seed + 1)
     right = reference.combine_emissions_backward(grad.double(), *exact)
     for own, value in zip(grads, right, strict=True):
-        if own is not None:
-            torch.testing.assert_close(
-                own.double(), value, atol=10 * atol, rtol=rtol, equal_nan=True
-            )
+        torch.testing.assert_close(own.double(), value, atol=10 * atol, rtol=rtol, equal_nan=True)
     return got
 
 
@@ -120,8 +77,8 @@ def test_full_sweep(sizes, soft, constant, weighted, normalize):
 @pytest.mark.parametrize("constant", [False, True])
 def test_no_tokens(constant):
     e = make(0, 3, 2, 3, 4, True, constant, True)
-    assert forward(e).shape == (0, 3, 3)
-    by_matrix, _, by_weights = backward(torch.zeros(0, 3, 3), e)
+    assert combine_emissions(*e).shape == (0, 3, 3)
+    by_matrix, _, by_weights = combine_emissions_backward(torch.zeros(0, 3, 3), *e)
     assert (by_matrix == 0).all()
     assert torch.equal(by_weights, torch.zeros(2))
 
@@ -129,13 +86,13 @@ def test_no_tokens(constant):
 def test_nan_passes_only_where_it_is_looked_at():
     e = make(2, 4, 2, 3, 3, True, False, True)
     e.log_emissions[0, 1, 1, 2, 0], e.observations[0, 1, 1, 0] = NAN, 0.0
-    assert not forward(e).isnan().any()
+    assert not combine_emissions(*e).isnan().any()
     e.observations[0, 1, 1, 0] = 0.5
     got = check(e)
     assert got.isnan().nonzero().tolist() == [[0, 1, 2]]
     grad = torch.ones(2, 4, 3)
     grad[0, 1, 2] = 0.0
-    for x in backward(grad, e):
+    for x in combine_emissions_backward(grad, *e):
         assert not x.isnan().any()
 
 
@@ -144,8 +101,8 @@ def test_a_label_ruled_out_is_a_constant():
     e.observations.fill_(1)
     e.log_emissions.fill_(0.25)
     e.log_emissions[0, 1, 0, 0, 1] = -INF
-    assert forward(e)[0, 1].tolist() == [-INF, 0.25]
-    by_matrix, _, _ = backward(torch.ones(1, 2, 2), e)
+    assert combine_emissions(*e)[0, 1].tolist() == [-INF, 0.25]
+    by_matrix, _, _ = combine_emissions_backward(torch.ones(1, 2, 2), *e)
     assert by_matrix[0, 1, 0].tolist() == [[0.0, 0.0], [0.0, 1.0]]
 
 
@@ -154,6 +111,6 @@ def test_a_label_outside_is_refused(label):
     e = make(2, 3, 2, 3, 5, False, True, False)
     e.observations[1, 2, 0] = label
     with pytest.raises(RuntimeError, match="refuses its input"):
-        forward(e)
+        combine_emissions(*e)
     with pytest.raises(RuntimeError, match="refuses its input"):
-        backward(torch.ones(2, 3, 3), e)
+        combine_emissions_backward(torch.ones(2, 3, 3), *e)
