@@ -123,11 +123,11 @@ def _replaced(config: Any, names: list[str], value: Any) -> Any:
 
 
 def run_name(base: TrainConfig, config: TrainConfig) -> str:
-    """The folder of an arm: the fields in which it differs from the base, "base" without any."""
+    """The folder of an arm: its differences from the base but for output and seed, or "base"."""
     old, new = flat(to_dict(base)), flat(to_dict(config))
     changed = []
     for key, value in new.items():
-        if value != old[key]:
+        if value != old[key] and key not in ("run.output", "run.seed"):
             shown = Path(value).stem if key == DATA else value
             changed.append(re.sub(r"[^\w.=-]+", "_", f"{key}={shown}"))
     return ",".join(changed) or "base"
