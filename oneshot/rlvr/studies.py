@@ -79,7 +79,6 @@ STUDIES: dict[str, Study] = {
             "none": {ENTROPY: 0.0},
             "0.001": {ENTROPY: 0.001},
             "0.003": {ENTROPY: 0.003},
-            "0.03": {ENTROPY: 0.03},
             "0.001 alone": {POLICY: 0.0, KL: 0.0, DECAY: 0.0, ENTROPY: 0.001},
         },
     ),
