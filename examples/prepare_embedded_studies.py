@@ -13,7 +13,7 @@ ranks the set by historical variance and writes the files that `oneshot/rlvr/stu
 - example_middle            the middle rank;
 - example_low               of those solved in at least 3 of 4 responses, the one of least variance;
 - example_unsolved          the first of those never solved;
-- example_short             no rank: a story of two digits, whose answer is soon learned by heart;
+- example_short             no rank: a story of two digits, where the set has three;
 - full_60, full_90          the whole set with that share of its labels flipped;
 - label_near, _guess, _wild the example of rank 1 with the label 1 too high, with what a guess that
                             forgets carries gives, and with the paper's 9292725.

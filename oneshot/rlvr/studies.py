@@ -6,7 +6,7 @@ base (`examples/prepare_embedded_studies.py` writes them for the embedded model)
 
     shots_2, shots_4                  the first examples of the ranking by historical variance
     example_<middle, low, unsolved>   single examples of other ranks
-    example_short                     one whose answer is easily learned by heart
+    example_short                     one of a simpler kind (embedded: a story of two digits)
     full, full_60, full_90            the whole set; with that share of its labels flipped
     label_<near, guess, wild>         the one example with a wrong label
 

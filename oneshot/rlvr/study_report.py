@@ -215,8 +215,9 @@ def plot(result: Mapping[str, Any], path: Path) -> None:
     """Draws mean and range over the seeds of accuracy, reward and entropy, as a PNG."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from PIL import Image
 
-    figure = Figure(figsize=(12, 4), layout="constrained")
+    figure = Figure(figsize=(12, 4.4), layout="constrained")
     FigureCanvasAgg(figure)
     for number, (key, title) in enumerate(PANELS.items(), start=1):
         axes = figure.add_subplot(1, len(PANELS), number)
@@ -231,10 +232,12 @@ def plot(result: Mapping[str, Any], path: Path) -> None:
         if key == "unseen_accuracy":
             baseline = result["baseline"]["accuracy"]["mean"]
             axes.axhline(baseline, color="black", linestyle=":", linewidth=1, label=BASELINE)
-            axes.legend(fontsize=7)
+            figure.legend(loc="outside lower center", ncols=4, fontsize=8)
         axes.set_title(title.format(problems=result["problems"]), fontsize=10)
         axes.set_xlabel("step")
         axes.set_ylim(bottom=0, top=None if key == "entropy" else 1.02)
         axes.grid(alpha=0.3)
     figure.suptitle(f"{result['question']} (mean and range of {len(result['seeds'])} seeds)")
     figure.savefig(path, dpi=80)
+    with Image.open(path) as picture:  # a third of the size
+        picture.convert("RGB").quantize(128).save(path, optimize=True)
