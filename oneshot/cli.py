@@ -15,6 +15,7 @@ usage: oneshot <command> [options]
   rlvr serve      a vLLM server for the rollouts of a run (rollout.engine: vllm_server)
   rlvr eval       accuracy of a model on problems with known answers, or on benchmarks
   rlvr select     rank training problems by a run's accuracy history; write few-shot files
+  rlvr study      compare arms (examples, losses, rewards, labels, ...) over several seeds
   rlvr relabel    a training file with wrong labels, one given or a fraction flipped
   chmm fit        one label sequence from many noisy sources (conditional HMM)
   chmm alt        the same, in turn with a BERT tagger (CHMM-ALT)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 
@@ -138,6 +139,32 @@ def relabel(words: list[str]) -> int:
     return 0
 
 
+def study(words: list[str]) -> int:
+    """`oneshot rlvr study`."""
+    from oneshot.rlvr.config import TrainConfig
+    from oneshot.rlvr.presets import expand_presets
+    from oneshot.rlvr.studies import STUDIES
+    from oneshot.runs.config import argument_parser, instantiate
+
+    parser = argument_parser(TrainConfig, "oneshot rlvr study")
+    parser.add_argument("study", choices=list(STUDIES), help="What is compared.")
+    parser.add_argument("--seeds", type=int, default=3, help="Runs per arm (default 3).")
+    parser.add_argument("--output", help="Folder of all studies (default: run.output).")
+    parser.add_argument("--resume", action="store_true", help="Continue what a kill left.")
+    parsed = parser.parse_args(expand_presets(words))
+    config = instantiate(TrainConfig, parser, parsed)
+    if parsed.output is not None:
+        config = replace(config, run=replace(config.run, output=parsed.output))
+    from oneshot.rlvr.study import run_study
+
+    _hide_loading_bars()
+    run_study(parsed.study, config, seeds=parsed.seeds, resume=parsed.resume)
+    folder = Path(config.run.output) / parsed.study
+    print((folder / "table.md").read_text(encoding="utf-8"))
+    print(f"everything is in {folder}")
+    return 0
+
+
 def serve(words: list[str]) -> int:
     """`oneshot rlvr serve`: becomes the rollout server; words after `--` are vLLM's own."""
     from oneshot import models
@@ -168,5 +195,6 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "eval": evaluate,
     "select": select,
     "relabel": relabel,
+    "study": study,
     "serve": serve,
 }

@@ -36,6 +36,16 @@ def to_dict(config: Any) -> dict[str, Any]:
     return result
 
 
+def flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested dictionaries as one with dotted keys."""
+    if not isinstance(value, dict):
+        return {prefix.removesuffix("."): value}
+    result: dict[str, Any] = {}
+    for key, item in value.items():
+        result.update(flat(item, f"{prefix}{key}."))
+    return result
+
+
 def argument_parser(config_class: type, prog: str) -> ArgumentParser:
     """A parser with `--config FILE` and one dotted option per field of `config_class`."""
     from jsonargparse import ArgumentParser, set_parsing_settings

@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from oneshot.runs import checkpoints
-from oneshot.runs.config import to_dict
+from oneshot.runs.config import flat, to_dict
 from oneshot.runs.lock import hold
 
 
@@ -69,7 +69,7 @@ def write_config(folder: Path, config: Any) -> None:
 
 
 def _check_same(before: Any, now: dict[str, Any], may_change: Collection[str], path: Path) -> None:
-    old, new = _flat(before), _flat(now)
+    old, new = flat(before), flat(now)
     changed = [
         f"{key}: {old.get(key, 'unset')!r} there, {new.get(key, 'unset')!r} now"
         for key in sorted(old.keys() | new.keys())
@@ -77,12 +77,3 @@ def _check_same(before: Any, now: dict[str, Any], may_change: Collection[str], p
     ]
     if changed:
         raise ValueError(f"the run to resume has another config ({path}): " + "; ".join(changed))
-
-
-def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(value, dict):
-        return {prefix.removesuffix("."): value}
-    result: dict[str, Any] = {}
-    for key, item in value.items():
-        result.update(_flat(item, f"{prefix}{key}."))
-    return result
