@@ -1,47 +1,13 @@
-"""The `hmm` launchers on the emulator, with the arguments of the torch ops, and inputs for them."""
+"""The `hmm` launchers on the emulator, with the arguments of the torch ops."""
 
 from __future__ import annotations
 
 import ctypes
-import math
 
 import torch
 from emulation import Device, kernels
 
-INF, NAN = math.inf, math.nan
 Inputs = list[torch.Tensor | None]  # log_init, log_trans, log_emit, lengths, log_final
-
-
-def make(
-    batch: int,
-    steps: int,
-    states: int,
-    form: str = "tokens",
-    lengths: bool = True,
-    dtype: torch.dtype = torch.float32,
-    scale: float = 2.0,
-) -> Inputs:
-    """Chains with garbage in every place behind an end; form says what shares a matrix."""
-    rows = {"tokens": batch, "steps": 1, "sequences": batch, "shared": 1}[form]
-    columns = steps - 1 if form in ("tokens", "steps") else 1
-    init = torch.randn(1 if form == "shared" else batch, states) * scale
-    trans = torch.randn(rows, columns, states, states) * scale
-    emit = torch.randn(batch, steps, states) * scale
-    final = torch.randn(batch if form == "tokens" else 1, states) if form != "steps" else None
-    counts = None
-    if lengths:
-        counts = torch.randint(steps + 1, (batch,))
-        counts[: min(batch, 3)] = torch.tensor([steps, 0, 1])[: min(batch, 3)]
-        behind = torch.arange(steps) >= counts[:, None]
-        emit[behind] = torch.tensor([NAN, INF, -INF]).repeat(states)[:states]
-        if form == "tokens":
-            trans[behind[:, 1:]] = NAN
-    return [x if x is None or x.dtype == torch.int64 else x.to(dtype)
-            for x in (init, trans, emit, counts, final)]  # fmt: skip
-
-
-def wide(x: torch.Tensor | None) -> torch.Tensor | None:
-    return x.double() if x is not None and x.is_floating_point() else x
 
 
 def pointers(*addresses: int | None) -> ctypes.Array:

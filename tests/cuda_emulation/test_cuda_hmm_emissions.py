@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from hmm_device import INF, NAN, wide
+from kernel_inputs import INF, NAN, wide
 from launchers.hmm_emissions import combine_emissions, combine_emissions_backward
 
 from oneshot.reference import hmm_emissions as reference

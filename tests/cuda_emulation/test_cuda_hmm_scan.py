@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hmm_device import INF, NAN, make, not_scanned, posteriors, sample, wide
+from hmm_device import not_scanned, posteriors, sample
+from kernel_inputs import INF, NAN, wide
+from kernel_inputs import chains as make
 
 from oneshot.reference import hmm as reference
 from oneshot.reference import hmm_sampling

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from kernel_inputs import lora, wide
 from launchers import routing as kernels
 
 from oneshot.reference import routing as reference
@@ -15,29 +16,12 @@ DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 NAN = float("nan")
 
 
-def wide(t):
-    return None if t is None else t.double()
-
-
 def close(got, true, dtype=torch.float32):
     """Sums are float32 or better; only what is returned in a half format is rounded to it."""
     eps = torch.finfo(dtype).eps
     scale = true.abs().max().item() if true.numel() else 1.0
     sums = 1e-12 if got.dtype == torch.float64 else 2e-6
     torch.testing.assert_close(got.double(), true, rtol=eps + 5 * sums, atol=sums * scale)
-
-
-def lora(
-    groups, repeat, heads, skills, rank, d_in, d_out, mixtures,
-    dtype=torch.float32, adapter=torch.float32,
-):  # fmt: skip
-    x = torch.randn(groups, repeat, d_in).to(dtype)
-    a = torch.randn(heads, skills, d_in // heads, rank).to(adapter)
-    b = torch.randn(heads, skills, rank, d_out // heads).to(adapter)
-    weights = torch.rand(mixtures, heads, skills).to(reference.real_type(dtype))
-    rows = torch.randint(mixtures, (groups,))
-    base = torch.randn(groups, repeat, d_out).to(dtype)
-    return x, a, b, weights, rows, base
 
 
 def check(x, a, b, weights, rows, base, scaling=0.7, seed=0):

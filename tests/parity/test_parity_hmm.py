@@ -3,35 +3,15 @@
 import pytest
 import torch
 from backends import DEVICE
-from parity import FULL, INF, NAN, check, close, some, wide
+from kernel_inputs import INF, NAN, wide
+from kernel_inputs import chains as make
+from parity import FULL, check, close, some
 
 from oneshot.reference import hmm as reference
 from oneshot.reference import hmm_sampling
 
 REAL = (torch.float32, torch.float64)
 FORMS = ("tokens", "steps", "sequences", "shared")
-
-
-def make(batch, steps, states, form="tokens", lengths=True, dtype=torch.float32, scale=2.0):
-    """Chains with garbage in every place behind an end; form says what shares a matrix."""
-    rows = {"tokens": batch, "steps": 1, "sequences": batch, "shared": 1}[form]
-    columns = steps - 1 if form in ("tokens", "steps") else 1
-    init = torch.randn(1 if form == "shared" else batch, states) * scale
-    trans = torch.randn(rows, columns, states, states) * scale
-    emit = torch.randn(batch, steps, states) * scale
-    final = torch.randn(batch if form == "tokens" else 1, states) if form != "steps" else None
-    counts = None
-    if lengths:
-        counts = torch.randint(steps + 1, (batch,))
-        counts[:1] = steps
-        if batch > 1:
-            counts[1] = 0
-        behind = torch.arange(steps) >= counts[:, None]
-        emit[behind] = torch.tensor([NAN, INF, -INF]).repeat(states)[:states]
-        if form == "tokens":
-            trans[behind[:, 1:]] = NAN
-    return [x if x is None or x.dtype == torch.int64 else x.to(dtype)
-            for x in (init, trans, emit, counts, final)]  # fmt: skip
 
 
 def all_of(inputs, rtol=5e-6, atol=5e-6):

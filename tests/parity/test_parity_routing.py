@@ -8,6 +8,7 @@ import backends
 import pytest
 import torch
 from backends import DEVICE
+from kernel_inputs import lora
 from parity import DTYPES, FULL, HALVES, check, close, some
 
 from oneshot.reference import routing as reference
@@ -37,18 +38,6 @@ def test_mix_adapters(shape, transposed, dtype):
             "mix_adapters_backward", grad, inventory, weights, transposed, *needs,
             **tolerance(torch.float32),
         )  # fmt: skip
-
-
-def lora(
-    groups, repeat, heads, skills, rank, d_in, d_out, mixtures,
-    dtype=torch.float32, adapter=torch.float32,
-):  # fmt: skip
-    x = torch.randn(groups, repeat, d_in).to(dtype)
-    a = torch.randn(heads, skills, d_in // heads, rank).to(adapter)
-    b = torch.randn(heads, skills, rank, d_out // heads).to(adapter)
-    weights = torch.rand(mixtures, heads, skills).to(reference.real_type(dtype))
-    rows = torch.randint(mixtures, (groups,))
-    return x, a, b, weights, rows, torch.randn(groups, repeat, d_out).to(dtype)
 
 
 def both_ways(x, a, b, weights, rows, base, scaling=0.7):

@@ -1,40 +1,11 @@
 """What only the Triton kernels of `hmm` promise; the rest is in tests/parity."""
 
-import math
-
 import torch
+from kernel_inputs import INF, wide
+from kernel_inputs import chains as make
 
 from oneshot.reference import hmm as reference
 from oneshot.triton_kernels import hmm as kernels
-
-INF, NAN = math.inf, math.nan
-
-
-def make(batch, steps, states, form="tokens", lengths=True, dtype=torch.float32, scale=2.0):
-    """Chains with garbage in every place behind an end; form says what shares a matrix."""
-    rows = {"tokens": batch, "steps": 1, "sequences": batch, "shared": 1}[form]
-    columns = steps - 1 if form in ("tokens", "steps") else 1
-    init = torch.randn(1 if form == "shared" else batch, states) * scale
-    trans = torch.randn(rows, columns, states, states) * scale
-    emit = torch.randn(batch, steps, states) * scale
-    final = torch.randn(batch if form == "tokens" else 1, states) if form != "steps" else None
-    if not lengths:
-        counts = None
-    else:
-        counts = torch.randint(steps + 1, (batch,))
-        counts[0] = steps
-        if batch > 1:
-            counts[1] = 0
-        behind = torch.arange(steps) >= counts[:, None]
-        emit[behind] = torch.tensor([NAN, INF, -INF]).repeat(states)[:states]
-        if form == "tokens":
-            trans[behind[:, 1:]] = NAN
-    return [x if x is None or x.dtype == torch.int64 else x.to(dtype)
-            for x in (init, trans, emit, counts, final)]  # fmt: skip
-
-
-def wide(x):
-    return x.double() if x is not None and x.is_floating_point() else x
 
 
 def close(got, true, atol=5e-6, rtol=5e-6):
