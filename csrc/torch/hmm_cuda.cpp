@@ -23,10 +23,6 @@ Potentials checked_on_device(const Tensor& log_init, const Tensor& log_trans,
   return checked(On::kCuda, log_init, log_trans, log_emit, lengths, log_final);
 }
 
-Tensor output(const Tensor& like, std::initializer_list<int64_t> sizes) {
-  return torch::stable::new_empty(like, sizes);
-}
-
 std::tuple<Tensor, Tensor, Tensor, Tensor> hmm_posteriors(const Tensor& log_init,
                                                           const Tensor& log_trans,
                                                           const Tensor& log_emit,
@@ -36,11 +32,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> hmm_posteriors(const Tensor& log_init
   const Potentials p = checked_on_device(log_init, log_trans, log_emit, lengths, log_final);
   const OnStreamOf stream(log_emit);
   const int64_t batch = p.batch(), steps = p.steps(), states = p.states();
-  const Tensor log_likelihood = output(log_emit, {batch});
-  const Tensor gammas = gamma ? output(log_emit, {batch, steps, states}) : output(log_emit, {0});
-  const Tensor xis =
-      xi ? output(log_emit, {batch, steps - 1, states, states}) : output(log_emit, {0});
-  const Tensor sums = xi_sum ? output(log_emit, {batch, states, states}) : output(log_emit, {0});
+  const Tensor log_likelihood = output(On::kCuda, log_emit, {batch});
+  const Tensor gammas = gamma ? output(On::kCuda, log_emit, {batch, steps, states})
+                              : output(On::kCuda, log_emit, {0});
+  const Tensor xis = xi ? output(On::kCuda, log_emit, {batch, steps - 1, states, states})
+                        : output(On::kCuda, log_emit, {0});
+  const Tensor sums = xi_sum ? output(On::kCuda, log_emit, {batch, states, states})
+                             : output(On::kCuda, log_emit, {0});
   with_type(log_emit, [&](auto type) {
     using T = decltype(type);
     const auto in = p.input<T>();
@@ -61,39 +59,19 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> hmm_posteriors_backward(
     const OptionalTensor& log_final) {
   const Potentials p = checked_on_device(log_init, log_trans, log_emit, lengths, log_final);
   const OnStreamOf stream(log_emit);
-  const int64_t batch = p.batch(), steps = p.steps(), states = p.states();
-  check_gradient(On::kCuda, grad_log_likelihood, "grad_log_likelihood", log_emit, {batch});
-  check_gradient(On::kCuda, grad_gamma, "grad_gamma", log_emit, {batch, steps, states});
-  check_gradient(On::kCuda, grad_xi, "grad_xi", log_emit, {batch, steps - 1, states, states});
-  check_gradient(On::kCuda, grad_xi_sum, "grad_xi_sum", log_emit, {batch, states, states});
-  const auto up_log_likelihood = dense(grad_log_likelihood), up_gamma = dense(grad_gamma);
-  const auto up_xi = dense(grad_xi), up_xi_sum = dense(grad_xi_sum);
-  const Tensor init = output(log_emit, {log_init.size(0), states});
-  const Tensor trans = output(log_emit, {log_trans.size(0), log_trans.size(1), states, states});
-  const Tensor emit = output(log_emit, {batch, steps, states});
-  const Tensor final =
-      log_final ? output(log_emit, {log_final->size(0), states}) : output(log_emit, {0});
+  const UpstreamTensors up(On::kCuda, p, grad_log_likelihood, grad_gamma, grad_xi, grad_xi_sum);
+  const GradientTensors grads(On::kCuda, p);
   with_type(log_emit, [&](auto type) {
     using T = decltype(type);
     const auto in = p.input<T>();
-    const cpu::HmmUpstream<T> up{data<T>(up_log_likelihood), data<T>(up_gamma), data<T>(up_xi),
-                                 data<T>(up_xi_sum)};
-    cpu::HmmGradients<T> out;
-    out.init = mutable_data<T>(init);
-    out.trans = mutable_data<T>(trans);
-    out.emit = mutable_data<T>(emit);
-    out.final = log_final ? mutable_data<T>(final) : nullptr;
-    out.init_shared = log_init.size(0) == 1;
-    out.final_shared = log_final && log_final->size(0) == 1;
-    out.trans_shared = log_trans.size(0) == 1;
-    out.trans_constant = log_trans.size(1) == 1;
+    const auto out = grads.gradients<T>(p);
     const Tensor workspace =
         device_bytes(log_emit, cuda::hmm_posteriors_backward_workspace(in, out));
-    check_launch(
-        cuda::hmm_posteriors_backward(in, up, out, workspace.mutable_data_ptr(), stream.get()),
-        "hmm_posteriors_backward");
+    check_launch(cuda::hmm_posteriors_backward(in, up.upstream<T>(), out,
+                                               workspace.mutable_data_ptr(), stream.get()),
+                 "hmm_posteriors_backward");
   });
-  return {init, trans, emit, final};
+  return {grads.init, grads.trans, grads.emit, grads.final};
 }
 
 std::tuple<Tensor, Tensor> hmm_viterbi(const Tensor& log_init, const Tensor& log_trans,
@@ -102,7 +80,7 @@ std::tuple<Tensor, Tensor> hmm_viterbi(const Tensor& log_init, const Tensor& log
   const Potentials p = checked_on_device(log_init, log_trans, log_emit, lengths, log_final);
   const OnStreamOf stream(log_emit);
   const Tensor path = torch::stable::new_empty(log_emit, {p.batch(), p.steps()}, ScalarType::Long);
-  const Tensor score = output(log_emit, {p.batch()});
+  const Tensor score = output(On::kCuda, log_emit, {p.batch()});
   with_type(log_emit, [&](auto type) {
     using T = decltype(type);
     const auto in = p.input<T>();

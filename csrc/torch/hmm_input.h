@@ -5,6 +5,7 @@
 #include <optional>
 
 #include "torch/hmm_tensors.h"
+#include "torch/huge_pages.h"
 
 namespace oneshot {
 
@@ -108,6 +109,66 @@ inline void check_gradient(On on, const std::optional<Tensor>& grad, const char*
   for (const int64_t size : sizes) same = same && grad->size(d++) == size;
   if (!same) fail(name, " must have the shape of its output, got ", shape_text(*grad));
 }
+
+// A fresh output; on the CPU its pages are asked to be huge.
+inline Tensor output(On on, const Tensor& like, std::initializer_list<int64_t> sizes) {
+  Tensor t = torch::stable::new_empty(like, sizes);
+  if (on == On::kCpu) {
+    prefer_huge_pages(t.mutable_data_ptr(), t.numel() * int64_t(t.element_size()));
+  }
+  return t;
+}
+
+// Upstream gradients of the outputs of hmm_posteriors, checked and dense.
+struct UpstreamTensors {
+  std::optional<Tensor> log_likelihood, gamma, xi, xi_sum;
+
+  UpstreamTensors(On on, const Potentials& p, const std::optional<Tensor>& grad_log_likelihood,
+                  const std::optional<Tensor>& grad_gamma, const std::optional<Tensor>& grad_xi,
+                  const std::optional<Tensor>& grad_xi_sum)
+      : log_likelihood(dense(grad_log_likelihood)),
+        gamma(dense(grad_gamma)),
+        xi(dense(grad_xi)),
+        xi_sum(dense(grad_xi_sum)) {
+    const int64_t batch = p.batch(), steps = p.steps(), states = p.states();
+    check_gradient(on, grad_log_likelihood, "grad_log_likelihood", p.log_emit, {batch});
+    check_gradient(on, grad_gamma, "grad_gamma", p.log_emit, {batch, steps, states});
+    check_gradient(on, grad_xi, "grad_xi", p.log_emit, {batch, steps - 1, states, states});
+    check_gradient(on, grad_xi_sum, "grad_xi_sum", p.log_emit, {batch, states, states});
+  }
+
+  template <typename T>
+  cpu::HmmUpstream<T> upstream() const {
+    return {data<T>(log_likelihood), data<T>(gamma), data<T>(xi), data<T>(xi_sum)};
+  }
+};
+
+// Gradients of the potentials, in their shapes; `final` is empty without log_final.
+struct GradientTensors {
+  Tensor init, trans, emit, final;
+
+  GradientTensors(On on, const Potentials& p)
+      : init(output(on, p.log_emit, {p.log_init.size(0), p.states()})),
+        trans(output(on, p.log_emit,
+                     {p.log_trans.size(0), p.log_trans.size(1), p.states(), p.states()})),
+        emit(output(on, p.log_emit, {p.batch(), p.steps(), p.states()})),
+        final(p.log_final ? output(on, p.log_emit, {p.log_final->size(0), p.states()})
+                          : output(on, p.log_emit, {0})) {}
+
+  template <typename T>
+  cpu::HmmGradients<T> gradients(const Potentials& p) const {
+    cpu::HmmGradients<T> out;
+    out.init = mutable_data<T>(init);
+    out.trans = mutable_data<T>(trans);
+    out.emit = mutable_data<T>(emit);
+    out.final = p.log_final ? mutable_data<T>(final) : nullptr;
+    out.init_shared = p.log_init.size(0) == 1;
+    out.final_shared = p.log_final && p.log_final->size(0) == 1;
+    out.trans_shared = p.log_trans.size(0) == 1;
+    out.trans_constant = p.constant_trans();
+    return out;
+  }
+};
 
 inline void check_sampling(On on, const std::optional<Tensor>& sequence_ids, int64_t num_samples,
                            int64_t batch) {
