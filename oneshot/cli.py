@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import sys
@@ -26,7 +27,7 @@ usage: oneshot <command> [options]
   poly eval       figures of trained adapters on their tasks
   poly export     trained adapters as PEFT Poly, PEFT LoRA or a merged model
   poly miniature  the methods of the papers side by side on a small model
-  demo            each layer in small: one-example RLVR, weak named entities
+  demo            each layer in small: one-example RLVR, weak named entities, adapters
   bench           benchmarks of the ops
   info            versions, native library, instruction set
   --version       the version of oneshot
@@ -58,7 +59,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if command not in commands:
         print(f"oneshot: no command {command!r}\n\n{USAGE}", end="", file=sys.stderr)
         return 2
-    return commands[command](words[1:])
+    # Under torchrun the first process speaks for all; errors are everybody's.
+    with contextlib.ExitStack() as silent:
+        if int(os.environ.get("RANK", "0")) > 0:
+            silent.enter_context(contextlib.redirect_stdout(None))
+        return commands[command](words[1:])
 
 
 def _rlvr(words: list[str]) -> int:
