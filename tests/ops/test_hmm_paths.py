@@ -183,15 +183,18 @@ def drawn_by_hand(sequence, seed, number, sample, dtype):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("kind", ["shared", "token"])
-@pytest.mark.parametrize("states", [1, 3, 9, 17, 65])
-def test_samples_by_definition(states, kind, dtype):
-    inputs = make(8, 11, states, kind, dtype=dtype, forbidden=0.2 if states > 1 else 0.0)
+@pytest.mark.parametrize(
+    ("states", "steps"),
+    [(1, 11), (3, 11), (9, 11), (17, 11), (65, 11), (65, 40)],  # the last in several stretches
+)
+def test_samples_by_definition(states, steps, kind, dtype):
+    inputs = make(8, steps, states, kind, dtype=dtype, forbidden=0.2 if states > 1 else 0.0)
     inputs["log_emit"][4, 0] = -INF  # no path
-    inputs["lengths"][4] = 11
+    inputs["lengths"][4] = steps
     ids = torch.tensor([3, 0, 2**40, 11, -5, 1, 77, 2])
     seed, checked = 2**40 + 99, 0
     paths = ops.hmm_sample(**inputs, seed=seed, num_samples=4, sequence_ids=ids)
-    assert list(paths.shape) == [4, 8, 11]
+    assert list(paths.shape) == [4, 8, steps]
     assert paths.dtype == torch.int64
     for b, sequence in enumerate(sequences(inputs)):
         n = sequence[2].shape[0]
