@@ -1,20 +1,14 @@
-"""Runs that are really killed, and runs of two processes.
-
-`python rlvr_runs.py` imports everything once and then forks one process per command it reads, so
-that a run costs a fraction of a second instead of the seconds of the imports. A command is a JSON
-object with the keys tiny, output, resume, overrides and kill_at: the process sends itself SIGKILL
-at its kill_at-th touch of a file in the output folder (open, create, rename, remove, fsync).
-"""
+"""The runs of `train` that tests kill (see `killed_runs`), and runs of two processes."""
 
 import json
 import os
-import signal
 import socket
 import subprocess
 import sys
 from pathlib import Path
 
-TOUCHES = {"open", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.truncate", "shutil.rmtree"}
+import killed_runs
+
 # Argv: this folder, the tiny folder, that of the runs, their options by name.
 KINDS_CODE = """
 import json, sys
@@ -29,44 +23,9 @@ for kind, options in json.loads(sys.argv[4]).items():
 """
 
 
-class Runner:
-    """Starts `serve` in a process and talks to it."""
-
+class Runner(killed_runs.Runner):
     def __init__(self):
-        here = Path(__file__).resolve()
-        paths = [str(here.parent), str(here.parents[2]), os.environ.get("PYTHONPATH", "")]
-        self.process = subprocess.Popen(
-            [sys.executable, str(here)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths)},
-        )
-
-    def start(self, tiny, output, *, resume=False, kill_at=None, overrides=()):
-        command = {
-            "tiny": str(tiny),
-            "output": str(output),
-            "resume": resume,
-            "kill_at": kill_at,
-            "overrides": list(overrides),
-        }
-        self.process.stdin.write(json.dumps(command) + "\n")
-        self.process.stdin.flush()
-        return int(self.process.stdout.readline())  # process id
-
-    def wait(self):
-        """Exit status of the run (negative: the signal that killed it) and its file touches."""
-        answer = json.loads(self.process.stdout.readline())
-        return answer["status"], answer["touches"]
-
-    def run(self, *args, **kwargs):
-        self.start(*args, **kwargs)
-        return self.wait()
-
-    def close(self):
-        self.process.stdin.close()
-        self.process.wait()
+        super().__init__(__file__)
 
 
 def start_two(tiny_folder, output, logs, kinds):
@@ -86,69 +45,20 @@ def start_two(tiny_folder, output, logs, kinds):
     return started
 
 
-def serve():
+def main():
     import rlvr_tiny
-    import torch
-    import torch.utils.tensorboard
-    from transformers.utils import logging
 
     from oneshot.rlvr import trainer
 
-    logging.disable_progress_bar()
     # Drawing takes longer than the run; the file is still written where the curves would be.
     trainer.plot_curves = lambda history, path: path.write_bytes(b"")
-    torch.set_num_threads(1)
-    for line in sys.stdin:
-        command = json.loads(line)
-        reader, writer = os.pipe()
-        child = os.fork()
-        if child == 0:
-            os.close(reader)
-            os.dup2(2, 1)
-            watch(command["output"], command["kill_at"], writer)
-            config = rlvr_tiny.config(
-                Path(command["tiny"]), Path(command["output"]), *command["overrides"]
-            )
-            status = 0
-            try:
-                trainer.train(config, resume=command["resume"], reward=rlvr_tiny.share_of_a)
-            except BaseException as error:
-                print(f"{type(error).__name__}: {error}", file=sys.stderr)
-                status = 1
-            os._exit(status)
-        os.close(writer)
-        print(child, flush=True)
-        _, status = os.waitpid(child, 0)
-        with os.fdopen(reader) as pipe:
-            touches = len(pipe.read())
-        answer = {"status": os.waitstatus_to_exitcode(status), "touches": touches}
-        print(json.dumps(answer), flush=True)
 
+    def run(tiny, output, order):
+        config = rlvr_tiny.config(tiny, output, *order["overrides"])
+        trainer.train(config, resume=order["resume"], reward=rlvr_tiny.share_of_a)
 
-def watch(folder, kill_at, writer):
-    """Counts touches of the folder (a byte down the pipe each) and kills at the given one."""
-    count = 0
-
-    def touch():
-        nonlocal count
-        count += 1
-        os.write(writer, b".")
-        if count == kill_at:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    def hook(event, args):
-        if event in TOUCHES and args and str(args[0]).startswith(folder):
-            touch()
-
-    sync = os.fsync
-
-    def fsync(descriptor):
-        touch()
-        sync(descriptor)
-
-    sys.addaudithook(hook)
-    os.fsync = fsync
+    killed_runs.serve(run)
 
 
 if __name__ == "__main__":
-    serve()
+    main()
