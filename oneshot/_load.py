@@ -96,9 +96,9 @@ def _register(path: Path) -> tuple[Path | None, str | Exception]:
     except (OSError, RuntimeError) as error:
         # What torch says names the file, its cause the symbol or the library that is missing.
         return None, NativeLibraryNotLoadable(
-            f"the CUDA library of oneshot does not load: {error.__cause__ or error}. Built: {build_info()}. "
-            f"Installed: torch {torch.__version__} with CUDA {torch.version.cuda}. It needs "
-            f"torch >= 2.10 built with CUDA. To rebuild: ONESHOT_BUILD_CUDA=ON {REBUILD}"
+            f"the CUDA library of oneshot does not load: {error.__cause__ or error}. "
+            f"Built: {build_info()}. Installed: torch {torch.__version__} with CUDA "
+            f"{torch.version.cuda}. It needs torch >= 2.10 built with CUDA. To rebuild: ONESHOT_BUILD_CUDA=ON {REBUILD}"
         )
     return path, "loaded"
 
