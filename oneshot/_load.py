@@ -98,7 +98,8 @@ def _register(path: Path) -> tuple[Path | None, str | Exception]:
         return None, NativeLibraryNotLoadable(
             f"the CUDA library of oneshot does not load: {error.__cause__ or error}. "
             f"Built: {build_info()}. Installed: torch {torch.__version__} with CUDA "
-            f"{torch.version.cuda}. It needs torch >= 2.10 built with CUDA. To rebuild: ONESHOT_BUILD_CUDA=ON {REBUILD}"
+            f"{torch.version.cuda}. It needs torch >= 2.10 built with CUDA. To rebuild: "
+            f"ONESHOT_BUILD_CUDA=ON {REBUILD}"
         )
     return path, "loaded"
 
