@@ -66,11 +66,13 @@ cuda: $(VENV)/.built  ## Compile and link the CUDA library (needs nvcc, no GPU)
 	$(BIN)/cmake --preset cuda
 	$(BIN)/cmake --build --preset cuda
 
-# Triton interpreted and compiled; the emulated CUDA kernels twice: every access checked, then under ASan and UBSan.
+# Triton interpreted and compiled; the emulated CUDA kernels twice: every access checked, then under ASan and UBSan
+# (without the two files that only call nvcc).
 ADDRESS := LD_PRELOAD="$$(g++ -print-file-name=libasan.so)" ASAN_OPTIONS=detect_leaks=0 ONESHOT_EMULATION=address
 test-gpu-free: $(VENV)/.built cuda  ## The full sweep of the GPU kernels without a GPU
 	$(BIN)/python -m pytest -m "gpu_free or not gpu_free" tests/parity tests/triton tests/cuda_emulation
-	$(ADDRESS) $(BIN)/python -m pytest tests/cuda_emulation
+	$(ADDRESS) $(BIN)/python -m pytest tests/cuda_emulation --ignore-glob "*/test_cuda_resources.py" \
+		--ignore-glob "*/test_cuda_library.py"
 	$(ADDRESS) ONESHOT_PARITY=emulated ONESHOT_DISABLE_NATIVE=1 $(BIN)/python -m pytest -m "not gpu_free" tests/parity
 
 gpu: $(VENV)/.built  ## On a machine with a GPU: build _C_cuda, parity, compute-sanitizer, benchmarks
