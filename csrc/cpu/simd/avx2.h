@@ -217,6 +217,12 @@ inline F32 exp_scaled(F32 p, F32 n, F32 x) {
 inline __m256i part_mask(int64_t n) {
   return _mm256_cmpgt_epi32(_mm256_set1_epi32(int(n)), lane_index());
 }
+inline F32 gather(const float* p, int64_t stride, int64_t n) {
+  const __m256i lanes = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+  const __m256i places = _mm256_mullo_epi32(lanes, _mm256_set1_epi32(int(stride)));
+  return {_mm256_mask_i32gather_ps(_mm256_setzero_ps(), p, places,
+                                   _mm256_castsi256_ps(first_lanes(n)), 4)};
+}
 inline F32 load_part(const float* p, int64_t n) { return {_mm256_maskload_ps(p, part_mask(n))}; }
 // In pieces: AMD's masked stores take twenty cycles, and loads behind them wait.
 inline void store_part(float* p, int64_t n, F32 a) {

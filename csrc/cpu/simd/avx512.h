@@ -195,6 +195,12 @@ inline F32 exp_scaled(F32 p, F32 n, F32 x) {
 }
 
 inline __mmask16 part_mask(int64_t n) { return __mmask16((1u << n) - 1u); }
+// p[0], p[stride] ... in the first n lanes, 0 in the others.
+inline F32 gather(const float* p, int64_t stride, int64_t n) {
+  const __m512i lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+  const __m512i places = _mm512_mullo_epi32(lanes, _mm512_set1_epi32(int(stride)));
+  return {_mm512_mask_i32gather_ps(_mm512_setzero_ps(), first_lanes(n), places, p, 4)};
+}
 inline F32 load_part(const float* p, int64_t n) { return {_mm512_maskz_loadu_ps(part_mask(n), p)}; }
 inline void store_part(float* p, int64_t n, F32 a) { _mm512_mask_storeu_ps(p, part_mask(n), a.v); }
 inline float lane0(F32 a) { return _mm512_cvtss_f32(a.v); }

@@ -179,6 +179,7 @@ inline F32 exp_scaled(F32 p, F32 n, F32 x) {
 
 // What the hmm kernels ask of a vector besides.
 // The first n lanes, 0 <= n <= kWidth, and zeros.
+inline F32 gather(const float* p, int64_t, int64_t n) { return {n > 0 ? *p : 0.0f}; }
 inline F32 load_part(const float* p, int64_t n) { return {n > 0 ? *p : 0.0f}; }
 inline void store_part(float* p, int64_t n, F32 a) {
   if (n > 0) *p = a.v;
