@@ -185,7 +185,7 @@ def drawn_by_hand(sequence, seed, number, sample, dtype):
 @pytest.mark.parametrize("kind", ["shared", "token"])
 @pytest.mark.parametrize(
     ("states", "steps"),
-    [(1, 11), (3, 11), (9, 11), (17, 11), (65, 11), (65, 40)],  # the last in several stretches
+    [(1, 11), (3, 11), (9, 11), (17, 11), (65, 11), (65, 40)],
 )
 def test_samples_by_definition(states, steps, kind, dtype):
     inputs = make(8, steps, states, kind, dtype=dtype, forbidden=0.2 if states > 1 else 0.0)
