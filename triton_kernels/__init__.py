@@ -28,6 +28,8 @@ FAMILY = {
     "hmm_posteriors_backward": "hmm",
     "hmm_viterbi": "hmm",
     "hmm_sample": "hmm",
+    "combine_emissions": "hmm_emissions",
+    "combine_emissions_backward": "hmm_emissions",
     "mix_adapters": "routing",
     "mix_adapters_backward": "routing",
     "routed_lora": "routing",

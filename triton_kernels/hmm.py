@@ -1,113 +1,31 @@
 """Launchers of the `hmm` family: a block for each sequence, states in its lanes.
 
 Messages of both directions run at once in programs of their own; posteriors and gradients are then
-made from them for every step at once. Up to 128 states; more are served by the reference.
+made from them for every step at once. More states than one block holds go in tiles, with a launch
+for each step.
 """
 
 from __future__ import annotations
 
 import torch
 
-from oneshot.reference import hmm as reference
-from oneshot.reference import hmm_sampling
 from oneshot.triton_kernels._launch import ceil_div
-from oneshot.triton_kernels.hmm_inputs import Chain, chain
-from oneshot.triton_kernels.hmm_messages import messages_kernel
-from oneshot.triton_kernels.hmm_paths import sample_kernel, trace_kernel, viterbi_kernel
-from oneshot.triton_kernels.hmm_posteriors import pairs_kernel, states_kernel
+from oneshot.triton_kernels.hmm_inputs import MOST_STATES, TILE, chain
+from oneshot.triton_kernels.hmm_passes import messages, warps_of
+from oneshot.triton_kernels.hmm_paths import (
+    sample_kernel,
+    trace_kernel,
+    viterbi_kernel,
+    viterbi_step_kernel,
+)
 
-MOST_STATES = 128
-CHUNK = 256  # steps that one program sums; fixed, so that padding changes no bit
-BLOCK = 128
-
-
-class _Messages:
-    """Messages of all sequences, with what a gradient collects; `upstream` is that of the op."""
-
-    def __init__(self, c: Chain, both: bool, upstream=None, keep=True):
-        self.chain = c
-        self.gradient = upstream is not None
-        grad_log_likelihood, *self.upstream = upstream or (None,) * 4
-        like = c.log_emit
-        self.grad_log_likelihood = grad_log_likelihood
-        self.log_likelihood = like.new_empty(like.shape[0])
-        self.alpha = torch.empty_like(like) if keep else like
-        self.beta = torch.empty_like(like) if both else like
-        self.before = torch.empty_like(like) if self.gradient else like
-        self.after = torch.empty_like(like) if self.gradient else like
-        programs = like.shape[0] * (2 if both else 1)
-        if programs:
-            messages_kernel[(programs,)](
-                *c.arguments(), self.alpha, self.beta, self.before, self.after,
-                self.log_likelihood, *self._upstream(), *c.sizes(), **c.flags(), BOTH=both,
-                KEEP=keep, GRADIENT=self.gradient, **self._upstream_flags(),
-            )  # fmt: skip
-
-    def _upstream(self):
-        return tuple(self.chain.log_emit if x is None else x for x in self.upstream)
-
-    def _upstream_flags(self):
-        names = ("HAS_GAMMA", "HAS_XI", "HAS_XI_SUM")
-        return {name: x is not None for name, x in zip(names, self.upstream, strict=True)}
-
-    def _shared(self):
-        like = self.log_likelihood
-        scale = like if self.grad_log_likelihood is None else self.grad_log_likelihood
-        messages = (self.alpha, self.beta, self.before, self.after, self.log_likelihood, scale)
-        flags = {key: self.chain.flags()[key] for key in ("HAS_LENGTHS", "K", "num_warps")}
-        flags |= {"HAS_GRAD": self.grad_log_likelihood is not None, "GRADIENT": self.gradient}
-        return messages, flags
-
-    def _lengths(self):
-        return self.chain.log_emit if self.chain.lengths is None else self.chain.lengths
-
-    def states(self):
-        """gamma, or the gradient of the emissions."""
-        like = self.chain.log_emit
-        out = torch.empty_like(like)
-        messages, flags = self._shared()
-        flags["num_warps"] = 1
-        if out.numel():
-            states_kernel[(like.shape[0] * like.shape[1],)](
-                *messages, self._lengths(), out, *self.chain.sizes(), **flags
-            )
-        return out
-
-    def pairs(self, shared: bool, constant: bool):
-        """Xi or the gradient of the transitions; summed over the batch, over the steps."""
-        like = self.chain.log_emit
-        batch, steps, states = like.shape
-        chunk = CHUNK if constant else 1
-        chunks = max(ceil_div(steps - 1, chunk), 1 if constant else 0)
-        shared = shared and batch > 1
-        over_batch = shared and not constant
-        rows = 1 if over_batch else batch
-        # Sums of many are float64.
-        dtype = torch.float64 if shared or constant else like.dtype
-        out = like.new_empty((rows, chunks, states, states), dtype=dtype)
-        messages, flags = self._shared()
-        chain_flags = self.chain.flags()
-        if out.numel():
-            pairs_kernel[(rows * chunks,)](
-                self.chain.log_trans, like, self._lengths(), *messages, *self._upstream(), out,
-                batch, steps, states, chunk, chunks, **flags, **self._upstream_flags(),
-                trans_rows=chain_flags["trans_rows"],
-                TRANS_CONSTANT=chain_flags["TRANS_CONSTANT"], OVER_BATCH=over_batch,
-            )  # fmt: skip
-        if constant:
-            out = out.sum(1, keepdim=True)
-            out = out.sum(0, keepdim=True) if shared else out
-        return out.to(like.dtype)
+CHUNK = 128  # of a path that is filled at once
 
 
 def hmm_posteriors(log_init, log_trans, log_emit, lengths, log_final, gamma, xi, xi_sum):
     """Launcher of the op; a length outside [0, T] gives NaN."""
-    if log_emit.shape[2] > MOST_STATES:
-        return reference.hmm_posteriors(
-            log_init, log_trans, log_emit, lengths, log_final, gamma, xi, xi_sum
-        )
     both = gamma or xi or xi_sum
-    m = _Messages(chain(log_init, log_trans, log_emit, lengths, log_final), both, keep=both)
+    m = messages(chain(log_init, log_trans, log_emit, lengths, log_final), both, keep=both)
     return (
         m.log_likelihood,
         m.states() if gamma else log_emit.new_empty(0),
@@ -130,10 +48,8 @@ def hmm_posteriors_backward(
     """Launcher of the op."""
     upstream = (grad_log_likelihood, grad_gamma, grad_xi, grad_xi_sum)
     inputs = (log_init, log_trans, log_emit, lengths, log_final)
-    if log_emit.shape[2] > MOST_STATES:
-        return reference.hmm_posteriors_backward(*upstream, *inputs)
     upstream = tuple(x if x is None else x.contiguous() for x in upstream)
-    m = _Messages(chain(*inputs), True, upstream)
+    m = messages(chain(*inputs), True, upstream)
     grad_emit = m.states()
     grad_trans = m.pairs(log_trans.shape[0] == 1, log_trans.shape[1] == 1)
     last = grad_emit[:, -1]
@@ -148,23 +64,37 @@ def hmm_posteriors_backward(
     )
 
 
+def _pointer_type(states):
+    if states <= 1 << 8:
+        return torch.uint8
+    return torch.int16 if states <= 1 << 15 else torch.int32
+
+
 def hmm_viterbi(log_init, log_trans, log_emit, lengths, log_final):
     """Launcher of the op."""
-    if log_emit.shape[2] > MOST_STATES:
-        return reference.hmm_viterbi(log_init, log_trans, log_emit, lengths, log_final)
     c = chain(log_init, log_trans, log_emit, lengths, log_final)
-    batch = log_emit.shape[0]
-    path = log_emit.new_empty(log_emit.shape[:2], dtype=torch.int64)
+    batch, steps, states = log_emit.shape
+    path = log_emit.new_empty((batch, steps), dtype=torch.int64)
     score = log_emit.new_empty(batch)
     if batch:
-        pointers = log_emit.new_empty(log_emit.shape, dtype=torch.uint8)
+        pointers = log_emit.new_empty(log_emit.shape, dtype=_pointer_type(states))
         last = log_emit.new_empty(batch, dtype=torch.int32)
-        viterbi_kernel[(batch,)](
-            *c.arguments(), pointers, last, score, *c.sizes(), **c.flags()
-        )  # fmt: skip
+        if states <= MOST_STATES:
+            viterbi_kernel[(batch,)](
+                *c.arguments(), pointers, last, score, *c.sizes(), **c.flags()
+            )  # fmt: skip
+        else:
+            tiles = ceil_div(states, TILE)
+            scores = log_emit.new_empty((2, batch, states), dtype=torch.float64)
+            flaws = log_emit.new_empty((batch, tiles), dtype=torch.int32)
+            for n in range(steps + 1):
+                viterbi_step_kernel[(batch, tiles)](
+                    *c.arguments(), pointers, last, score, scores, flaws, n, batch, *c.sizes(),
+                    **c.tile_flags(),
+                )  # fmt: skip
         trace_kernel[(batch,)](
             pointers, last, log_emit if lengths is None else c.lengths, path, *c.sizes(),
-            HAS_LENGTHS=lengths is not None, BLOCK=BLOCK, num_warps=1,
+            HAS_LENGTHS=lengths is not None, BLOCK=CHUNK, num_warps=1,
         )  # fmt: skip
     return path, score
 
@@ -174,9 +104,7 @@ def hmm_sample(
 ):  # fmt: skip
     """Launcher of the op."""
     inputs = (log_init, log_trans, log_emit, lengths, log_final)
-    if log_emit.shape[2] > MOST_STATES:
-        return hmm_sampling.hmm_sample(*inputs, sequence_ids, num_samples, seed)
-    m = _Messages(chain(*inputs), both=False)
+    m = messages(chain(*inputs), both=False)
     c, flags = m.chain, m.chain.flags()
     del flags["init_rows"]
     batch, steps = log_emit.shape[:2]
@@ -186,6 +114,7 @@ def hmm_sample(
         _, trans, emit, lengths_of, final = c.arguments()
         sample_kernel[(num_samples * batch,)](
             trans, lengths_of, final, m.alpha, m.log_likelihood, ids, paths, batch, *c.sizes(),
-            seed, **{**flags, "num_warps": 1}, HAS_IDS=sequence_ids is not None, BLOCK=BLOCK,
+            seed, **{**flags, "num_warps": warps_of(flags["K"])},
+            HAS_IDS=sequence_ids is not None, BLOCK=CHUNK,
         )  # fmt: skip
     return paths

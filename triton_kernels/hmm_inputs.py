@@ -16,6 +16,8 @@ import triton.language as tl
 from oneshot.triton_kernels._launch import power_of_two
 
 NEVER = tl.constexpr(float("-inf"))
+MOST_STATES = 128  # that one program holds
+TILE, BLOCK = 64, 32  # of a matrix with more states: own ones of a program, those it walks along
 
 
 @triton.jit
@@ -42,24 +44,24 @@ def vector(x, row, states, k):
 
 @triton.jit
 def final_of(
-    log_final, b, states, k, like, HAS_FINAL: tl.constexpr, final_rows
+    log_final, b, states, k, HAS_FINAL: tl.constexpr, final_rows
 ):  # fmt: skip
     """Final weights of a sequence; 0 where none were given."""
     if HAS_FINAL:
         return vector(log_final, b * final_rows, states, k)
-    return tl.where(k < states, tl.zeros_like(like), NEVER)
+    return tl.where(k < states, 0.0, NEVER).to(log_final.dtype.element_ty)
 
 
 @triton.jit
 def matrix(
-    log_trans, b, t, steps, states, k, trans_rows, TRANS_CONSTANT: tl.constexpr
+    log_trans, b, t, steps, states, i, j, trans_rows, TRANS_CONSTANT: tl.constexpr
 ):  # fmt: skip
-    """Log weights [K, K] that lead from step t to t + 1, source first."""
+    """Log weights [I, J] that lead from states i of step t to states j of step t + 1."""
     row = b * trans_rows
     if not TRANS_CONSTANT:
         row = row * (steps - 1) + t
-    at = row * states * states + k[:, None] * states + k[None, :]
-    inside = (k < states)[:, None] & (k < states)[None, :]
+    at = row * states * states + i[:, None] * states + j[None, :]
+    inside = (i < states)[:, None] & (j < states)[None, :]
     return clean(tl.load(log_trans + at, mask=inside, other=NEVER))
 
 
@@ -108,9 +110,8 @@ class Chain(NamedTuple):
         """Steps and states."""
         return self.log_emit.shape[1], self.log_emit.shape[2]
 
-    def flags(self) -> dict[str, int | bool]:
-        """Switches and launch options; ..._rows is 0 for an input that all sequences share."""
-        lanes = power_of_two(self.log_emit.shape[2], 2)
+    def _switches(self) -> dict[str, int | bool]:
+        """What both kinds of kernels take; ..._rows is 0 for an input that all sequences share."""
         return {
             "HAS_LENGTHS": self.lengths is not None,
             "HAS_FINAL": self.log_final is not None,
@@ -118,9 +119,17 @@ class Chain(NamedTuple):
             "final_rows": int(self.log_final is not None and self.log_final.shape[0] > 1),
             "trans_rows": int(self.log_trans.shape[0] > 1),
             "TRANS_CONSTANT": self.log_trans.shape[1] == 1,
-            "K": lanes,
-            "num_warps": {64: 4, 128: 8}.get(lanes, 1 if lanes < 16 else 2),
         }
+
+    def flags(self) -> dict[str, int | bool]:
+        """Switches and launch options where one program holds all states."""
+        lanes = power_of_two(self.log_emit.shape[2], 2)
+        warps = {64: 4, 128: 8}.get(lanes, 1 if lanes < 16 else 2)
+        return {**self._switches(), "K": lanes, "num_warps": warps}
+
+    def tile_flags(self) -> dict[str, int | bool]:
+        """The same where it holds a tile."""
+        return {**self._switches(), "TILE": TILE, "BLOCK": BLOCK}
 
 
 def chain(

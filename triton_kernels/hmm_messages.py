@@ -32,12 +32,12 @@ def upstream_states(grad_gamma, at, states, k, like, HAS_GAMMA: tl.constexpr):
 
 @triton.jit
 def upstream_pairs(
-    grad_xi, grad_xi_sum, b, t, steps, states, k, like,
+    grad_xi, grad_xi_sum, b, t, steps, states, i, j, like,
     HAS_XI: tl.constexpr, HAS_XI_SUM: tl.constexpr,
 ):  # fmt: skip
-    """Upstream gradient of the pairs of one step, [K, K]."""
-    inside = (k < states)[:, None] & (k < states)[None, :]
-    pair = k[:, None] * states + k[None, :]
+    """Upstream gradient of the pairs (i, j) of one step, [I, J]."""
+    inside = (i < states)[:, None] & (j < states)[None, :]
+    pair = i[:, None] * states + j[None, :]
     value = tl.zeros_like(like)
     if HAS_XI:
         at = (b * (steps - 1) + t) * states * states
@@ -70,7 +70,7 @@ def messages_kernel(
     k = tl.arange(0, K)
     length, flaw = length_of(lengths, b, steps, HAS_LENGTHS)
     if TRANS_CONSTANT:
-        constant = matrix(log_trans, b, 0, steps, states, k, trans_rows, True)
+        constant = matrix(log_trans, b, 0, steps, states, k, k, trans_rows, True)
     if BOTH:
         forward = program % 2 == 0
     else:
@@ -90,7 +90,7 @@ def messages_kernel(
             if TRANS_CONSTANT:
                 trans = constant
             else:
-                trans = matrix(log_trans, b, t - 1, steps, states, k, trans_rows, False)
+                trans = matrix(log_trans, b, t - 1, steps, states, k, k, trans_rows, False)
             high = highest(trans)
             emit = vector(log_emit, b * steps + t, states, k)
             top = shift_of(tl.max(emit, 0))
@@ -100,7 +100,7 @@ def messages_kernel(
             sums = tl.sum(e, 0)
             if GRADIENT:
                 value = collected[:, None] + upstream_pairs(
-                    grad_xi, grad_xi_sum, b, t - 1, steps, states, k, pair, HAS_XI, HAS_XI_SUM
+                    grad_xi, grad_xi_sum, b, t - 1, steps, states, k, k, pair, HAS_XI, HAS_XI_SUM
                 )
                 mean = tl.sum(e * value, 0) / tl.where(sums == 0.0, 1.0, sums)
                 collected = mean + upstream_states(
@@ -116,13 +116,13 @@ def messages_kernel(
                 if GRADIENT:
                     collected = _centred(collected, message)
                     tl.store(before + at, collected, mask=k < states)
-        last = final_of(log_final, b, states, k, emit, HAS_FINAL, final_rows)
+        last = final_of(log_final, b, states, k, HAS_FINAL, final_rows)
         message, log_sum = normalise(message + last)
         total = tl.where(length == 0, 0.0, total + log_sum) + flaw
         tl.store(log_likelihood + b, total.to(log_likelihood.dtype.element_ty))
     else:
         emit = vector(log_emit, b * steps, states, k)
-        message = final_of(log_final, b, states, k, emit, HAS_FINAL, final_rows)
+        message = final_of(log_final, b, states, k, HAS_FINAL, final_rows)
         collected = tl.zeros_like(message)
         at = (b * steps + length - 1) * states + k
         own = (k < states) & (k * 0 < length)
@@ -134,7 +134,7 @@ def messages_kernel(
             if TRANS_CONSTANT:
                 trans = constant
             else:
-                trans = matrix(log_trans, b, t, steps, states, k, trans_rows, False)
+                trans = matrix(log_trans, b, t, steps, states, k, k, trans_rows, False)
             emit = vector(log_emit, b * steps + t + 1, states, k)
             onward = emit - shift_of(tl.max(emit, 0)) + message
             pair = (trans - highest(trans)) + onward[None, :]
@@ -145,7 +145,7 @@ def messages_kernel(
             at = (b * steps + t) * states + k
             if GRADIENT:
                 value = upstream_pairs(
-                    grad_xi, grad_xi_sum, b, t, steps, states, k, pair, HAS_XI, HAS_XI_SUM
+                    grad_xi, grad_xi_sum, b, t, steps, states, k, k, pair, HAS_XI, HAS_XI_SUM
                 )
                 value += (collected + upstream_states(
                     grad_gamma, b * steps + t + 1, states, k, onward, HAS_GAMMA

@@ -43,14 +43,14 @@ def viterbi_kernel(
     bad = tl.max(_flawed(start) | _flawed(emit), 0)
     best = _wide(start) + _wide(emit)
     for t in range(1, length):
-        trans = matrix(log_trans, b, t - 1, steps, states, k, trans_rows, TRANS_CONSTANT)
+        trans = matrix(log_trans, b, t - 1, steps, states, k, k, trans_rows, TRANS_CONSTANT)
         emit = vector(log_emit, b * steps + t, states, k)
         bad = bad | tl.max(_flawed(emit), 0) | tl.max(tl.max(_flawed(trans), 1), 0)
         step, pointer = tl.max(best[:, None] + _wide(trans), 0, return_indices=True)
         at = (b * steps + t) * states + k
         tl.store(pointers + at, pointer.to(pointers.dtype.element_ty), mask=k < states)
         best = step + _wide(emit)
-    final = final_of(log_final, b, states, k, emit, HAS_FINAL, final_rows)
+    final = final_of(log_final, b, states, k, HAS_FINAL, final_rows)
     bad = bad | tl.max(_flawed(final), 0)
     value, state = tl.max(best + _wide(final), 0, return_indices=True)
     value = tl.where(bad != 0, float("nan"), value)
@@ -58,6 +58,69 @@ def viterbi_kernel(
     value = tl.where(length == 0, 0.0, value) + flaw
     tl.store(score + b, value.to(score.dtype.element_ty))
     tl.store(last + b, tl.where(possible, state, -1))
+
+
+@triton.jit(do_not_specialize=["n", "batch", "steps", "init_rows", "final_rows", "trans_rows"])
+def viterbi_step_kernel(
+    log_init, log_trans, log_emit, lengths, log_final, pointers, last, score, scores, flaws,
+    n, batch, steps, states,
+    HAS_LENGTHS: tl.constexpr, HAS_FINAL: tl.constexpr, init_rows,
+    final_rows, trans_rows, TRANS_CONSTANT: tl.constexpr, TILE: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Launch n of 0 .. steps for more states than one program holds, a tile of states each.
+
+    `scores` is [2, batch, states]: launches read one half and write the other. `flaws` is
+    [batch, tiles], 1 where a tile has met a NaN.
+    """
+    b = tl.program_id(0).to(tl.int64)
+    tile = tl.program_id(1)
+    tiles = tl.num_programs(1)
+    k = tile * TILE + tl.arange(0, TILE)
+    length, flaw = length_of(lengths, b, steps, HAS_LENGTHS)
+    new = scores + ((n % 2) * batch + b) * states
+    old = scores + (((n + 1) % 2) * batch + b) * states
+    if n < length:
+        emit = vector(log_emit, b * steps + n, states, k)
+        bad = tl.max(_flawed(emit), 0)
+        best = tl.full([TILE], NEVER, tl.float64)
+        if n == 0:
+            start = vector(log_init, b * init_rows, states, k)
+            bad = bad | tl.max(_flawed(start), 0)
+            best = _wide(start)
+        else:
+            bad = bad | tl.load(flaws + b * tiles + tile)
+            pointer = k * 0
+            for begin in range(0, states, BLOCK):
+                i = begin + tl.arange(0, BLOCK)
+                trans = matrix(log_trans, b, n - 1, steps, states, i, k, trans_rows, TRANS_CONSTANT)
+                bad = bad | tl.max(tl.max(_flawed(trans), 1), 0)
+                before = tl.load(old + i, mask=i < states, other=NEVER)
+                value, place = tl.max(before[:, None] + _wide(trans), 0, return_indices=True)
+                pointer = tl.where(value > best, begin + place, pointer)
+                best = tl.maximum(best, value)
+            at = (b * steps + n) * states + k
+            tl.store(pointers + at, pointer.to(pointers.dtype.element_ty), mask=k < states)
+        tl.store(new + k, best + _wide(emit), mask=k < states)
+        tl.store(flaws + b * tiles + tile, bad)
+    if (tile == 0) & (n == length):
+        best = tl.full([], NEVER, tl.float64)
+        state = tile * 0 - 1
+        bad = tile * 0
+        if n > 0:
+            for other in range(0, tiles):
+                bad = bad | tl.load(flaws + b * tiles + other)
+                i = other * TILE + tl.arange(0, TILE)
+                before = tl.load(old + i, mask=i < states, other=NEVER)
+                final = final_of(log_final, b, states, i, HAS_FINAL, final_rows)
+                bad = bad | tl.max(_flawed(final), 0)
+                value, place = tl.max(before + _wide(final), 0, return_indices=True)
+                state = tl.where(value > best, other * TILE + place, state)
+                best = tl.maximum(best, value)
+        else:
+            best = tl.zeros([], tl.float64)
+        best = tl.where(bad != 0, float("nan"), best)
+        tl.store(last + b, tl.where(bad != 0, -1, state))
+        tl.store(score + b, (best + flaw).to(score.dtype.element_ty))
 
 
 @triton.jit(do_not_specialize=["steps"])
@@ -111,7 +174,7 @@ def sample_kernel(
         t = length - 1 - n
         weights = tl.load(alpha + (b * steps + t) * states + k, mask=k < states, other=NEVER)
         if n == 0:
-            weights += final_of(log_final, b, states, k, weights, HAS_FINAL, final_rows)
+            weights += final_of(log_final, b, states, k, HAS_FINAL, final_rows)
         else:
             row = b * trans_rows
             if not TRANS_CONSTANT:
@@ -119,7 +182,7 @@ def sample_kernel(
             at = (row * states + k) * states + state
             weights += tl.load(log_trans + at, mask=k < states, other=NEVER)
         first, second, third, fourth = tl.philox(key, low, high, sample, t.to(tl.uint32))
-        if alpha.dtype.element_ty == tl.float64:
+        if log_trans.dtype.element_ty == tl.float64:
             bits = (first.to(tl.uint64) << 21) | (second.to(tl.uint64) >> 11)
             u = bits.to(tl.float64) * 1.1102230246251565e-16
         else:

@@ -18,7 +18,7 @@ from oneshot.triton_kernels.hmm_messages import upstream_pairs, upstream_states
 
 
 @triton.jit
-def _scale(grad_log_likelihood, log_likelihood, b, HAS_GRAD: tl.constexpr):
+def scale_of(grad_log_likelihood, log_likelihood, b, HAS_GRAD: tl.constexpr):
     """Upstream gradient of log Z; that of -inf is 0, whatever is made of it."""
     if HAS_GRAD:
         never = tl.load(log_likelihood + b) == NEVER
@@ -40,12 +40,12 @@ def states_kernel(
     place = at * states + k
     weights = tl.load(alpha + place, mask=own, other=NEVER)
     weights += tl.load(beta + place, mask=own, other=0.0)
-    result = shares(weights)
+    result = shares((weights - shift_of(tl.max(weights, 0))).to(out.dtype.element_ty))
     if GRADIENT:
         value = tl.load(before + place, mask=own, other=0.0)
         value += tl.load(after + place, mask=own, other=0.0)
         mean = tl.sum(result * value, 0)
-        scale = _scale(grad_log_likelihood, log_likelihood, b, HAS_GRAD)
+        scale = scale_of(grad_log_likelihood, log_likelihood, b, HAS_GRAD)
         result = result * (value - mean + scale)
     tl.store(out + place, tl.where(own, result + flaw, 0.0 * flaw), mask=k < states)
 
@@ -77,10 +77,10 @@ def pairs_kernel(
         length, flaw = length_of(lengths, b, steps, HAS_LENGTHS)
         sums += flaw
         stop = tl.minimum((number + 1) * chunk, length - 1)
-        scale = _scale(grad_log_likelihood, log_likelihood, b, HAS_GRAD)
+        scale = scale_of(grad_log_likelihood, log_likelihood, b, HAS_GRAD)
         for t in range(number * chunk, stop):
             row = b * steps + t
-            trans = matrix(log_trans, b, t, steps, states, k, trans_rows, TRANS_CONSTANT)
+            trans = matrix(log_trans, b, t, steps, states, k, k, trans_rows, TRANS_CONSTANT)
             emit = vector(log_emit, row + 1, states, k)
             own = k < states
             left = tl.load(alpha + row * states + k, mask=own, other=NEVER)
@@ -92,7 +92,7 @@ def pairs_kernel(
             result = e / tl.where(high == NEVER, 1.0, tl.sum(tl.sum(e, 1), 0))
             if GRADIENT:
                 value = upstream_pairs(
-                    grad_xi, grad_xi_sum, b, t, steps, states, k, pair, HAS_XI, HAS_XI_SUM
+                    grad_xi, grad_xi_sum, b, t, steps, states, k, k, pair, HAS_XI, HAS_XI_SUM
                 )
                 value += tl.load(before + row * states + k, mask=own, other=0.0)[:, None]
                 ahead = tl.load(after + (row + 1) * states + k, mask=own, other=0.0)

@@ -1,10 +1,10 @@
 """Triton kernels of the `routing` family: mixing adapters, and LoRA with the mixture of each row.
 
-Rows are listed mixture by mixture and cut into tiles of one mixture (`routing_tiles`), so every
-product is a dense tile on tensor cores: x A and grad B^T ("shrink"), u B and du A ("expand"), and
-x^T du and u^T grad with the rows of a mixture as the reduction ("outer"). Nothing is gathered in
-memory, and no sum uses atomics. Products of half formats accumulate in float32; float32 is
-multiplied as float32, not as TF32.
+A few rows are served from the inventories (`routing_inventory`). More are listed mixture by mixture
+and cut into tiles of one mixture (`routing_tiles`), so every product is a dense tile on tensor
+cores: x A and grad B^T ("shrink"), u B and du A ("expand"), and x^T du and u^T grad with the rows
+of a mixture as the reduction ("outer"). Nothing is gathered in memory, and no sum uses atomics.
+Products of half formats accumulate in float32; float32 is multiplied as float32, not as TF32.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import torch
 import triton
 import triton.language as tl
 
+from oneshot.triton_kernels import routing_inventory
 from oneshot.triton_kernels._launch import ceil_div, power_of_two, single
 from oneshot.triton_kernels.routing_mix import mix, mix_adapters, mix_adapters_backward, mix_back
 from oneshot.triton_kernels.routing_tiles import Tiles, locate, tiles_of
@@ -161,6 +162,9 @@ def _mixtures(x, lora_a, lora_b, weights):
 def routed_lora(x, lora_a, lora_b, weights, rows, base, scaling):
     """Launcher of the op; a row whose mixture lies outside [0, U) becomes NaN."""
     x = x.contiguous()
+    few = weights is not None and routing_inventory.takes(x.shape[0] * x.shape[1], len(weights))
+    if few and x.numel() and lora_b.numel():
+        return routing_inventory.lora(x, lora_a, lora_b, weights, rows, base, scaling)
     a, b = _mixtures(x, lora_a, lora_b, weights)
     mixtures, rank = a.shape[:2]
     y = x.new_empty((*x.shape[:2], b.shape[2]))

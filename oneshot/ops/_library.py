@@ -50,6 +50,11 @@ def differentiable(
     )
 
 
+def has_kernel(name: str, key: str) -> bool:
+    """Whether a kernel, compiled or of Triton, serves an op at this dispatch key."""
+    return torch._C._dispatch_has_kernel_for_dispatch_key(f"oneshot::{name}", key)
+
+
 def serve_by_triton(key: str = "CUDA") -> tuple[str, ...]:
     """Let `oneshot.triton_kernels` serve this dispatch key where no compiled kernel does.
 
@@ -67,11 +72,7 @@ def serve_by_triton(key: str = "CUDA") -> tuple[str, ...]:
         return ()
     from oneshot.triton_kernels import FAMILY, SHARED
 
-    compiled = {
-        name
-        for name in FAMILY
-        if torch._C._dispatch_has_kernel_for_dispatch_key(f"oneshot::{name}", key)
-    }
+    compiled = {name for name in FAMILY if has_kernel(name, key)}
     for name, takes in SHARED.items():
         if name in compiled:
             _share(name, takes, _launcher(name, FAMILY[name]), key)
@@ -108,7 +109,7 @@ def _launcher(name: str, family: str) -> Callable[..., Any]:
 
     def launch(*arguments: Any) -> Any:
         first = next(x for x in arguments if isinstance(x, torch.Tensor))
-        if first.dtype == torch.float64 and family != "hmm":
+        if first.dtype == torch.float64 and not family.startswith("hmm"):
             return reference(*arguments)
         module = importlib.import_module(f"oneshot.triton_kernels.{family}")
         if first.device.type != "cuda":

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 
-from oneshot._load import cuda_library
 from oneshot.ops import _library
 from oneshot.ops._checks import check_choice, check_float, check_same_device
 from oneshot.reference import routing as reference
@@ -346,10 +345,12 @@ def _without_mixtures_is_cheaper(
 
     Arithmetic: rows * K against rows + mixtures * K. Memory: 2 * rows * H * K numbers between the
     products against mixtures * (d_in + d_out) in the mixtures (both times the rank). False under
-    `torch.compile`, where the number of distinct tasks is not known yet, and where the compiled
-    CUDA kernels serve, which read the inventory themselves when that is cheaper.
+    `torch.compile`, where the number of distinct tasks is not known yet, and where CUDA or Triton
+    kernels serve, which read the inventory themselves when that is cheaper.
     """
-    if torch.compiler.is_compiling() or (lora_a.is_cuda and cuda_library()[0] is not None):
+    if torch.compiler.is_compiling():
+        return False
+    if lora_a.is_cuda and _library.has_kernel("routed_lora", "CUDA"):
         return False
     heads, skills = lora_a.shape[:2]
     features = heads * (lora_a.shape[2] + lora_b.shape[3])

@@ -101,8 +101,11 @@ def why_not(name: str, dtype: torch.dtype) -> str | None:
     """Why this backend leaves an op at this dtype to the reference; None if it computes it."""
     if name not in SERVED:
         return f"{NAME} has no kernel of {name}"
-    if NAME.endswith("triton") and dtype == torch.float64 and not name.startswith("hmm"):
-        return f"{NAME} leaves float64 to the reference"
+    if NAME.endswith("triton") and dtype == torch.float64:
+        from oneshot.triton_kernels import FAMILY
+
+        if not FAMILY[name].startswith("hmm"):
+            return f"{NAME} leaves float64 to the reference"
     return None
 
 

@@ -12,6 +12,7 @@ from oneshot.reference import hmm_sampling
 
 REAL = (torch.float32, torch.float64)
 FORMS = ("tokens", "steps", "sequences", "shared")
+STATES = [4, pytest.param(131, marks=FULL)]
 
 
 def all_of(inputs, rtol=5e-6, atol=5e-6):
@@ -45,14 +46,26 @@ def test_many_states(form, states):
     all_of(make(3, 12, states, form))
 
 
+@pytest.mark.parametrize("dtype", some(*REAL))
+@pytest.mark.parametrize(
+    "form", ["tokens", *(pytest.param(form, marks=FULL) for form in FORMS[1:])]
+)
+@pytest.mark.parametrize("states", [130, pytest.param(300, marks=FULL)])
+def test_more_states_than_a_gpu_block_holds(states, form, dtype):
+    inputs = make(3, 4, states, form, dtype=dtype)
+    all_of(inputs)
+    check("hmm_posteriors", *inputs, False, False, False)
+
+
 @FULL
 @pytest.mark.parametrize("form", ["tokens", "shared"])
 def test_long_sequences(form):
     all_of(make(1, 250, 7, form), atol=2e-5)
 
 
-def test_structural_zeros():
-    init, trans, emit, lengths, final = make(4, 6, 4)
+@pytest.mark.parametrize("states", STATES)
+def test_structural_zeros(states):
+    init, trans, emit, lengths, final = make(4, 6, states)
     trans[torch.rand(trans.shape) < 0.5] = -INF
     trans[1] = -INF
     trans[..., 0, 0] = 0.0
@@ -67,8 +80,9 @@ def test_structural_zeros():
     assert (gamma.got[2] == 0).all()
 
 
-def test_a_survivor_of_a_deep_dip_and_large_potentials():
-    init, trans, emit, _, _ = make(2, 12, 3, lengths=False)
+@pytest.mark.parametrize("states", STATES)
+def test_a_survivor_of_a_deep_dip_and_large_potentials(states):
+    init, trans, emit, _, _ = make(2, 12, states, lengths=False)
     emit[0, 4, 0] -= 200.0
     emit[0, 8, 1:] = -INF
     emit[0, :8] += 1000.0
@@ -76,19 +90,22 @@ def test_a_survivor_of_a_deep_dip_and_large_potentials():
     all_of([init, trans, emit, None, None], atol=2e-4)
 
 
-def test_a_nan_or_infinity_spoils_its_own_sequence_only():
-    init, trans, emit, _, final = make(4, 6, 3, lengths=False)
+@pytest.mark.parametrize("states", STATES)
+def test_a_nan_or_infinity_spoils_its_own_sequence_only(states):
+    init, trans, emit, _, final = make(4, 6, states, lengths=False)
     emit[1, 2, 0], trans[2, 3, 1, 1], init[3, 0] = NAN, INF, NAN
     inputs = [init, trans, emit, torch.tensor([6, 6, 6, 0]), final]
     log_likelihood, *_ = check("hmm_posteriors", *inputs, True, False, False)
+    check("hmm_viterbi", *inputs)
     assert log_likelihood.got.isnan().tolist() == [False, True, True, False]
 
 
 @pytest.mark.parametrize("dtype", REAL)
 @pytest.mark.parametrize("form", ["tokens", "shared"])
-def test_samples_are_those_of_the_generator(form, dtype):
+@pytest.mark.parametrize("states", STATES)
+def test_samples_are_those_of_the_generator(states, form, dtype):
     """Each draw is the state its uniform number points at, up to rounding of the weights."""
-    inputs = make(3, 6, 4, form, dtype=dtype)
+    inputs = make(3, 6, states, form, dtype=dtype)
     ids, seed, samples = torch.tensor([5, 2**33 + 1, 7]), 2**40 + 3, 3
     ((got, _),) = check(
         "hmm_sample", *inputs, ids, samples, seed, judge=lambda got, want: None

@@ -57,7 +57,9 @@ def both_ways(x, a, b, weights, rows, base, scaling=0.7):
     [
         (1, 1, 1, 1, 1, 1, 1, 1),
         (3, 7, 2, 3, 4, 10, 6, 2),  # one task an example
-        (63, 1, 3, 2, 5, 9, 66, 4),  # packed rows
+        (63, 1, 3, 2, 5, 9, 66, 4),  # packed rows, from the inventories on a GPU
+        (9, 8, 2, 3, 4, 10, 6, 3),  # from mixtures
+        pytest.param((5, 7, 1, 2, 3, 600, 70, 2), marks=FULL),  # more features than one sum takes
         pytest.param((300, 1, 1, 2, 3, 12, 8, 5), marks=FULL),  # more than are taken one by one
         pytest.param((2, 140, 1, 2, 17, 65, 63, 5), marks=FULL),  # several tiles; empty mixtures
         (0, 3, 2, 3, 4, 10, 6, 2),
@@ -80,12 +82,13 @@ def test_routed_lora(sizes):
 )
 def test_dtypes(dtype, adapter):
     both_ways(*lora(5, 9, 2, 3, 8, 64, 32, 3, dtype, adapter))
+    both_ways(*lora(5, 14, 2, 3, 8, 64, 32, 3, dtype, adapter))
 
 
 @FULL
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("rank", [1, 4, 16, 17, 64])
-@pytest.mark.parametrize("rows", [(6, 50), (300, 1)])
+@pytest.mark.parametrize("rows", [(6, 50), (300, 1), (7, 1)])
 def test_ranks(rows, rank, dtype):
     adapter = torch.float64 if dtype == torch.float64 else torch.float32
     both_ways(*lora(*rows, 4, 8, rank, 64, 200, 3, dtype, adapter))

@@ -20,9 +20,17 @@ WIDE = (
     "routing._shrink_kernel",
     "routing._expand_kernel",
     "routing._outer_kernel",
+    "routing_inventory._shrink_kernel",
+    "routing_inventory._expand_kernel",
     "routing_mix._mix_kernel",
 )
-TENSOR_CORES = ("routing._shrink_kernel", "routing._expand_kernel", "routing._outer_kernel")
+TENSOR_CORES = (
+    "routing._shrink_kernel",
+    "routing._expand_kernel",
+    "routing._outer_kernel",
+    "routing_inventory._shrink_kernel",
+    "routing_inventory._expand_kernel",
+)
 
 
 def kernels_of(family, *archs):

@@ -1,11 +1,13 @@
 """What only the Triton kernels of `routing` promise; the rest is in tests/parity."""
 
+import pytest
 import torch
 
 from oneshot.reference import routing as reference
 from oneshot.triton_kernels import routing as kernels
 
 NAN = float("nan")
+REPEATS = [3, 17]  # of 4 groups: few rows go from the inventories, more from mixtures
 
 
 def lora(groups, repeat, mixtures):
@@ -15,8 +17,9 @@ def lora(groups, repeat, mixtures):
     return x, a, b, torch.rand(mixtures, 2, 3), rows, base
 
 
-def test_a_nan_stays_with_its_mixture():
-    x, a, b, weights, _, base = lora(4, 3, 3)
+@pytest.mark.parametrize("repeat", REPEATS)
+def test_a_nan_stays_with_its_mixture(repeat):
+    x, a, b, weights, _, base = lora(4, repeat, 3)
     rows = torch.tensor([0, 1, 0, 2])
     x[1, 2, 5] = NAN
     y, shrunk = kernels.routed_lora(x, a, b, weights, rows, base, 1.0)
@@ -29,16 +32,18 @@ def test_a_nan_stays_with_its_mixture():
     assert grad_b.isnan().flatten(1).any(1).tolist() == [False, True, False]
 
 
-def test_a_row_of_no_mixture_is_loud():
-    x, a, b, weights, _, base = lora(4, 3, 3)
+@pytest.mark.parametrize("repeat", REPEATS)
+def test_a_row_of_no_mixture_is_loud(repeat):
+    x, a, b, weights, _, base = lora(4, repeat, 3)
     rows = torch.tensor([0, 3, -1, 2])
     y, _ = kernels.routed_lora(x, a, b, weights, rows, base, 1.0)
     assert y.isnan().all(2).all(1).tolist() == [False, True, True, False]
     assert y[[0, 3]].isfinite().all()
 
 
-def test_neighbours_change_no_bit():
-    x, a, b, weights, rows, base = lora(9, 20, 2)
+@pytest.mark.parametrize("repeat", [3, 20])
+def test_neighbours_change_no_bit(repeat):
+    x, a, b, weights, rows, base = lora(9, repeat, 2)
     y, _ = kernels.routed_lora(x, a, b, weights, rows, base, 1.0)
     part = slice(3, 7)
     alone, _ = kernels.routed_lora(x[part], a, b, weights, rows[part], base[part], 1.0)

@@ -1,8 +1,9 @@
-"""Launches that cover the kernels of `hmm`: 9 and 64 states, shared and per-token transitions."""
+"""Launches that cover the kernels of `hmm`: 9, 64 and 200 states, shared and per-token matrices."""
 
 import torch
 
 from oneshot.triton_kernels import hmm as kernels
+from oneshot.triton_kernels import hmm_emissions
 
 
 def call(batch, steps, states, shared, dtype=torch.float32, lengths=True):
@@ -22,10 +23,26 @@ def call(batch, steps, states, shared, dtype=torch.float32, lengths=True):
     kernels.hmm_sample(*inputs, None, 2, 1)
 
 
+def emissions(batch, steps, constant, soft, normalize):
+    sources, states, labels = 5, 9, 9
+    leading = () if constant else (batch, steps)
+    log_emissions = torch.zeros(*leading, sources, states, labels)
+    observations = torch.zeros(batch, steps, sources, dtype=torch.int64)
+    if soft:
+        observations = torch.ones(batch, steps, sources, labels)
+    inputs = (log_emissions, observations, torch.ones(sources), normalize)
+    grad = hmm_emissions.combine_emissions(*inputs)
+    hmm_emissions.combine_emissions_backward(grad, *inputs)
+
+
 def cases():
     call(4, 32, 9, False)
     call(4, 32, 64, False)
     call(4, 32, 64, True)
+    call(4, 5, 200, False)
+    call(4, 5, 200, True)
+    emissions(4, 32, constant=False, soft=True, normalize=False)
+    emissions(4, 32, constant=True, soft=False, normalize=True)
 
 
 def more_batches():
@@ -33,3 +50,6 @@ def more_batches():
     for batch, steps in ((1, 17), (7, 3), (2, 500), (16, 64)):
         call(batch, steps, 9, False)
         call(batch, steps, 64, True)
+        call(batch, min(steps, 20), 200, True)
+        emissions(batch, steps, constant=False, soft=True, normalize=False)
+        emissions(batch, steps, constant=True, soft=False, normalize=True)

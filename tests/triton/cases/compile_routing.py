@@ -1,4 +1,4 @@
-"""Launches that cover the kernels of `routing`: prefill and decode, at ranks 16 and 64."""
+"""Launches that cover the kernels of `routing`: prefill, packed rows, decoding; ranks 16 and 64."""
 
 import torch
 
@@ -20,8 +20,10 @@ def call(groups, repeat, mixtures, dtype, rank=16, heads=4, skills=8, d_in=2048,
 def cases():
     for dtype in (torch.float32, torch.bfloat16):
         call(4, 64, 2, dtype)
+        call(200, 1, 16, dtype)
         call(64, 1, 16, dtype)
     call(4, 64, 2, torch.bfloat16, rank=64)
+    call(64, 1, 16, torch.bfloat16, rank=64)
 
 
 def more_batches():
