@@ -22,6 +22,7 @@ from oneshot.runs import checkpoints
 from oneshot.runs.config import flat, require, to_dict
 from oneshot.runs.folder import open_run
 from oneshot.runs.jsonl import read_jsonl
+from oneshot.runs.lock import release
 
 # What a killed first attempt may leave before the config of its run is written.
 _LEFTOVERS = {".lock", "config.writing"}
@@ -78,6 +79,7 @@ def run_study(
     for number, run in enumerate(planned, start=1):
         trained = complete(run.config, resume)
         figures = {"seed": run.seed, "run": run.config.run.output, **run_figures(run.config)}
+        release(Path(run.config.run.output))  # another study may share the run
         found[run.arm].append(figures)
         print(
             f"[{number}/{len(planned)}] {run.arm}, seed {run.seed}: unseen "

@@ -10,7 +10,7 @@ _HELD: dict[Path, IO[str]] = {}
 
 
 def hold(folder: Path) -> None:
-    """Keeps other processes out of an existing folder until this one ends, however it ends.
+    """Keeps other processes out of an existing folder until `release`, or until this one ends.
 
     The lock is the operating system's, on the file `.lock`, which stays behind and means nothing by
     itself. Ranks other than 0 of a distributed run, which write nothing, take none; nor do systems
@@ -33,3 +33,10 @@ def hold(folder: Path) -> None:
         file.close()
         raise RuntimeError(f"run.output: another process is writing {folder}") from None
     _HELD[path] = file
+
+
+def release(folder: Path) -> None:
+    """Lets other processes into a folder again; one that is not held stays as it is."""
+    file = _HELD.pop(folder.resolve(), None)
+    if file is not None:
+        file.close()

@@ -1,5 +1,6 @@
 """Running a study: shared runs, kills, folders in the way, the random reward's seeds."""
 
+import fcntl
 import json
 import os
 import random
@@ -79,6 +80,9 @@ def test_runs_are_shared_between_arms_and_studies(base, trained, tmp_path, capsy
     critic = "algorithm.advantage=gae"
     names = [f"base/{first}", f"{critic}/{first}", f"base/{second}", f"{critic}/{second}"]
     assert trained == [str(folder / "runs" / name) for name in names]
+    for name in names:  # another study may use them at the same time
+        with (folder / "runs" / name / ".lock").open() as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     assert json.loads((folder / "algorithms" / "table.json").read_text()) == result
     written = (folder / "algorithms" / "table.md").read_text()
     assert "| GRPO |" in written

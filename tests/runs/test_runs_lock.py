@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import pytest
 
 from oneshot.runs.folder import open_run, write_config
-from oneshot.runs.lock import hold
+from oneshot.runs.lock import hold, release
 
 HOLDER = """
 import sys, time
@@ -54,6 +54,18 @@ def test_a_killed_process_locks_nothing(tmp_path, holder):
 def test_the_same_process_may_come_back(tmp_path):
     write_config(tmp_path, Config())
     assert open_run(tmp_path, Config(), True, ())[0] == tmp_path
+
+
+def test_a_released_folder_is_free_for_others(tmp_path):
+    command = (sys.executable, "-c", HOLDER.replace("time.sleep(60)", ""), str(tmp_path))
+    release(tmp_path)
+    hold(tmp_path)
+    blocked = subprocess.run(command, capture_output=True, text=True)
+    assert "another process is writing" in blocked.stderr
+    release(tmp_path)
+    assert subprocess.run(command, capture_output=True, text=True).stdout == "held\n"
+    hold(tmp_path)  # and may be taken again
+    release(tmp_path)
 
 
 def test_ranks_that_write_nothing_take_no_lock(tmp_path, holder, monkeypatch):
