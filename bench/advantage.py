@@ -49,7 +49,7 @@ def _group_verl(name: str) -> Call:
     return call
 
 
-def group_operation(prompts: int, size: int) -> Operation:
+def group_operation(prompts: int, size: int, *, quick: bool) -> Operation:
     """group_advantages of `prompts` groups of `size` responses."""
 
     def make() -> Inputs:
@@ -68,6 +68,7 @@ def group_operation(prompts: int, size: int) -> Operation:
         shape=f"{prompts}x{size}",
         dtype="float32",
         mode="forward",
+        quick=quick,
         make=make,
         oracle=_group_reference,
         providers=(
@@ -248,8 +249,8 @@ def whiten_operation(rows: int, steps: int) -> Operation:
 
 
 OPERATIONS = [
-    group_operation(128, 8),
-    group_operation(4096, 16),
+    group_operation(128, 8, quick=True),
+    group_operation(4096, 16, quick=False),
     gae_operation(64, 1024, quick=True),
     gae_operation(1024, 4096, quick=False),
     _gae_and_whiten(64, 1024, quick=True),

@@ -178,7 +178,7 @@ def operations(*, tiny: bool = False) -> list[Operation]:
         logprob.operation(8, vocabulary, "bfloat16", "forward", quick=False),
         _token_logprobs(rows, vocabulary),
         _linear(rows, 32 if tiny else 1536, vocabulary),
-        advantage.group_operation(4 if tiny else 128, 8),
+        advantage.group_operation(4 if tiny else 128, 8, quick=False),
         advantage.gae_operation(batch, 64 if tiny else steps, quick=False),
         advantage.whiten_operation(batch, steps),
         policy_loss.operation(policy_loss.PPO, batch, steps, quick=False),

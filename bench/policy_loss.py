@@ -303,7 +303,7 @@ def value_operation(rows: int, steps: int) -> Operation:
 OPERATIONS = [
     operation(PPO, 8, 64, quick=True),
     operation(PPO, 1024, 4096, quick=True),
-    operation(DAPO, 1024, 4096, quick=True),
+    operation(DAPO, 1024, 4096, quick=False),
     operation(GSPO, 1024, 4096, quick=False),
     value_operation(1024, 4096),
 ]
