@@ -50,6 +50,14 @@ def states_kernel(
     tl.store(out + place, tl.where(own, result + flaw, 0.0 * flaw), mask=k < states)
 
 
+@triton.jit
+def sequences_of(program, batch, chunks, OVER_BATCH: tl.constexpr):
+    """First and last + 1 of the sequences that a program of pairs sums over."""
+    if OVER_BATCH:
+        return program * 0, program * 0 + batch
+    return program // chunks, program // chunks + 1
+
+
 @triton.jit(do_not_specialize=["batch", "steps", "chunk", "chunks", "trans_rows"])
 def pairs_kernel(
     log_trans, log_emit, lengths, alpha, beta, before, after, log_likelihood, grad_log_likelihood,
@@ -67,12 +75,7 @@ def pairs_kernel(
     number = program % chunks
     k = tl.arange(0, K)
     sums = tl.zeros([K, K], out.dtype.element_ty)
-    if OVER_BATCH:
-        begin = program * 0
-        end = begin + batch
-    else:
-        begin = program // chunks
-        end = begin + 1
+    begin, end = sequences_of(program, batch, chunks, OVER_BATCH)
     for b in range(begin, end):
         length, flaw = length_of(lengths, b, steps, HAS_LENGTHS)
         sums += flaw

@@ -14,6 +14,7 @@ import triton.language as tl
 
 from oneshot.triton_kernels.hmm_inputs import (
     NEVER,
+    clean,
     final_of,
     length_of,
     matrix,
@@ -21,28 +22,39 @@ from oneshot.triton_kernels.hmm_inputs import (
     vector,
 )  # fmt: skip
 from oneshot.triton_kernels.hmm_messages import upstream_pairs, upstream_states
-from oneshot.triton_kernels.hmm_posteriors import scale_of
+from oneshot.triton_kernels.hmm_posteriors import scale_of, sequences_of
 
 VECTOR = tl.constexpr(128)  # lanes that walk along a message
 
 
 @triton.jit
-def _level(message, value, states, GRADIENT: tl.constexpr):
-    """Log of the sum of the weights of a message, and the mean of `value` under them."""
+def _level(
+    message, more, value, more_value, states, MORE: tl.constexpr, GRADIENT: tl.constexpr
+):  # fmt: skip
+    """Log of the sum of the weights message (+ more), and the mean of value (+ more_value)."""
     high = tl.full([], NEVER, tl.float64)
     for start in range(0, states, VECTOR):
         k = start + tl.arange(0, VECTOR)
-        high = tl.maximum(high, tl.max(tl.load(message + k, mask=k < states, other=NEVER), 0))
+        x = tl.load(message + k, mask=k < states, other=NEVER)
+        if MORE:
+            x += clean(tl.load(more + k, mask=k < states, other=0.0))
+        high = tl.maximum(high, tl.max(x, 0))
     shift = shift_of(high)
     total = tl.zeros([], value.dtype.element_ty)
     mean = tl.zeros([], value.dtype.element_ty)
     for start in range(0, states, VECTOR):
         k = start + tl.arange(0, VECTOR)
-        x = tl.load(message + k, mask=k < states, other=NEVER)
+        own = k < states
+        x = tl.load(message + k, mask=own, other=NEVER)
+        if MORE:
+            x += clean(tl.load(more + k, mask=own, other=0.0))
         weight = tl.exp((x - shift).to(value.dtype.element_ty))
         total += tl.sum(weight, 0)
         if GRADIENT:
-            mean += tl.sum(weight * tl.load(value + k, mask=k < states, other=0.0), 0)
+            collected = tl.load(value + k, mask=own, other=0.0)
+            if MORE:
+                collected += tl.load(more_value + k, mask=own, other=0.0)
+            mean += tl.sum(weight * collected, 0)
     return tl.log(total).to(tl.float64) + shift, mean / tl.where(total == 0.0, 1.0, total)
 
 
@@ -51,7 +63,7 @@ def _carry(
     message, value, out, out_value, at, k, states, GRADIENT: tl.constexpr
 ):  # fmt: skip
     """Writes the own states of a finished message, normalised and centred; returns its level."""
-    level, mean = _level(message, value, states, GRADIENT)
+    level, mean = _level(message, message, value, value, states, False, GRADIENT)
     own = k < states
     tl.store(out + at + k, tl.load(message + k, mask=own, other=0.0) - shift_of(level), mask=own)
     if GRADIENT:
@@ -91,7 +103,7 @@ def _forward(
             at = (b * steps + n - 1) * states
             level, mean = _carry(old, old_value, alpha, before, at, k, states, GRADIENT)
         else:
-            level, mean = _level(old, old_value, states, GRADIENT)
+            level, mean = _level(old, old, old_value, old_value, states, False, GRADIENT)
         if first_tile:
             total = tl.load(totals + b, mask=n > 1, other=0.0) + level
             tl.store(totals + b, total)
@@ -127,18 +139,11 @@ def _forward(
                 up += collected / tl.where(sums == 0.0, 1.0, sums)
                 tl.store(new_value + k, up, mask=own)
     if first_tile & (n == length):
-        if n > 0:
-            high = tl.full([], NEVER, tl.float64)
-            summed = tl.zeros([], tl.float64)
-            for begin in range(0, states, VECTOR):
-                i = begin + tl.arange(0, VECTOR)
-                message = tl.load(old + i, mask=i < states, other=NEVER) - shift_of(level)
-                message += final_of(log_final, b, states, i, HAS_FINAL, final_rows)
-                higher = tl.maximum(high, tl.max(message, 0))
-                base = shift_of(higher)
-                summed = summed * tl.exp(high - base) + tl.sum(tl.exp(message - base), 0)
-                high = higher
-            total += tl.log(summed) + shift_of(high)
+        if HAS_FINAL:
+            if n > 0:
+                final = log_final + b * final_rows * states
+                last, _ = _level(old, final, old_value, old_value, states, True, False)
+                total += last - shift_of(level)
         tl.store(log_likelihood + b, (total + flaw).to(log_likelihood.dtype.element_ty))
 
 
@@ -248,29 +253,12 @@ def levels_kernel(
     b = at // steps
     length, _ = length_of(lengths, b, steps, HAS_LENGTHS)
     if at % steps + 1 < length:
-        high = tl.full([], NEVER, tl.float64)
-        for start in range(0, states, VECTOR):
-            k = start + tl.arange(0, VECTOR)
-            own = k < states
-            weight = tl.load(alpha + at * states + k, mask=own, other=NEVER)
-            weight += tl.load(beta + at * states + k, mask=own, other=0.0)
-            high = tl.maximum(high, tl.max(weight, 0))
-        total = tl.zeros([], means.dtype.element_ty)
-        mean = tl.zeros([], means.dtype.element_ty)
-        for start in range(0, states, VECTOR):
-            k = start + tl.arange(0, VECTOR)
-            own = k < states
-            weight = tl.load(alpha + at * states + k, mask=own, other=NEVER)
-            weight += tl.load(beta + at * states + k, mask=own, other=0.0)
-            e = tl.exp((weight - shift_of(high)).to(means.dtype.element_ty))
-            total += tl.sum(e, 0)
-            if GRADIENT:
-                collected = tl.load(before + at * states + k, mask=own, other=0.0)
-                collected += tl.load(after + at * states + k, mask=own, other=0.0)
-                mean += tl.sum(e * collected, 0)
-        level = tl.log(total).to(tl.float64) + shift_of(high)
+        row = at * states
+        level, mean = _level(
+            alpha + row, beta + row, before + row, after + row, states, True, GRADIENT
+        )  # fmt: skip
         tl.store(levels + at, tl.load(levels + at) + level)
-        tl.store(means + at, tl.load(means + at) + mean / tl.where(total == 0.0, 1.0, total))
+        tl.store(means + at, tl.load(means + at) + mean)
 
 
 @triton.jit(do_not_specialize=["batch", "steps", "chunk", "chunks", "trans_rows"])
@@ -287,12 +275,7 @@ def pair_tiles_kernel(
     i = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     j = tl.program_id(2) * BLOCK + tl.arange(0, BLOCK)
     sums = tl.zeros([BLOCK, BLOCK], out.dtype.element_ty)
-    if OVER_BATCH:
-        begin = program * 0
-        end = begin + batch
-    else:
-        begin = program // chunks
-        end = begin + 1
+    begin, end = sequences_of(program, batch, chunks, OVER_BATCH)
     for b in range(begin, end):
         length, flaw = length_of(lengths, b, steps, HAS_LENGTHS)
         sums += flaw

@@ -71,7 +71,7 @@ def _expand_kernel(
     rank, blocks, count, scaling,
     HAS_BASE: tl.constexpr, ROWS: tl.constexpr, RANK: tl.constexpr, SPAN: tl.constexpr,
 ):  # fmt: skip
-    """Y = base + shrunk times the mixture, one span of a head; NaN for rows of no mixture."""
+    """One span of a head of y = base + shrunk times the mixture; NaN for rows of no mixture."""
     n, u, inside, known = _rows(tl.program_id(0), rows, total, repeat, mixtures, ROWS)
     program = tl.program_id(1)
     h = (program // blocks).to(tl.int64)
