@@ -10,13 +10,6 @@
 
 namespace oneshot::cpu {
 
-namespace {
-
-// Rows of a block share what they read of the mixture; more of them leave threads idle in decoding.
-constexpr int64_t kBlockRows = 32;
-
-}  // namespace
-
 RowGroups group_rows(const int64_t* mixture_of, int64_t count, int64_t repeat, int64_t mixtures) {
   RowGroups groups;
   groups.offsets.assign(size_t(mixtures) + 1, 0);
@@ -58,9 +51,9 @@ void lora(const LoraForward& args, const RowGroups& groups, int64_t block_begin,
 }
 
 void lora_backward_rows(const LoraBackward& args, const RowGroups& groups, int64_t block_begin,
-                        int64_t block_end) {
+                        int64_t block_end, bool sums) {
   ONESHOT_DISPATCH_ISA(lora_backward_blocks, args, groups.rows.data(), groups.blocks.data(),
-                       block_begin, block_end);
+                       block_begin, block_end, sums);
 }
 
 void lora_backward_spans(const LoraBackward& args, const RowGroups& groups, int64_t span_begin,

@@ -62,7 +62,8 @@ void mix_backward(const MixBackward&, int64_t item_begin, int64_t item_end);
 // ---- applying: y = base + scaling * (x A) B with the mixture (A, B) of each row
 
 // Rows listed mixture by mixture, in row order inside a mixture, and cut into blocks of one
-// mixture.
+// mixture. Rows of a block share what they read of it; more of them leave threads idle in decoding.
+inline constexpr int64_t kBlockRows = 32;
 struct RowBlock {
   int64_t mixture, begin, end;  // of RowGroups::rows
 };
@@ -107,9 +108,10 @@ struct LoraBackward {
   double scaling;
 };
 // First over blocks (grad_shrunk, grad_x), then over spans (grad_a, grad_b): a span is some
-// features of one mixture, summed over its rows in order, so that threads change no bit.
+// features of one mixture, summed over its blocks in order, so that threads change no bit. With
+// `sums` the blocks have to be all there are: grad_a and grad_b are made from each while it is near.
 void lora_backward_rows(const LoraBackward&, const RowGroups&, int64_t block_begin,
-                        int64_t block_end);
+                        int64_t block_end, bool sums);
 void lora_backward_spans(const LoraBackward&, const RowGroups&, int64_t span_begin,
                          int64_t span_end);
 inline constexpr int64_t kSpan = 256;
@@ -144,9 +146,14 @@ void mix_backward(MixBackward args, Real* grad_weights, const Parallel& parallel
 
 template <typename Parallel>
 void lora_backward(const LoraBackward& args, const RowGroups& groups, const Parallel& parallel) {
-  parallel(0, int64_t(groups.blocks.size()), 1,
-           [&](int64_t begin, int64_t end) { lora_backward_rows(args, groups, begin, end); });
-  if (!args.grad_a && !args.grad_b) return;
+  const auto blocks = int64_t(groups.blocks.size());
+  bool summed = false;
+  parallel(0, blocks, 1, [&](int64_t begin, int64_t end) {
+    const bool all = end - begin == blocks;  // one thread only
+    if (all) summed = true;
+    lora_backward_rows(args, groups, begin, end, all);
+  });
+  if (summed || (!args.grad_a && !args.grad_b)) return;
   parallel(0, lora_spans(args.shape), 1,
            [&](int64_t begin, int64_t end) { lora_backward_spans(args, groups, begin, end); });
 }
