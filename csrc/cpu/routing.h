@@ -109,7 +109,8 @@ struct LoraBackward {
 };
 // First over blocks (grad_shrunk, grad_x), then over spans (grad_a, grad_b): a span is some
 // features of one mixture, summed over its blocks in order, so that threads change no bit. With
-// `sums` the blocks have to be all there are: grad_a and grad_b are made from each while it is near.
+// `sums` the blocks have to be all there are: grad_a and grad_b are made from each while it is
+// near.
 void lora_backward_rows(const LoraBackward&, const RowGroups&, int64_t block_begin,
                         int64_t block_end, bool sums);
 void lora_backward_spans(const LoraBackward&, const RowGroups&, int64_t span_begin,

@@ -153,7 +153,8 @@ def test_mixed_adapters_serve_call_after_call():
 
 @pytest.mark.parametrize("kind", ["A", "B", "IA3"])
 @pytest.mark.parametrize(
-    ("heads", "part", "rank"), [(1, 1, 1), (3, 7, 5), (2, 700, 3), (16, 4, 63)]
+    ("heads", "part", "rank"),
+    [(1, 1, 1), (3, 7, 5), (2, 700, 3), (16, 4, 63), (2, 96, 16), (3, 40, 32)],
 )
 def test_mixing_matches_dense_adapters(kind, heads, part, rank):
     shape = {"A": (heads, 4, part, rank), "B": (heads, 4, rank, part), "IA3": (heads, 4, part)}[
