@@ -115,7 +115,7 @@ format: $(VENV)/.installed  ## Rewrite Python and C++ in the house style
 bench-quick: $(VENV)/.built  ## Benchmarks, small shapes (under 3 minutes)
 	$(BIN)/oneshot bench --quick
 
-bench: $(VENV)/.built  ## Benchmarks, headline shapes (under 30 minutes)
+bench: $(VENV)/.built  ## Benchmarks, headline shapes (33 minutes with every peer)
 	$(BIN)/oneshot bench
 
 smollm2: $(VENV)/.built  ## One-example run on SmolLM2-135M (needs the data sets, see docs/results)
