@@ -50,10 +50,34 @@ void lora(const LoraForward& args, const RowGroups& groups, int64_t block_begin,
                        block_end);
 }
 
-void lora_backward_rows(const LoraBackward& args, const RowGroups& groups, int64_t block_begin,
-                        int64_t block_end, bool sums) {
+bool even_mixtures(const RowGroups& groups, int64_t threads) {
+  const auto mixtures = int64_t(groups.offsets.size()) - 1;
+  const int64_t share = (mixtures + threads - 1) / threads;
+  int64_t most = 0;
+  for (int64_t u = 0; u < mixtures; u += share) {
+    const int64_t end = std::min(u + share, mixtures);
+    most = std::max(most, groups.offsets[size_t(end)] - groups.offsets[size_t(u)]);
+  }
+  return 4 * threads * most <= 5 * groups.offsets.back();
+}
+
+void lora_backward_mixtures(const LoraBackward& args, const RowGroups& groups,
+                            int64_t mixture_begin, int64_t mixture_end) {
+  const auto first_of = [&](int64_t mixture) {
+    const auto before = [](const RowBlock& block, int64_t u) { return block.mixture < u; };
+    const auto& blocks = groups.blocks;
+    return std::lower_bound(blocks.begin(), blocks.end(), mixture, before) - blocks.begin();
+  };
+  const int64_t block_begin = first_of(mixture_begin), block_end = first_of(mixture_end);
   ONESHOT_DISPATCH_ISA(lora_backward_blocks, args, groups.rows.data(), groups.blocks.data(),
-                       block_begin, block_end, sums);
+                       block_begin, block_end, mixture_begin, mixture_end);
+}
+
+void lora_backward_rows(const LoraBackward& args, const RowGroups& groups, int64_t block_begin,
+                        int64_t block_end) {
+  const int64_t none = 0;
+  ONESHOT_DISPATCH_ISA(lora_backward_blocks, args, groups.rows.data(), groups.blocks.data(),
+                       block_begin, block_end, none, none);
 }
 
 void lora_backward_spans(const LoraBackward& args, const RowGroups& groups, int64_t span_begin,

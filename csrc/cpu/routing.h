@@ -107,12 +107,15 @@ struct LoraBackward {
   void* grad_b;        // Real [mixtures, rank, d_out], or nullptr: not wanted
   double scaling;
 };
-// First over blocks (grad_shrunk, grad_x), then over spans (grad_a, grad_b): a span is some
-// features of one mixture, summed over its blocks in order, so that threads change no bit. With
-// `sums` the blocks have to be all there are: grad_a and grad_b are made from each while it is
-// near.
+// The sums over the rows of a mixture (grad_a, grad_b) run over its blocks in order, so that
+// threads change no bit. Either a thread has whole mixtures, and adds up each block while it is
+// near:
+void lora_backward_mixtures(const LoraBackward&, const RowGroups&, int64_t mixture_begin,
+                            int64_t mixture_end);
+// or the threads share first the blocks (grad_shrunk, grad_x), then the sums: a span is some
+// features of one mixture.
 void lora_backward_rows(const LoraBackward&, const RowGroups&, int64_t block_begin,
-                        int64_t block_end, bool sums);
+                        int64_t block_end);
 void lora_backward_spans(const LoraBackward&, const RowGroups&, int64_t span_begin,
                          int64_t span_end);
 inline constexpr int64_t kSpan = 256;
@@ -145,16 +148,20 @@ void mix_backward(MixBackward args, Real* grad_weights, const Parallel& parallel
   }
 }
 
+// Whether mixtures, in order and as many for each thread, are about as many rows for each.
+bool even_mixtures(const RowGroups&, int64_t threads);
+
 template <typename Parallel>
-void lora_backward(const LoraBackward& args, const RowGroups& groups, const Parallel& parallel) {
-  const auto blocks = int64_t(groups.blocks.size());
-  bool summed = false;
-  parallel(0, blocks, 1, [&](int64_t begin, int64_t end) {
-    const bool all = end - begin == blocks;  // one thread only
-    if (all) summed = true;
-    lora_backward_rows(args, groups, begin, end, all);
-  });
-  if (summed || (!args.grad_a && !args.grad_b)) return;
+void lora_backward(const LoraBackward& args, const RowGroups& groups, int64_t threads,
+                   const Parallel& parallel) {
+  if (even_mixtures(groups, threads)) {
+    return parallel(0, args.shape.mixtures, 1, [&](int64_t begin, int64_t end) {
+      lora_backward_mixtures(args, groups, begin, end);
+    });
+  }
+  parallel(0, int64_t(groups.blocks.size()), 1,
+           [&](int64_t begin, int64_t end) { lora_backward_rows(args, groups, begin, end); });
+  if (!args.grad_a && !args.grad_b) return;
   parallel(0, lora_spans(args.shape), 1,
            [&](int64_t begin, int64_t end) { lora_backward_spans(args, groups, begin, end); });
 }

@@ -159,7 +159,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> routed_lora_backward(
                                need_mixed_a ? grad_a.mutable_data_ptr() : nullptr,
                                need_mixed_b ? grad_b.mutable_data_ptr() : nullptr,
                                scaling};
-  cpu::lora_backward(args, lora.groups, TorchThreads{});
+  cpu::lora_backward(args, lora.groups, int64_t(torch::stable::get_num_threads()), TorchThreads{});
   if (!weights) return {grad_x, grad_a, grad_b, nothing(lora.a)};
   Tensor grad_weights = zero_weights(*weights, need_weights);
   Tensor* sums = need_weights ? &grad_weights : nullptr;
