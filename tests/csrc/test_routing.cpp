@@ -110,7 +110,7 @@ TEST(Routing, LoraAndItsGradientsMatchDouble) {
     const LoraShape shape{DType::kFloat32, mixtures, c.rank, c.d_in, c.d_out};
     lora({shape, x.get(), a.get(), b.get(), base.get(), shrunk.get(), y.get(), scaling}, groups, 0,
          int64_t(groups.blocks.size()));
-    // As one thread goes through whole mixtures, and as many share one that has nearly all rows.
+    // One thread takes whole mixtures; for seven there are too few, so they share blocks and sums.
     Numbers other_a(a.size, 12), other_b(b.size, 13);
     for (const int64_t threads : {1, 7}) {
       EXPECT_EQ(even_mixtures(groups, threads), threads == 1);
