@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -21,6 +22,14 @@ PLANS = ("auto", "mixtures", "inventory")
 def _fake_distinct(task_ids: torch.Tensor, tasks: int) -> tuple[torch.Tensor, torch.Tensor]:
     count = torch.library.get_ctx().new_dynamic_size()
     return task_ids.new_empty(count), task_ids.new_empty(task_ids.shape)
+
+
+def _fake_weights(logits: torch.Tensor, tasks: torch.Tensor, eps: float) -> torch.Tensor:
+    return logits.new_empty(logits.shape[0], tasks.shape[0], *logits.shape[2:])
+
+
+def _fake_weights_backward(grad: torch.Tensor, logits: torch.Tensor, *_: object) -> torch.Tensor:
+    return logits.new_empty(logits.shape)
 
 
 def _fake_mix(inventory: torch.Tensor, weights: torch.Tensor, transposed: bool) -> torch.Tensor:
@@ -68,6 +77,17 @@ _distinct = _library.define(
     reference.distinct_tasks,
     _fake_distinct,
 )
+_weights = _library.define(
+    "routing_weights(Tensor logits, Tensor tasks, float eps) -> Tensor",
+    reference.routing_weights,
+    _fake_weights,
+)
+_weights_backward = _library.define(
+    "routing_weights_backward(Tensor grad, Tensor logits, Tensor tasks, Tensor weights, float eps) "
+    "-> Tensor",
+    reference.routing_weights_backward,
+    _fake_weights_backward,
+)
 _mix = _library.define(
     "mix_adapters(Tensor inventory, Tensor weights, bool transposed) -> Tensor",
     reference.mix_adapters,
@@ -104,6 +124,19 @@ def _once(name: str) -> None:
         )
 
 
+def _save_weights(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
+    logits, tasks, ctx.eps = inputs
+    ctx.save_for_backward(logits, tasks, output)
+
+
+def _differentiate_weights(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    # With create_graph=True in plain PyTorch, which can be differentiated once more.
+    again = torch.is_grad_enabled()
+    backward: Callable[..., torch.Tensor]
+    backward = reference.routing_weights_backward if again else _weights_backward
+    return backward(grad, *ctx.saved_tensors, ctx.eps), None, None
+
+
 def _save_mix(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
     inventory, weights, ctx.transposed = inputs
     ctx.save_for_backward(inventory, weights)
@@ -138,6 +171,7 @@ def _differentiate_lora(
     return (*grads, None, grad if ctx.needs_input_grad[5] else None, None)
 
 
+_library.differentiable("routing_weights", _differentiate_weights, _save_weights)
 _library.differentiable("mix_adapters", _differentiate_mix, _save_mix)
 _library.differentiable("routed_lora", _differentiate_lora, _save_lora)
 
@@ -238,18 +272,17 @@ def routing_weights(
     check_choice("noise", noise, ("none", "per_task", "per_example"))
     if not temperature > 0:
         raise ValueError(f"temperature must be positive, got {temperature}")
-    tasks = logits.shape[-3]
-    logits = logits.to(real_type(logits.dtype))
+    *layers, tasks, heads, skills = logits.shape
+    logits = logits.to(real_type(logits.dtype)).reshape(math.prod(layers), tasks, heads, skills)
     if isinstance(task_ids, torch.Tensor):
         if task_ids.dtype != torch.int64:
             raise TypeError(f"task_ids must be int64, got {task_ids.dtype}")
-        distinct, index = _distinct(task_ids, tasks)
-        distinct = distinct.to(logits.device, non_blocking=True)
+        chosen, index = _distinct(task_ids, tasks)
+        chosen = chosen.to(logits.device, non_blocking=True)
         index = index.to(logits.device, non_blocking=True)
         if noise == "per_example":
-            distinct = distinct[index.flatten()]
+            chosen = chosen[index.flatten()]
             index = torch.arange(index.numel(), device=index.device).view(index.shape)
-        chosen = logits.index_select(-3, distinct)
     else:
         if isinstance(task_ids, bool) or not isinstance(task_ids, int):
             raise TypeError(
@@ -257,14 +290,17 @@ def routing_weights(
             )
         if not 0 <= task_ids < tasks:
             raise ValueError(f"task_ids must lie in [0, {tasks}), got {task_ids}")
-        chosen = logits.narrow(-3, task_ids, 1)
-        index = torch.zeros((), dtype=torch.int64, device=logits.device)
+        logits = logits.narrow(1, task_ids, 1)
+        chosen = torch.zeros(1, dtype=torch.int64, device=logits.device)
+        index = chosen[0]
     if noise != "none":
+        logits = logits.index_select(1, chosen)
         # Kept off 0 and 1 by one rounding error, as torch.distributions does.
-        uniform = torch.rand_like(chosen).logit(torch.finfo(chosen.dtype).eps)
-        chosen = (chosen + uniform) / temperature
-    scores = torch.sigmoid(chosen)
-    return scores / (scores.sum(-1, keepdim=True) + eps), index
+        uniform = torch.rand_like(logits).logit(torch.finfo(logits.dtype).eps)
+        logits = (logits + uniform) / temperature
+        chosen = torch.arange(chosen.shape[0], device=logits.device)
+    weights = _weights(logits, chosen, eps)
+    return weights.view(*layers, *weights.shape[1:]), index
 
 
 def mix_adapters(inventory: torch.Tensor, weights: torch.Tensor, *, split_dim: int) -> torch.Tensor:

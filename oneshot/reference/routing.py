@@ -26,6 +26,34 @@ def distinct_tasks(task_ids: torch.Tensor, tasks: int) -> tuple[torch.Tensor, to
     return distinct.to(task_ids.device), index.to(task_ids.device)
 
 
+def routing_weights(logits: torch.Tensor, tasks: torch.Tensor, eps: float) -> torch.Tensor:
+    """Weights s / (sum over skills of s + eps), s = sigmoid(logits), of the tasks chosen.
+
+    Args:
+        logits: ``[layers, tasks, H, K]``, float32 or float64.
+        tasks: int64 ``[U]``, which of the tasks; one may come more than once.
+        eps: Added to the sum.
+
+    Returns:
+        ``[layers, U, H, K]``.
+    """
+    scores = torch.sigmoid(logits.index_select(1, tasks))
+    return scores / (scores.sum(-1, keepdim=True) + eps)
+
+
+def routing_weights_backward(
+    grad: torch.Tensor,
+    logits: torch.Tensor,
+    tasks: torch.Tensor,
+    weights: torch.Tensor,
+    eps: float,
+) -> torch.Tensor:
+    """Gradient of `routing_weights`, w (1 - s) (grad - sum over skills of grad w)."""
+    rest = torch.sigmoid(-logits.index_select(1, tasks))  # 1 - s, also where s is nearly 1
+    of_chosen = weights * rest * (grad - (grad * weights).sum(-1, keepdim=True))
+    return torch.zeros_like(logits).index_add(1, tasks, of_chosen)
+
+
 def mix_adapters(inventory: torch.Tensor, weights: torch.Tensor, transposed: bool) -> torch.Tensor:
     """Sum over skills of weights[u, h, k] * inventory[h, k]; see `oneshot.ops.mix_adapters`.
 

@@ -214,76 +214,6 @@ def test_ia3_matches_dense_vectors(shape, row_dims):
     torch.testing.assert_close(ops.routed_ia3(exact["x"], mixed, rows=rows), want[0])
 
 
-# ---- routing weights
-
-
-def test_weights_follow_the_formula_for_each_distinct_task():
-    logits = torch.randn(6, 2, 3, dtype=torch.float64)
-    ids = torch.tensor([[4, 0, 4], [5, 5, 0]])
-    weights, index = ops.routing_weights(logits, ids)
-    assert weights.shape == (3, 2, 3)
-    assert index.tolist() == [[1, 0, 1], [2, 2, 0]]
-    for row, task in enumerate((0, 4, 5)):
-        scores = 1 / (1 + torch.exp(-logits[task]))
-        torch.testing.assert_close(weights[row], scores / (scores.sum(1, keepdim=True) + 1e-12))
-    assert ops.routing_weights(logits.bfloat16(), ids)[0].dtype == torch.float32
-    eps = ops.routing_weights(logits, ids, eps=1.0)[0]
-    assert (eps.sum(-1) < 1).all()
-
-
-def test_one_call_serves_all_layers():
-    logits = torch.randn(4, 6, 2, 3, requires_grad=True)
-    ids = torch.tensor([3, 3, 1])
-    stacked, index = ops.routing_weights(logits, ids)
-    assert stacked.shape == (4, 2, 2, 3)
-    for layer in range(4):
-        one, same = ops.routing_weights(logits[layer], ids)
-        assert torch.equal(one, stacked[layer])
-        assert torch.equal(index, same)
-    (grad,) = torch.autograd.grad(stacked.square().sum(), logits)
-    assert (grad[:, [0, 2, 4, 5]] == 0).all()
-    assert (grad[:, [1, 3]] != 0).all()
-
-
-def test_a_scalar_task_id_is_for_everything():
-    logits, x = torch.randn(6, 2, 3), torch.randn(4, 5, 8)
-    adapters = torch.randn(2, 3, 4, 2), torch.randn(2, 3, 2, 4)
-    each, rows = ops.routing_weights(logits, torch.full((4,), 2))
-    want = ops.routed_lora(x, *adapters, each, rows)
-    for task in (2, torch.tensor(2)):
-        weights, index = ops.routing_weights(logits, task)
-        assert weights.shape == (1, 2, 3)
-        assert index.shape == ()
-        assert torch.equal(ops.routed_lora(x, *adapters, weights, index), want)
-        assert torch.equal(ops.routed_lora(x, *adapters, weights), want)
-
-
-@pytest.mark.parametrize(("noise", "count"), [("per_task", 2), ("per_example", 4)])
-def test_noise_is_a_relaxed_bernoulli_draw(noise, count):
-    logits = torch.full((8, 50, 400), 0.8, dtype=torch.float64).requires_grad_()
-    ids = torch.tensor([7, 2, 7, 7])
-    weights, index = ops.routing_weights(logits, ids, noise=noise, temperature=0.5)
-    assert weights.shape == (count, 50, 400)
-    assert index.tolist() == ([1, 0, 1, 1] if noise == "per_task" else [0, 1, 2, 3])
-    torch.testing.assert_close(weights.sum(-1), torch.ones(count, 50, dtype=torch.float64))
-    assert not torch.equal(weights[0], weights[1])
-    # P(s > 1/2) = P(z + logistic > 0) = sigmoid(z), at any temperature; w = s / sum s.
-    scores = weights / weights.amax(-1, keepdim=True)  # the largest of 400 draws is nearly 1
-    share = (scores > 0.5).double().mean().item()
-    assert abs(share - torch.sigmoid(torch.tensor(0.8)).item()) < 0.01
-    assert weights.sum().item() == pytest.approx(count * 50)
-    torch.manual_seed(3)
-    first = ops.routing_weights(logits, ids, noise=noise)[0]
-    torch.manual_seed(3)
-    second = ops.routing_weights(logits, ids, noise=noise)[0]
-    assert torch.equal(first, second)
-    assert torch.autograd.grad(first.square().sum(), logits)[0][[2, 7]].ne(0).all()
-    at_one = ops.routing_weights(torch.zeros(1, 1, 100000), 0, noise=noise)[0].flatten()
-    # At logit 0 and temperature 1 the draw is uniform, so w * K / 2 is (nearly).
-    quantiles = torch.quantile(at_one * 50000, torch.tensor([0.1, 0.5, 0.9]))
-    torch.testing.assert_close(quantiles, torch.tensor([0.1, 0.5, 0.9]), rtol=0, atol=0.02)
-
-
 # ---- promises
 
 
@@ -429,11 +359,6 @@ def test_opcheck(dtype):
     torch.library.opcheck(op.mix_adapters.default, (lora_b, weights, False))
     torch.library.opcheck(op.routed_lora.default, (x, lora_a, lora_b, weights, rows, base, 0.5))
     torch.library.opcheck(op.routed_lora.default, (x, *mixed, None, rows, None, 0.5))
-    torch.library.opcheck(
-        op.distinct_tasks.default,
-        (torch.tensor([3, 1, 3]), 5),
-        test_utils=("test_schema", "test_faketensor"),
-    )
     with torch.no_grad():
         shrunk = torch.randn(3, 4, 3)
         checks = ("test_schema", "test_faketensor", "test_aot_dispatch_dynamic")
@@ -472,9 +397,6 @@ def test_strided_and_empty_input():
         grads = torch.autograd.grad(y.sum(), (empty, live))
         assert grads[0].shape == empty.shape
         assert (grads[1] == 0).all()
-    none, index = ops.routing_weights(torch.ones(3, 2, 2), torch.ones(0).long())
-    assert none.shape == (0, 2, 2)
-    assert index.shape == (0,)
 
 
 def test_auto_takes_the_inventory_plan_only_where_it_is_cheaper(monkeypatch):
@@ -519,27 +441,6 @@ def test_numpy_face_gives_the_same_bits():
 
 
 # ---- errors
-
-
-@pytest.mark.parametrize(
-    ("arguments", "error", "message"),
-    [
-        ({"task_ids": torch.tensor([0, -1])}, ValueError, r"task_ids must lie in \[0, 3\), got -1"),
-        ({"task_ids": torch.tensor([3])}, ValueError, r"task_ids must lie in \[0, 3\), got 3"),
-        ({"task_ids": -1}, ValueError, r"task_ids must lie in \[0, 3\), got -1"),
-        ({"task_ids": 3}, ValueError, r"task_ids must lie in \[0, 3\), got 3"),
-        ({"task_ids": torch.tensor([1.0])}, TypeError, "task_ids must be int64, got torch.float32"),
-        ({"task_ids": [0]}, TypeError, "task_ids must be an int64 tensor or an int, got list"),
-        ({"task_ids": True}, TypeError, "task_ids must be an int64 tensor or an int, got bool"),
-        ({"logits": torch.ones(3, 2)}, ValueError, r"logits must have shape \[..., tasks, H, K\]"),
-        ({"logits": torch.ones(3, 2, 2).int()}, TypeError, "logits must be float32"),
-        ({"noise": "gumbel"}, ValueError, "noise must be one of 'none', .*got 'gumbel'"),
-        ({"temperature": 0.0}, ValueError, "temperature must be positive, got 0.0"),
-    ],
-)
-def test_routing_weights_errors_name_the_argument(arguments, error, message):
-    with pytest.raises(error, match=message):
-        ops.routing_weights(**{"logits": torch.ones(3, 2, 2), "task_ids": 0, **arguments})
 
 
 A, B = torch.ones(2, 3, 4, 5), torch.ones(2, 3, 5, 6)
