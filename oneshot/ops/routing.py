@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -132,9 +131,9 @@ def _save_weights(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> No
 def _differentiate_weights(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
     # With create_graph=True in plain PyTorch, which can be differentiated once more.
     again = torch.is_grad_enabled()
-    backward: Callable[..., torch.Tensor]
     backward = reference.routing_weights_backward if again else _weights_backward
-    return backward(grad, *ctx.saved_tensors, ctx.eps), None, None
+    logits, tasks, weights = ctx.saved_tensors
+    return backward(grad, logits, tasks, weights, ctx.eps), None, None
 
 
 def _save_mix(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
