@@ -10,7 +10,7 @@
 namespace oneshot {
 namespace {
 
-// Layers for a thread: about as many logits as keep it busy for longer than it takes to wake it.
+// Fewer logits than this are not worth another thread.
 constexpr int64_t kLogitsOfThread = 16384;
 
 std::tuple<Tensor, Tensor> distinct_tasks(const Tensor& task_ids, int64_t tasks) {
