@@ -27,7 +27,8 @@ list(TRANSFORM python_sources APPEND .cpp)
 
 # NO_EXTRAS: link-time optimisation buys nothing here and costs most of the build.
 pybind11_add_module(_C MODULE NO_EXTRAS csrc/python/module.cpp ${torch_sources} ${python_sources})
-target_include_directories(_C SYSTEM PRIVATE ${TORCH_DIR}/include)
+# torch carries a pybind11 of its own, which refuses the stable ABI before torch 2.13: ours is found first.
+target_include_directories(_C SYSTEM PRIVATE ${pybind11_INCLUDE_DIR} ${TORCH_DIR}/include)
 # Symbols newer than torch 2.10 become compile errors: one build runs on every torch >= 2.10.
 target_compile_definitions(_C PRIVATE
   TORCH_TARGET_VERSION=0x020a000000000000
