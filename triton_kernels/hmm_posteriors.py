@@ -20,10 +20,11 @@ from oneshot.triton_kernels.hmm_messages import upstream_pairs, upstream_states
 @triton.jit
 def scale_of(grad_log_likelihood, log_likelihood, b, HAS_GRAD: tl.constexpr):
     """Upstream gradient of log Z; that of -inf is 0, whatever is made of it."""
+    scale = 0.0
     if HAS_GRAD:
         never = tl.load(log_likelihood + b) == NEVER
-        return tl.where(never, 0.0, tl.load(grad_log_likelihood + b))
-    return 0.0
+        scale = tl.where(never, 0.0, tl.load(grad_log_likelihood + b))
+    return scale
 
 
 @triton.jit(do_not_specialize=["steps"])

@@ -1,4 +1,8 @@
-"""Launches that cover the kernels of `hmm`: 9, 64 and 200 states, shared and per-token matrices."""
+"""Launches that cover the kernels of `hmm`: 9, 64 and 200 states, shared and per-token matrices.
+
+Both dtypes, and gradients with and without what each output may pass on: a kernel whose branches
+differ in type for one of them is interpreted without complaint, and does not compile.
+"""
 
 import torch
 
@@ -19,6 +23,8 @@ def call(batch, steps, states, shared, dtype=torch.float32, lengths=True):
     outputs = kernels.hmm_posteriors(*inputs, True, True, True)
     kernels.hmm_posteriors(*inputs, False, False, False)
     kernels.hmm_posteriors_backward(*outputs, *inputs)
+    kernels.hmm_posteriors_backward(None, outputs[1], None, outputs[3], *inputs)
+    kernels.hmm_posteriors_backward(outputs[0], None, outputs[2], None, *inputs)
     kernels.hmm_viterbi(*inputs)
     kernels.hmm_sample(*inputs, None, 2, 1)
 
@@ -41,6 +47,8 @@ def cases():
     call(4, 32, 64, True)
     call(4, 5, 200, False)
     call(4, 5, 200, True)
+    for states in (9, 200):
+        call(4, 5, states, False, torch.float64, lengths=False)
     emissions(4, 32, constant=False, soft=True, normalize=False)
     emissions(4, 32, constant=True, soft=False, normalize=True)
 
