@@ -57,6 +57,11 @@ __device__ __forceinline__ T from_real(Real<T> x) {
 }
 template <>
 __device__ __forceinline__ BFloat16 from_real<BFloat16>(float x) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+  BFloat16 rounded;
+  asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(rounded.bits) : "f"(x));
+  return rounded;
+#else
   union {
     float value;
     uint32_t bits;
@@ -65,6 +70,7 @@ __device__ __forceinline__ BFloat16 from_real<BFloat16>(float x) {
   // Round to nearest, ties to even; a NaN stays a (quiet) NaN.
   if (x != x) return {uint16_t((u.bits >> 16) | 0x40u)};
   return {uint16_t((u.bits + 0x7FFFu + ((u.bits >> 16) & 1u)) >> 16)};
+#endif
 }
 template <>
 __device__ __forceinline__ Float16 from_real<Float16>(float x) {

@@ -19,7 +19,7 @@ __device__ __forceinline__ const bool* keep_row(const LogprobInput& in, int64_t 
 
 // One block a segment: its sums. Rows the mask leaves out are not read.
 template <typename T>
-__global__ void __launch_bounds__(kLogprobThreads)
+__global__ void __launch_bounds__(kLogprobThreads, sizeof(T) == 8 ? 2 : 4)
     logprob_segments_kernel(LogprobInput in, int64_t rows, SoftmaxSums<Real<T>>* partials) {
   using R = Real<T>;
   ONESHOT_SHARED(SoftmaxSums<R>, scratch, kLogprobThreads / 32);
@@ -38,7 +38,7 @@ __global__ void __launch_bounds__(kLogprobThreads)
       load_chunk(logits, keep, chunk, in.vocab, aligned, x);
       R high = sums.high;
 #pragma unroll
-      for (int i = 0; i < kPerThread<T>; ++i) high = high < x[i] ? x[i] : high;  // not a NaN
+      for (int i = 0; i < kPerThread<T>; ++i) high = larger(high, x[i]);
       sums = raised(sums, high, scale);
       // With nothing but -inf so far any finite shift gives the sums 0.
       const R shift = high == minus_infinity<R>() ? R(0) : high;
@@ -46,16 +46,17 @@ __global__ void __launch_bounds__(kLogprobThreads)
       for (int i = 0; i < kPerThread<T>; ++i) {
         const R z = (x[i] - shift) * scale, e = power_of_two(z);
         sums.total += e;
-        sums.weighted += e == R(0) ? R(0) : z * e;  // not -inf * 0
+        sums.weighted = fma(larger(z, kFarBelow<R>), e, sums.weighted);
       }
     }
-    sums = warp_merged(sums, scale);
+    sums = lanes_merged<32>(sums, scale);
     __syncthreads();
     if (threadIdx.x % 32 == 0) scratch[threadIdx.x / 32] = sums;
     __syncthreads();
-    if (threadIdx.x != 0) continue;
-    for (int w = 1; w < kLogprobThreads / 32; ++w) sums = merged(sums, scratch[w], scale);
-    partials[task] = sums;
+    if (threadIdx.x >= 32) continue;
+    constexpr int kWarps = kLogprobThreads / 32;
+    sums = lanes_merged<kWarps>(scratch[threadIdx.x % kWarps], scale);
+    if (threadIdx.x == 0) partials[task] = sums;
   }
 }
 
@@ -82,9 +83,12 @@ __global__ void logprob_rows_kernel(LogprobForward args, int64_t rows,
     }
     SoftmaxSums<R> sums{minus_infinity<R>(), R(0), R(0)};
     for (int64_t s = lane; s < segments; s += 32) {
-      sums = merged(sums, partials[row * segments + s], scale);
+      const SoftmaxSums<R> part = partials[row * segments + s];
+      const R high = larger(sums.high, part.high);
+      const SoftmaxSums<R> a = raised(sums, high, scale), b = raised(part, high, scale);
+      sums = {high, a.total + b.total, a.weighted + b.weighted};
     }
-    sums = warp_merged(sums, scale);
+    sums = lanes_merged<32>(sums, scale);
     // A row of nothing but -inf is no distribution: NaN, as in torch.log_softmax.
     if (sums.high == minus_infinity<R>()) sums.total = R(NAN);
     const R log_total = R(log(sums.total)), mean = sums.weighted * R(kLn2) / sums.total;
@@ -164,7 +168,7 @@ __device__ void write_targets(const LogprobBackward& args, int64_t row,
 
 // One block a segment: reads the logits once, writes the gradient once, possibly over them.
 template <typename T>
-__global__ void __launch_bounds__(kLogprobThreads)
+__global__ void __launch_bounds__(kLogprobThreads, sizeof(T) == 8 ? 2 : 3)
     logprob_backward_kernel(LogprobBackward args, int64_t rows) {
   using R = Real<T>;
   constexpr int kCount = Vector<T>::kCount;
@@ -181,7 +185,10 @@ __global__ void __launch_bounds__(kLogprobThreads)
     RowGradient<R> g{};
     g.silent = true;
     if (in.mask == nullptr || in.mask[row]) g = row_gradient<R>(args, row, scratch);
-    const R inverse_total = R(1) / g.total;
+    // An element is 2^z (offset + slope z): p (by_entropy (mean - y) - by_logprobs) / temperature.
+    const R unit = inverse / g.total;
+    const R offset = (g.mean * g.by_entropy - g.by_logprobs) * unit;
+    const R slope = -R(kLn2) * g.by_entropy * unit;
     for (int64_t chunk = begin; chunk < end; chunk += kChunk<T>) {
       R x[kPerThread<T>];
       if (!g.silent) {
@@ -196,9 +203,7 @@ __global__ void __launch_bounds__(kLogprobThreads)
           R gradient = R(0);
           if (!g.silent) {
             const R z = (x[v * kCount + e] - g.high) * scale;
-            const R p = power_of_two(z) * inverse_total;
-            const R by_entropy = p == R(0) ? R(0) : p * (g.mean - z * R(kLn2)) * g.by_entropy;
-            gradient = (by_entropy - p * g.by_logprobs) * inverse;
+            gradient = power_of_two(z) * fma(slope, larger(z, kFarBelow<R>), offset);
           }
           result.element[e] = from_real<T>(gradient);
         }

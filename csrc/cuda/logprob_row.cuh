@@ -15,13 +15,22 @@ namespace oneshot::cuda {
 
 inline constexpr int kLogprobThreads = 256;
 inline constexpr int64_t kSegment = 16384;
-// Elements a thread holds at a time, and a block: 32 doubles would not fit into registers.
+// Elements a thread holds at a time, and a block: more doubles would not fit into registers.
 template <typename T>
-inline constexpr int kPerThread = sizeof(T) == 8 ? 16 : 32;
+inline constexpr int kPerThread = sizeof(T) == 8 ? 8 : 32;
 template <typename T>
 inline constexpr int kChunk = kLogprobThreads * kPerThread<T>;
 
-__device__ __forceinline__ float power_of_two(float x) { return exp2f(x); }
+// One instruction, 2 units of the last place; what float32 holds as a subnormal number is 0.
+__device__ __forceinline__ float power_of_two(float x) {
+#if defined(__CUDA_ARCH__)
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+#else
+  return exp2f(x);
+#endif
+}
 __device__ __forceinline__ double power_of_two(double x) { return exp2(x); }
 
 template <typename T>
@@ -100,21 +109,28 @@ __device__ __forceinline__ SoftmaxSums<R> raised(SoftmaxSums<R> s, R high, R sca
   return {high, s.total * shrink, shrink == R(0) ? R(0) : (s.weighted + drop * s.total) * shrink};
 }
 
-template <typename R>
-__device__ __forceinline__ SoftmaxSums<R> merged(const SoftmaxSums<R>& a, const SoftmaxSums<R>& b,
-                                                 R scale) {
-  const R high = a.high < b.high ? b.high : a.high;
-  const SoftmaxSums<R> p = raised(a, high, scale), q = raised(b, high, scale);
-  return {high, p.total + q.total, p.weighted + q.weighted};
-}
+// The larger one; a NaN in b is passed over.
+__device__ __forceinline__ float larger(float a, float b) { return fmaxf(a, b); }
+__device__ __forceinline__ double larger(double a, double b) { return a < b ? b : a; }
 
+// A finite number that z * 2^z takes for z = -inf: the product is 0 all the same.
 template <typename R>
-__device__ __forceinline__ SoftmaxSums<R> warp_merged(SoftmaxSums<R> s, R scale) {
-  for (int flip = 16; flip > 0; flip /= 2) {
-    const SoftmaxSums<R> other{__shfl_xor_sync(kAllLanes, s.high, flip),
-                               __shfl_xor_sync(kAllLanes, s.total, flip),
-                               __shfl_xor_sync(kAllLanes, s.weighted, flip)};
-    s = merged(s, other, scale);
+inline constexpr R kFarBelow = R(-5000);
+
+// Of `kLanes` neighbouring lanes, in all of them. The largest number comes first, so that every
+// lane raises its sums but once.
+template <int kLanes, typename R>
+__device__ __forceinline__ SoftmaxSums<R> lanes_merged(SoftmaxSums<R> s, R scale) {
+  R high = s.high;
+#pragma unroll
+  for (int flip = kLanes / 2; flip > 0; flip /= 2) {
+    high = larger(high, __shfl_xor_sync(kAllLanes, high, flip));
+  }
+  s = raised(s, high, scale);
+#pragma unroll
+  for (int flip = kLanes / 2; flip > 0; flip /= 2) {
+    s.total += __shfl_xor_sync(kAllLanes, s.total, flip);
+    s.weighted += __shfl_xor_sync(kAllLanes, s.weighted, flip);
   }
   return s;
 }
