@@ -107,12 +107,16 @@ def _linear_ours(inputs: Inputs) -> Loss:
     return (logprobs,)
 
 
-def _cut_cross_entropy() -> Call:
+def _cut_cross_entropy(filter_eps: str | None) -> Call:
     from cut_cross_entropy import linear_cross_entropy
 
     return lambda inputs: (
         -linear_cross_entropy(
-            inputs["hidden"], inputs["weight"], inputs["targets"], reduction="none"
+            inputs["hidden"],
+            inputs["weight"],
+            inputs["targets"],
+            reduction="none",
+            filter_eps=filter_eps,
         ),
     )
 
@@ -160,7 +164,14 @@ def _linear(rows: int, features: int, vocabulary: int) -> Operation:
         oracle=_linear_oracle,
         providers=(
             Provider("torch linear + oneshot", "ours", plain(_linear_ours), coarse=True),
-            Provider("cut-cross-entropy", "peer", _cut_cross_entropy, coarse=True),
+            # By default it leaves out what is small in the gradient.
+            Provider("cut-cross-entropy", "peer", lambda: _cut_cross_entropy("high"), coarse=True),
+            Provider(
+                "cut-cross-entropy, nothing left out",
+                "peer",
+                lambda: _cut_cross_entropy(None),
+                coarse=True,
+            ),
             Provider("TRL chunked", "peer", _trl_chunked, coarse=True),
             Provider("cuBLAS matmul", "floor", plain(_matmul)),
         ),

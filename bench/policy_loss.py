@@ -36,9 +36,15 @@ GSPO = Setting("gspo", "gspo", 0.05, 0.05, sequence=True)
 def _inputs(setting: Setting, rows: int, steps: int) -> Inputs:
     logprobs = -3 * torch.rand(rows, steps)
     mask = torch.arange(steps) < torch.randint(1, steps + 1, (rows, 1))
+    old = logprobs + 0.2 * torch.randn(rows, steps)
+    # Whether a ratio at the border of the clip range is clipped is decided by its rounding: of four
+    # million tokens some would be, and float64, the judge, would say otherwise of everyone.
+    ratio = (logprobs.double() - old.double()).exp()
+    for border in (1 - setting.clip_low, 1 + setting.clip_high):
+        old = torch.where((ratio - border).abs() < 1e-5, logprobs, old)
     found = {
         "logprobs": logprobs,
-        "old": logprobs + 0.2 * torch.randn(rows, steps),
+        "old": old,
         "advantages": torch.randn(rows) + 0.5,
         "mask": mask,
         "mask_float": mask.float(),  # verl's

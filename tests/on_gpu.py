@@ -9,6 +9,7 @@ run, and runs the benchmarks on tiny CPU tensors.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import os
 import shutil
 import subprocess
@@ -44,6 +45,14 @@ def run(title: str, command: list[object], **environment: str) -> bool:
 def parity(markers: str, *options: str) -> list[object]:
     """The parity suite as a command."""
     return [sys.executable, "-m", "pytest", "-q", "-m", markers, *options, "tests/parity"]
+
+
+def side_by_side() -> list[str]:
+    """Options that share the tests among the cores, where pytest-xdist is installed.
+
+    Triton compiles hundreds of kernels for the suite: two minutes of sixteen cores.
+    """
+    return ["-n", "auto"] if importlib.util.find_spec("xdist") else []
 
 
 def build() -> bool:
@@ -89,7 +98,9 @@ def main() -> int:
             extra = {"ONESHOT_PARITY": name, **DETERMINISTIC}
             if name == "cuda-triton":
                 extra["ONESHOT_DISABLE_NATIVE"] = "1"
-            steps[f"parity {name}"] = run(f"parity {name}", parity(EVERYTHING), **extra)
+            extra["OMP_NUM_THREADS"] = "1"  # the reference of each test runs on the CPU
+            command = parity(EVERYTHING, *side_by_side())
+            steps[f"parity {name}"] = run(f"parity {name}", command, **extra)
     sanitizer = shutil.which("compute-sanitizer")
     if dry_run or sanitizer is None or not steps["build"]:
         print("\n== compute-sanitizer: skipped,", end=" ")
