@@ -7,7 +7,7 @@ NATIVE := CMakeLists.txt $(shell find csrc cmake -type f)
 export PATH := $(abspath $(BIN)):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-python test-levels test-cpp test-slow cuda test-gpu-free gpu test-build test-peers test-vllm \
+.PHONY: help demo test test-python test-levels test-cpp test-slow cuda test-gpu-free gpu test-build test-oldest test-peers test-vllm \
 	sanitize lint format bench bench-quick smollm2 clean
 
 help:  ## Show this list
@@ -80,6 +80,15 @@ gpu: $(VENV)/.built  ## On a machine with a GPU: build _C_cuda, parity, compute-
 
 test-build: $(VENV)/.built  ## Build and install in fresh environments (sdist, isolation, no compiler)
 	$(BIN)/python -m pytest -m build tests/build
+
+# Not editable, so that the library of the main environment stays; and pytest by its own name, so that the installed
+# package is tested, not this folder. No GPU is needed, though this torch is a build for CUDA.
+OLDEST_BIN := .venv-oldest/bin
+test-oldest:  ## Build and test the ops under torch 2.10, the oldest that is supported (several GB)
+	test -x $(OLDEST_BIN)/python || $(PYTHON) -m venv .venv-oldest
+	$(OLDEST_BIN)/python -m pip install --quiet torch==2.10.0 numpy pytest "setuptools>=77,<85" cmake ninja pybind11 wheel
+	ONESHOT_BUILD_CUDA=OFF $(OLDEST_BIN)/python -m pip install --quiet --no-deps --no-build-isolation --force-reinstall .
+	PATH="$(abspath $(OLDEST_BIN)):$$PATH" $(OLDEST_BIN)/pytest -q -m "not slow and not build and not gpu_free" tests/ops
 
 test-peers: $(VENV)/.built  ## Parity with the libraries that do the same (installs them)
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[bench,weak]" --no-build-isolation

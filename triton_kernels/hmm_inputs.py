@@ -125,11 +125,15 @@ class Chain(NamedTuple):
         """Switches and launch options where one program holds all states."""
         lanes = power_of_two(self.log_emit.shape[2], 2)
         warps = {64: 4, 128: 8}.get(lanes, 1 if lanes < 16 else 2)
-        return {**self._switches(), "K": lanes, "num_warps": warps}
+        return {**self._switches(), "K": lanes, "num_warps": self._warps(warps)}
 
     def tile_flags(self) -> dict[str, int | bool]:
         """The same where it holds a tile."""
-        return {**self._switches(), "TILE": TILE, "BLOCK": BLOCK}
+        return {**self._switches(), "TILE": TILE, "BLOCK": BLOCK, "num_warps": self._warps(4)}
+
+    def _warps(self, warps: int) -> int:
+        """Doubles take two registers each: among more threads they do not spill."""
+        return 2 * warps if self.log_emit.dtype == torch.float64 else warps
 
 
 def chain(

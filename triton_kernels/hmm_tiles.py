@@ -297,7 +297,7 @@ def pair_tiles_kernel(
                 ahead = tl.load(after + (row + 1) * states + j, mask=j < states, other=0.0)
                 ahead += upstream_states(grad_gamma, row + 1, states, j, ahead, HAS_GAMMA)
                 value += ahead[None, :]
-                result = result * (value - tl.load(means + row) + scale)
+                result = result * (value + (scale - tl.load(means + row)))
             sums += result
     inside = (i < states)[:, None] & (j < states)[None, :]
     to = out + program * states * states + i[:, None] * states + j[None, :]
