@@ -43,6 +43,11 @@ def _products(inputs: Inputs) -> tuple[Tensor, ...]:
     return product, states[:, :-1].mT @ states[:, 1:]
 
 
+def _exponentials(inputs: Inputs) -> tuple[Tensor, ...]:
+    """What is needed of potentials in any case, into fresh memory as posteriors are."""
+    return inputs["log_trans"].exp(), inputs["log_emit"].exp()
+
+
 # hmm_posteriors: log Z, gamma, and xi (per token) or its sum over the steps (shared)
 
 
@@ -98,6 +103,8 @@ def posteriors_operation(shape: Shape, *, shared: bool, quick: bool = False) -> 
     if shape == GEMM:
         providers.append(Provider("matrix products alone", "floor", plain(_products)))
     providers.append(memory(shared, write=True))
+    if not shared:
+        providers.append(Provider("exponentials alone", "floor", plain(_exponentials)))
     return Operation(
         family="hmm",
         kernel="hmm_posteriors",
