@@ -27,7 +27,7 @@ list(TRANSFORM python_sources APPEND .cpp)
 
 # NO_EXTRAS: link-time optimisation buys nothing here and costs most of the build.
 pybind11_add_module(_C MODULE NO_EXTRAS csrc/python/module.cpp ${torch_sources} ${python_sources})
-# torch carries a pybind11 of its own, which refuses the stable ABI before torch 2.13: ours is found first.
+# torch carries a pybind11 of its own, which in torch 2.11 refuses the stable ABI: the one asked for is found first.
 target_include_directories(_C SYSTEM PRIVATE ${pybind11_INCLUDE_DIR} ${TORCH_DIR}/include)
 # Symbols newer than torch 2.10 become compile errors: one build runs on every torch >= 2.10.
 target_compile_definitions(_C PRIVATE
