@@ -15,7 +15,6 @@ constexpr int kSequences = 8;
 constexpr int kSteps = 64;
 constexpr int kCarriers = 128;  // threads of the warps that do not scan
 constexpr int kEach = kSequences * kSteps / kCarriers;
-static_assert(kCarriers % kSteps == 0, "a carrier has the same step in each of its rows");
 // Elements of a row in shared memory: lanes that read 16 bytes of different rows meet different
 // banks.
 template <typename T>
@@ -61,11 +60,6 @@ struct Tile {
   Flags kept[kSequences * kKeptPitch / 4];
 };
 
-// The sequence of a carrier's element number `i`.
-__device__ __forceinline__ int row_of_carrier(int i, int carrier) {
-  return (i * kCarriers + carrier) / kSteps;
-}
-
 // Steps of all sequences, in the registers of the carriers.
 template <typename T>
 struct Load {
@@ -76,8 +70,9 @@ struct Load {
                                        int carrier) {
 #pragma unroll
     for (int i = 0; i < kEach; ++i) {
-      const Place& place = places[row_of_carrier(i, carrier)];
-      const int64_t t = t0 + carrier % kSteps;
+      const int at = i * kCarriers + carrier;
+      const Place& place = places[at / kSteps];
+      const int64_t t = t0 + at % kSteps;
       const bool there = t >= 0 && t < place.steps;
       rewards[i] = there ? args.rewards[place.rewards + t] : T(0);
       values[i] = there ? args.values[place.values + t] : T(0);
@@ -88,7 +83,7 @@ struct Load {
   __device__ __forceinline__ void put(Tile<T>& tile, int carrier) const {
 #pragma unroll
     for (int i = 0; i < kEach; ++i) {
-      const int row = row_of_carrier(i, carrier), step = carrier % kSteps;
+      const int row = (i * kCarriers + carrier) / kSteps, step = carrier % kSteps;
       row_of(tile.rewards, row)[step] = rewards[i];
       row_of(tile.values, row)[step] = values[i];
       reinterpret_cast<bool*>(tile.kept)[row * kKeptPitch + step] = kept[i];
@@ -101,7 +96,7 @@ __device__ __forceinline__ void write_tile(const GaeArgs<T>& args, const Place* 
                                            Tile<T>& tile, int carrier) {
 #pragma unroll
   for (int i = 0; i < kEach; ++i) {
-    const int row = row_of_carrier(i, carrier), step = carrier % kSteps;
+    const int row = (i * kCarriers + carrier) / kSteps, step = carrier % kSteps;
     const Place& place = places[row];
     if (t0 + step >= place.steps) continue;
     args.advantages[place.out + t0 + step] = row_of(tile.rewards, row)[step];
