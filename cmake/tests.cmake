@@ -7,7 +7,7 @@ if(NOT GTest_FOUND)
 endif()
 enable_testing()
 include(GoogleTest)
-foreach(name isa hmm_emissions routing_weights ${ONESHOT_FAMILIES})
+foreach(name isa exp hmm_emissions routing_weights ${ONESHOT_FAMILIES})
   add_executable(test_${name} tests/csrc/test_${name}.cpp tests/csrc/main.cpp)
   target_link_libraries(test_${name} PRIVATE oneshot_kernels GTest::gtest)
   # Every level the machine has; a level it lacks is skipped (exit code 77).

@@ -47,13 +47,14 @@ std::vector<MakeUnit> units_of(const HmmInput<float>& in, const HmmPosteriors<fl
                                const Workers& workers) {
   std::vector<MakeUnit> units;
   std::vector<int64_t> grouped;
+  const int64_t floats = in.batch * std::max<int64_t>(in.steps - 1, 0) * in.states * in.states;
   for (int64_t b = 0; b < in.batch; ++b) {
     const int64_t length = in.length(b);
     if (in.constant_trans && length > 2) {
       grouped.push_back(b);
     } else if (length > 0) {
-      units.push_back([&in, &out, b] {
-        return hmm_token_unit(HmmSequence<float>(in, b), outputs_of(in, out, b), nullptr);
+      units.push_back([&in, &out, floats, b] {
+        return hmm_token_unit(HmmSequence<float>(in, b), outputs_of(in, out, b), nullptr, floats);
       });
     } else {
       outputs_of(in, out, b);
@@ -64,7 +65,7 @@ std::vector<MakeUnit> units_of(const HmmInput<float>& in, const HmmPosteriors<fl
     const auto matrix = std::make_shared<HmmSharedMatrix>(in.log_trans, in.states, 1, workers);
     for (const int64_t b : grouped) {
       units.push_back([&in, &out, matrix, b] {
-        return hmm_token_unit(HmmSequence<float>(in, b), outputs_of(in, out, b), matrix);
+        return hmm_token_unit(HmmSequence<float>(in, b), outputs_of(in, out, b), matrix, 0);
       });
     }
     return units;
@@ -84,7 +85,7 @@ std::vector<MakeUnit> units_of(const HmmInput<float>& in, const HmmPosteriors<fl
         const float* own = in.log_trans + b * in.trans_batch_stride;
         const auto matrix = std::make_shared<HmmSharedMatrix>(own, in.states, 1, Workers());
         if (!alone) return hmm_shared_unit(matrix, jobs({b}));
-        return hmm_token_unit(HmmSequence<float>(in, b), outputs_of(in, out, b), matrix);
+        return hmm_token_unit(HmmSequence<float>(in, b), outputs_of(in, out, b), matrix, 0);
       });
     }
   } else if (!grouped.empty()) {

@@ -45,6 +45,7 @@ struct HmmSweep {
   float* scale;  // [length]; scale[t], a power of two, times the message that crosses matrix t
   float* source = nullptr;  // [length, pitch], if pairs are made at the end: what leads to a state;
                             // emit then holds what follows one
+  float* high = nullptr;    // [length] the largest potential of each matrix, if they are made twice
   HmmRing front, back;
   HmmChain forward, backward;
 
@@ -57,6 +58,7 @@ struct HmmTokenKernels {
   int64_t width;        // floats of a vector
   int64_t slot_floats;  // of a ring
   int64_t least_slots;
+  bool makes_twice;  // what it reads: HmmSweep::high instead of a ring
   void (*forward_first)(HmmSweep&);
   void (*backward_first)(HmmSweep&);
   void (*forward_second[3])(HmmSweep&);
@@ -64,6 +66,8 @@ struct HmmTokenKernels {
 };
 
 HmmTokenKernels hmm_token_kernels(int64_t states);
+// For sequences longer than the cache; all nullptr where rows leave lanes over.
+HmmTokenKernels hmm_remade_kernels(int64_t states);
 HmmTokenKernels hmm_wide_kernels(int64_t states);  // for any number of states
 
 // Sequences that share one transition matrix, the longest first: their chains go side by side, so

@@ -11,25 +11,44 @@ namespace oneshot::cpu {
 
 namespace {
 
-// All nullptr where a message is more than a handful of vectors.
-HmmTokenKernels narrow_kernels(int64_t states) {
+// All nullptr where a message is more than a handful of vectors, and, with `remake`, where the
+// states do not fill them.
+HmmTokenKernels narrow_kernels(int64_t states, bool remake) {
 #if ONESHOT_X86
   // Half-empty vectors gain nothing: rows of up to eight states fit those of AVX2.
-  if (isa() == Isa::kAvx512 && states <= 8) return avx2::hmm::token_kernels(states);
+  if (isa() == Isa::kAvx512 && states <= 8) return avx2::hmm::token_kernels(states, remake);
 #endif
-  ONESHOT_DISPATCH_ISA(hmm::token_kernels, states);
+  ONESHOT_DISPATCH_ISA(hmm::token_kernels, states, remake);
 }
 
 // Floats of a ring: what stays in the second-level cache beside the rest.
 constexpr int64_t kRingFloats = 48 * 1024;
 
+// From these sizes on exponentials are made twice instead of kept: the matrices of a sequence do not
+// stay in the second-level cache, and, where pairs are written as well, the matrices of all
+// sequences not in the last. By measurement (docs/ops/hmm.md); no bit of a result depends on it.
+constexpr int64_t kSequenceFloats = int64_t{1} << 18, kCallFloats = 48 * kSequenceFloats;
+
+HmmTokenKernels kernels_for(const HmmSequence<float>& s, const HmmSequenceOutputs<float>& out,
+                            int64_t call_floats) {
+  const bool large = (s.length - 1) * s.states * s.states >= kSequenceFloats &&
+                     (out.xi == nullptr || call_floats >= kCallFloats);
+  // Pairs go past the cache in whole lines.
+  if (large && reinterpret_cast<uintptr_t>(out.xi) % 64 == 0) {
+    const HmmTokenKernels kernels = hmm_remade_kernels(s.states);
+    if (kernels.forward_first != nullptr) return kernels;
+  }
+  return hmm_token_kernels(s.states);
+}
+
 class TokenUnit : public HmmUnit {
  public:
   TokenUnit(const HmmSequence<float>& s, const HmmSequenceOutputs<float>& out,
-            std::shared_ptr<const HmmSharedMatrix> constant)
+            std::shared_ptr<const HmmSharedMatrix> constant, int64_t call_floats)
       : out_(out),
         sweep_(s),
-        kernels_(hmm_token_kernels(s.states)),
+        kernels_(constant != nullptr ? hmm_token_kernels(s.states)
+                                     : kernels_for(s, out, call_floats)),
         constant_(std::move(constant)) {
     const int64_t states = s.states, square = states * states;
     sweep_.middle = (s.length - 1) / 2;
@@ -41,15 +60,17 @@ class TokenUnit : public HmmUnit {
       slots *= 2;
     }
     if (constant_ != nullptr) sweep_.constant = constant_->dense();
-    const int64_t ring =
-        out.xi != nullptr || constant_ != nullptr ? 0 : slots * kernels_.slot_floats;
+    const bool ringless = out.xi != nullptr || constant_ != nullptr || kernels_.makes_twice;
+    const int64_t ring = ringless ? 0 : slots * kernels_.slot_floats;
+    const int64_t highs = kernels_.makes_twice ? s.length : 0;
     const bool sums = out.xi == nullptr && out.xi_sum != nullptr;
     const int64_t sum_floats = sums ? states * sweep_.pitch : 0;
     scratch_ = HmmScratch(hmm_sweep_floats(sweep_, out) + 2 * HmmScratch::lines(ring) +
-                          2 * HmmScratch::lines(sum_floats));
+                          2 * HmmScratch::lines(sum_floats) + HmmScratch::lines(highs));
     hmm_sweep_memory(sweep_, out, scratch_);
     sweep_.front = {scratch_.take(ring), slots};
     sweep_.back = {scratch_.take(ring), slots};
+    sweep_.high = scratch_.take(highs);
     if (sums) {
       xi_sum_.resize(size_t(2 * square));
       sweep_.forward.xi_sum = xi_sum_.data();
@@ -105,18 +126,21 @@ class TokenUnit : public HmmUnit {
 }  // namespace
 
 HmmTokenKernels hmm_token_kernels(int64_t states) {
-  const HmmTokenKernels narrow = narrow_kernels(states);
+  const HmmTokenKernels narrow = narrow_kernels(states, false);
   return narrow.forward_first != nullptr ? narrow : hmm_wide_kernels(states);
 }
 
+HmmTokenKernels hmm_remade_kernels(int64_t states) { return narrow_kernels(states, true); }
+
 bool hmm_shared_one_by_one(int64_t states) {
-  return states <= 8 && narrow_kernels(states).forward_first != nullptr;
+  return states <= 8 && narrow_kernels(states, false).forward_first != nullptr;
 }
 
 std::unique_ptr<HmmUnit> hmm_token_unit(const HmmSequence<float>& s,
                                         const HmmSequenceOutputs<float>& out,
-                                        std::shared_ptr<const HmmSharedMatrix> constant) {
-  return std::make_unique<TokenUnit>(s, out, std::move(constant));
+                                        std::shared_ptr<const HmmSharedMatrix> constant,
+                                        int64_t call_floats) {
+  return std::make_unique<TokenUnit>(s, out, std::move(constant), call_floats);
 }
 
 }  // namespace oneshot::cpu

@@ -80,9 +80,11 @@ class HmmSharedMatrix {
   float *matrix_, *forward_, *backward_, *dense_;
 };
 
-// One sequence, with a matrix for every step, or `constant` for all.
+// One sequence, with a matrix for every step, or `constant` for all. call_floats: size of the
+// matrices of all sequences of the call.
 std::unique_ptr<HmmUnit> hmm_token_unit(const HmmSequence<float>&, const HmmSequenceOutputs<float>&,
-                                        std::shared_ptr<const HmmSharedMatrix> constant);
+                                        std::shared_ptr<const HmmSharedMatrix> constant,
+                                        int64_t call_floats);
 
 // Whether sequences that share a matrix go one by one as well. For few states they do: with
 // messages that stay in registers one long sequence takes 0.65 of the time, at the price of 1.2
