@@ -46,6 +46,7 @@ struct HmmSweep {
   float* source = nullptr;  // [length, pitch], if pairs are made at the end: what leads to a state;
                             // emit then holds what follows one
   float* high = nullptr;    // [length] the largest potential of each matrix, if they are made twice
+  bool far = false;         // the matrices come from memory, or from far away in the caches
   HmmRing front, back;
   HmmChain forward, backward;
 
@@ -66,7 +67,8 @@ struct HmmTokenKernels {
 };
 
 HmmTokenKernels hmm_token_kernels(int64_t states);
-// For sequences longer than the cache; all nullptr where rows leave lanes over.
+// For sequences longer than the cache whose pairs are not written; all nullptr where rows leave lanes
+// over.
 HmmTokenKernels hmm_remade_kernels(int64_t states);
 HmmTokenKernels hmm_wide_kernels(int64_t states);  // for any number of states
 

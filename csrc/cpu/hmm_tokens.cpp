@@ -24,17 +24,17 @@ HmmTokenKernels narrow_kernels(int64_t states, bool remake) {
 // Floats of a ring: what stays in the second-level cache beside the rest.
 constexpr int64_t kRingFloats = 48 * 1024;
 
-// From these sizes on exponentials are made twice instead of kept: the matrices of a sequence do not
-// stay in the second-level cache, and, where pairs are written as well, the matrices of all
-// sequences not in the last. By measurement (docs/ops/hmm.md); no bit of a result depends on it.
-constexpr int64_t kSequenceFloats = int64_t{1} << 18, kCallFloats = 48 * kSequenceFloats;
+// Floats of the matrices of a sequence from which on exponentials are made twice instead of kept,
+// unless xi keeps them: they would not stay in the second-level cache. No bit of a result depends
+// on it.
+constexpr int64_t kRemadeFloats = int64_t{1} << 18;
 
-HmmTokenKernels kernels_for(const HmmSequence<float>& s, const HmmSequenceOutputs<float>& out,
-                            int64_t call_floats) {
-  const bool large = (s.length - 1) * s.states * s.states >= kSequenceFloats &&
-                     (out.xi == nullptr || call_floats >= kCallFloats);
-  // Pairs go past the cache in whole lines.
-  if (large && reinterpret_cast<uintptr_t>(out.xi) % 64 == 0) {
+// Floats of the matrices of all sequences from which on they are asked for ahead of time: in less,
+// the hints cost more than they save (1.05 of the time at [32, 128] with 9 states).
+constexpr int64_t kFarFloats = int64_t{1} << 19;
+
+HmmTokenKernels kernels_for(const HmmSequence<float>& s, bool xi) {
+  if (!xi && (s.length - 1) * s.states * s.states >= kRemadeFloats) {
     const HmmTokenKernels kernels = hmm_remade_kernels(s.states);
     if (kernels.forward_first != nullptr) return kernels;
   }
@@ -48,12 +48,13 @@ class TokenUnit : public HmmUnit {
       : out_(out),
         sweep_(s),
         kernels_(constant != nullptr ? hmm_token_kernels(s.states)
-                                     : kernels_for(s, out, call_floats)),
+                                     : kernels_for(s, out.xi != nullptr)),
         constant_(std::move(constant)) {
     const int64_t states = s.states, square = states * states;
     sweep_.middle = (s.length - 1) / 2;
     sweep_.pitch = (states + kernels_.width - 1) / kernels_.width * kernels_.width;
     sweep_.xi = out.xi;
+    sweep_.far = call_floats >= kFarFloats;
     int64_t slots = 1;
     while (slots < kernels_.least_slots ||
            (slots < s.length / 2 && 2 * slots * kernels_.slot_floats <= kRingFloats)) {

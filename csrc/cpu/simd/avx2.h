@@ -272,8 +272,6 @@ inline F32 permute(F32 a, const int32_t* lanes) {
   return {_mm256_permutevar8x32_ps(
       a.v, _mm256_load_si256(reinterpret_cast<const __m256i*>(lanes)))};
 }
-inline void store_past_cache(float* p, F32 a) { _mm256_stream_ps(p, a.v); }
-inline void finish_past_cache() { _mm_sfence(); }
 
 #include "cpu/simd/math.inc"
 #include "cpu/simd/exp_polynomial.inc"

@@ -263,7 +263,5 @@ inline F32 merge_sums(F32 a, F32 b) {
 inline F32 permute(F32 a, const int32_t* lanes) {
   return {_mm512_permutexvar_ps(_mm512_load_si512(lanes), a.v)};
 }
-inline void store_past_cache(float* p, F32 a) { _mm512_stream_ps(p, a.v); }
-inline void finish_past_cache() { _mm_sfence(); }
 
 #include "cpu/simd/math.inc"

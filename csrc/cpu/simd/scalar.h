@@ -206,10 +206,6 @@ inline F32 inverse_power(F32 a) {
 
 // Lane i = a[lanes[i]]; `lanes` lies at a multiple of a vector's size.
 inline F32 permute(F32 a, const int32_t*) { return a; }
-// To a multiple of a vector's size, without reading the line first or keeping it in the cache;
-// other threads see it after finish_past_cache().
-inline void store_past_cache(float* p, F32 a) { *p = a.v; }
-inline void finish_past_cache() {}
 
 #include "cpu/simd/math.inc"
 #include "cpu/simd/exp_polynomial.inc"
