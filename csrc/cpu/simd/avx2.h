@@ -224,6 +224,12 @@ inline F32 gather(const float* p, int64_t stride, int64_t n) {
                                    _mm256_castsi256_ps(first_lanes(n)), 4)};
 }
 inline F32 load_part(const float* p, int64_t n) { return {_mm256_maskload_ps(p, part_mask(n))}; }
+inline F32 load_end(const float* end, int64_t n) {
+  const __m256i lanes = _mm256_add_epi32(_mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7),
+                                         _mm256_set1_epi32(int(8 - n)));
+  const __m256 x = _mm256_permutevar8x32_ps(_mm256_loadu_ps(end - 8), lanes);
+  return {_mm256_and_ps(x, _mm256_castsi256_ps(part_mask(n)))};
+}
 // In pieces: AMD's masked stores take twenty cycles, and loads behind them wait.
 inline void store_part(float* p, int64_t n, F32 a) {
   if (n & 8) return store(p, a);

@@ -229,6 +229,10 @@ inline F32 gather(const float* p, int64_t stride, int64_t n) {
   return {_mm512_mask_i32gather_ps(_mm512_setzero_ps(), first_lanes(n), places, p, 4)};
 }
 inline F32 load_part(const float* p, int64_t n) { return {_mm512_maskz_loadu_ps(part_mask(n), p)}; }
+inline F32 load_end(const float* end, int64_t n) {
+  const __mmask16 last = __mmask16(0xffffu << (16 - n));
+  return {_mm512_maskz_compress_ps(last, _mm512_loadu_ps(end - 16))};
+}
 inline void store_part(float* p, int64_t n, F32 a) { _mm512_mask_storeu_ps(p, part_mask(n), a.v); }
 inline float lane0(F32 a) { return _mm512_cvtss_f32(a.v); }
 inline F32 splat_sum(F32 a) {

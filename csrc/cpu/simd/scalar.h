@@ -181,6 +181,8 @@ inline F32 exp_scaled(F32 p, F32 n, F32 x) {
 // The first n lanes, 0 <= n <= kWidth, and zeros.
 inline F32 gather(const float* p, int64_t, int64_t n) { return {n > 0 ? *p : 0.0f}; }
 inline F32 load_part(const float* p, int64_t n) { return {n > 0 ? *p : 0.0f}; }
+// The n numbers before `end` in the first lanes, and zeros, from a whole vector that ends there.
+inline F32 load_end(const float* end, int64_t n) { return {n > 0 ? end[-1] : 0.0f}; }
 inline void store_part(float* p, int64_t n, F32 a) {
   if (n > 0) *p = a.v;
 }
