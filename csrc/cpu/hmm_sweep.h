@@ -67,8 +67,8 @@ struct HmmTokenKernels {
 };
 
 HmmTokenKernels hmm_token_kernels(int64_t states);
-// For sequences longer than the cache whose pairs are not written; all nullptr where rows leave lanes
-// over.
+// For sequences longer than the cache whose pairs are not written; all nullptr where rows leave
+// lanes over.
 HmmTokenKernels hmm_remade_kernels(int64_t states);
 HmmTokenKernels hmm_wide_kernels(int64_t states);  // for any number of states
 

@@ -46,6 +46,13 @@ def test_every_width(states, kind, dtype):
     check_posteriors(ops.hmm_posteriors(**inputs, **EVERYTHING), posteriors(inputs))
 
 
+@pytest.mark.parametrize("states", range(1, 66))
+def test_every_number_of_states(states):
+    """Rows of one and of two vectors are compiled for each number."""
+    inputs = make(3, 11, states, "token")
+    check_posteriors(ops.hmm_posteriors(**inputs, **EVERYTHING), posteriors(inputs))
+
+
 @pytest.mark.parametrize("kind", ["shared", "token"])
 @pytest.mark.parametrize(("batch", "steps", "states"), [(3, 1000, 7), (1, 1000, 17), (2, 4, 512)])
 def test_long_and_wide(batch, steps, states, kind):
@@ -220,6 +227,35 @@ def test_neighbours_and_padding_change_no_bit(states, kind):
         same(result.gamma, together.gamma[b : b + 1, :n])
         same(result.xi, together.xi[b : b + 1, : n - 1])
         same(result.xi_sum, together.xi_sum[b : b + 1])
+
+
+@pytest.mark.parametrize("states", [8, 16, 17, 24, 32, 48, 64])
+def test_a_sequence_longer_than_the_cache_has_the_same_bits_with_and_without_pairs(states):
+    """Without xi to keep them in, the CPU makes such exponentials twice (where rows are whole)."""
+    inputs = make(2, 2**18 // states**2 + 3, states, "token")
+    inputs["lengths"] = None
+    without = ops.hmm_posteriors(**inputs)
+    kept = ops.hmm_posteriors(**inputs, **EVERYTHING)
+    same(without.log_likelihood, kept.log_likelihood)
+    same(without.gamma, kept.gamma)
+    summed = ops.hmm_posteriors(**inputs, xi_sum=True)
+    same(summed.gamma, kept.gamma)
+    torch.testing.assert_close(summed.xi_sum, kept.xi_sum, rtol=1e-5, atol=1e-5)
+    exact = ops.hmm_posteriors(**cast(inputs, torch.float64), xi=True)
+    torch.testing.assert_close(kept.gamma.double(), exact.gamma, rtol=0, atol=2e-6)
+    torch.testing.assert_close(kept.xi.double(), exact.xi, rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("states", [5, 8, 9, 16, 17, 33])
+def test_a_batch_larger_than_the_cache_has_the_bits_of_its_sequences(states):
+    """Beyond 2 MB of matrices the CPU asks for memory ahead of time."""
+    batch = 2**19 // (40 * states**2) + 1
+    inputs = make(batch, 41, states, "token")
+    together = ops.hmm_posteriors(**inputs, **EVERYTHING)
+    some = torch.tensor([0, batch // 2, batch - 1])
+    alone = ops.hmm_posteriors(**rows(inputs, some), **EVERYTHING)
+    for a, b in zip(alone, together, strict=True):
+        same(a, b[some])
 
 
 @pytest.mark.parametrize(("batch", "steps", "states"), [(13, 40, 9), (1, 700, 8), (6, 12, 65)])

@@ -225,8 +225,8 @@ inline F32 gather(const float* p, int64_t stride, int64_t n) {
 }
 inline F32 load_part(const float* p, int64_t n) { return {_mm256_maskload_ps(p, part_mask(n))}; }
 inline F32 load_end(const float* end, int64_t n) {
-  const __m256i lanes = _mm256_add_epi32(_mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7),
-                                         _mm256_set1_epi32(int(8 - n)));
+  const __m256i lanes =
+      _mm256_add_epi32(_mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7), _mm256_set1_epi32(int(8 - n)));
   const __m256 x = _mm256_permutevar8x32_ps(_mm256_loadu_ps(end - 8), lanes);
   return {_mm256_and_ps(x, _mm256_castsi256_ps(part_mask(n)))};
 }
@@ -275,9 +275,9 @@ inline F32 merge_sums(F32 a, F32 b) {
 }
 
 inline F32 permute(F32 a, const int32_t* lanes) {
-  return {_mm256_permutevar8x32_ps(
-      a.v, _mm256_load_si256(reinterpret_cast<const __m256i*>(lanes)))};
+  return {
+      _mm256_permutevar8x32_ps(a.v, _mm256_load_si256(reinterpret_cast<const __m256i*>(lanes)))};
 }
 
-#include "cpu/simd/math.inc"
 #include "cpu/simd/exp_polynomial.inc"
+#include "cpu/simd/math.inc"

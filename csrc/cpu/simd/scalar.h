@@ -209,5 +209,5 @@ inline F32 inverse_power(F32 a) {
 // Lane i = a[lanes[i]]; `lanes` lies at a multiple of a vector's size.
 inline F32 permute(F32 a, const int32_t*) { return a; }
 
-#include "cpu/simd/math.inc"
 #include "cpu/simd/exp_polynomial.inc"
+#include "cpu/simd/math.inc"
