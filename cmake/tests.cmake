@@ -10,6 +10,7 @@ include(GoogleTest)
 foreach(name isa exp hmm_emissions routing_weights ${ONESHOT_FAMILIES})
   add_executable(test_${name} tests/csrc/test_${name}.cpp tests/csrc/main.cpp)
   target_link_libraries(test_${name} PRIVATE oneshot_kernels GTest::gtest)
+  target_include_directories(test_${name} PRIVATE tests/csrc)
   # Every level the machine has; a level it lacks is skipped (exit code 77).
   foreach(level scalar avx2 avx512)
     gtest_discover_tests(test_${name} TEST_PREFIX "${level}." DISCOVERY_MODE PRE_TEST
