@@ -67,9 +67,6 @@ struct HmmTokenKernels {
 };
 
 HmmTokenKernels hmm_token_kernels(int64_t states);
-// For sequences longer than the cache whose pairs are not written; all nullptr where rows leave
-// lanes over.
-HmmTokenKernels hmm_remade_kernels(int64_t states);
 HmmTokenKernels hmm_wide_kernels(int64_t states);  // for any number of states
 
 // Sequences that share one transition matrix, the longest first: their chains go side by side, so

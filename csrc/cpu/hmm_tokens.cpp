@@ -35,7 +35,7 @@ constexpr int64_t kFarFloats = int64_t{1} << 19;
 
 HmmTokenKernels kernels_for(const HmmSequence<float>& s, bool xi) {
   if (!xi && (s.length - 1) * s.states * s.states >= kRemadeFloats) {
-    const HmmTokenKernels kernels = hmm_remade_kernels(s.states);
+    const HmmTokenKernels kernels = narrow_kernels(s.states, true);
     if (kernels.forward_first != nullptr) return kernels;
   }
   return hmm_token_kernels(s.states);
@@ -130,8 +130,6 @@ HmmTokenKernels hmm_token_kernels(int64_t states) {
   const HmmTokenKernels narrow = narrow_kernels(states, false);
   return narrow.forward_first != nullptr ? narrow : hmm_wide_kernels(states);
 }
-
-HmmTokenKernels hmm_remade_kernels(int64_t states) { return narrow_kernels(states, true); }
 
 bool hmm_shared_one_by_one(int64_t states) {
   return states <= 8 && narrow_kernels(states, false).forward_first != nullptr;
