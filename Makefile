@@ -49,15 +49,23 @@ test-levels: $(VENV)/.built
 			tests/parity --ignore tests/parity/test_parity_backends.py; \
 	fi
 
-test-cpp: $(VENV)/.built  ## GoogleTest suite of the torch-free kernels
-	$(BIN)/cmake --preset dev
-	$(BIN)/cmake --build --preset dev
-	$(BIN)/ctest --preset dev
+test-cpp: cpp-dev  ## GoogleTest suite of the torch-free kernels
 
-sanitize: $(VENV)/.built  ## The C++ tests under AddressSanitizer and UndefinedBehaviorSanitizer
-	$(BIN)/cmake --preset asan
-	$(BIN)/cmake --build --preset asan
-	$(BIN)/ctest --preset asan
+sanitize: cpp-asan  ## The C++ tests under AddressSanitizer and UndefinedBehaviorSanitizer
+
+# A recipe is expanded when its prerequisites are done, so the error is the last line that make prints.
+cpp-%: configure-%
+	$(if $(shell test -f build/$*/CTestTestfile.cmake && echo found),,$(error $(CPP_TESTS_LEFT_OUT)))
+	$(BIN)/cmake --build --preset $*
+	$(BIN)/ctest --preset $*
+
+configure-%: $(VENV)/.built
+	rm -f build/$*/CTestTestfile.cmake
+	-$(BIN)/cmake --preset $*
+
+CPP_TESTS_LEFT_OUT = The C++ tests did not run: CMake could not configure them (see its message above). \
+They need GoogleTest, installed (Debian, Ubuntu: apt-get install libgtest-dev; Fedora: dnf install gtest-devel; \
+macOS: brew install googletest) or downloaded by git. Then run: make test-cpp
 
 test-slow: $(VENV)/.built  ## Tests that take minutes
 	$(BIN)/python -m pytest -m slow
@@ -108,7 +116,7 @@ test-vllm:  ## One-example training with vLLM rollouts, in process and by server
 	$(VLLM_BIN)/python -m pip install --quiet math-verify==0.9.0 pylatexenc \
 		"jsonargparse[signatures]>=4.49" pyarrow rich matplotlib tensorboard "pytest<10"
 	ONESHOT_BUILD_NATIVE=0 $(VLLM_BIN)/python -m pip install --quiet --no-deps --no-build-isolation -e .
-	OMP_NUM_THREADS=1 $(VLLM_BIN)/pytest -m vllm tests/rlvr/test_rlvr_vllm.py
+	ONESHOT_DISABLE_NATIVE=1 OMP_NUM_THREADS=1 $(VLLM_BIN)/pytest -m vllm tests/rlvr/test_rlvr_vllm.py
 
 lint: $(VENV)/.installed  ## ruff, mypy, clang-format
 	$(BIN)/ruff check .

@@ -3,7 +3,7 @@
 CMakeLists.txt is the only list of native sources and flags. Environment:
     ONESHOT_BUILD_NATIVE  unset: build if a C++ compiler is found; 1: fail if it cannot; 0: never
     ONESHOT_BUILD_CUDA    AUTO (default), ON or OFF, and TORCH_CUDA_ARCH_LIST: see cmake/cuda.cmake
-    MAX_JOBS              compile jobs (default: cores, with 2 GiB of free memory each)
+    MAX_JOBS              compile jobs (default: cores of this process, with 2 GiB of memory each)
     DEBUG                 1: debug build
 """
 
@@ -15,10 +15,14 @@ import sys
 import warnings
 from pathlib import Path
 
+import setuptools
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
+sys.path.insert(0, str(ROOT / "cmake"))
+from jobs import job_count  # noqa: E402
+
 VERSION = re.search(
     r'__version__ = "(.+)"', (ROOT / "oneshot" / "_version.py").read_text(encoding="utf-8")
 ).group(1)
@@ -42,19 +46,6 @@ def native_wanted() -> bool:
         stacklevel=2,
     )
     return False
-
-
-def job_count() -> int:
-    """Compile jobs: MAX_JOBS, else as many as cores and 2 GiB of available memory per job allow."""
-    if os.environ.get("MAX_JOBS"):
-        return int(os.environ["MAX_JOBS"])
-    jobs = os.cpu_count() or 1
-    meminfo = Path("/proc/meminfo")
-    if meminfo.exists():
-        available = re.search(r"MemAvailable:\s+(\d+)", meminfo.read_text())
-        if available:
-            jobs = min(jobs, int(available.group(1)) // (2 * 1024 * 1024))
-    return max(1, jobs)
 
 
 class CMakeBuild(build_ext):
@@ -94,6 +85,12 @@ def packages() -> list[str]:
         for init in (ROOT / "oneshot").rglob("__init__.py")
     )
 
+
+if int(setuptools.__version__.split(".")[0]) < 77:
+    raise SystemExit(
+        f"oneshot needs setuptools >= 77 to build, got {setuptools.__version__}: "
+        "pip install 'setuptools>=77', or build without --no-build-isolation"
+    )
 
 setup(
     version=VERSION,

@@ -85,7 +85,7 @@ def main(argv: list[str]) -> int:
     parser = _parser()
     arguments = parser.parse_args(argv)
     if importlib.util.find_spec("pytest_benchmark") is None:
-        parser.error("needs pytest-benchmark: pip install 'oneshot-kernels[bench]'")
+        parser.error("needs pytest-benchmark: pip install '.[bench]'")
     if arguments.threads is not None:
         if arguments.threads < 1:
             parser.error(f"--threads must be at least 1, got {arguments.threads}")

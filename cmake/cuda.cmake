@@ -14,7 +14,7 @@ endif()
 oneshot_ask_python(TORCH_CUDA
   "import re; print((re.findall('(?m)^cuda[^=]*= *.([0-9.]+)', open('${TORCH_DIR}/version.py').read()) or [''])[0])")
 if(ONESHOT_BUILD_CUDA STREQUAL "AUTO" AND NOT TORCH_CUDA)
-  message(STATUS "torch ${TORCH_VERSION} is no CUDA build: _C_cuda is left out")
+  message(STATUS "torch ${TORCH_VERSION} was built without CUDA: _C_cuda is left out")
   return()
 endif()
 

@@ -1,9 +1,13 @@
 # GoogleTest for the torch-free kernels: tests/csrc/test_<family>.cpp, one executable each.
-# Never downloaded here: install it yourself (Debian: libgtest-dev).
+# An installed GoogleTest is used; otherwise this release is downloaded into the build folder.
 find_package(GTest QUIET)
 if(NOT GTest_FOUND)
-  message(STATUS "GoogleTest was not found (Debian: apt-get install libgtest-dev): C++ tests are left out")
-  return()
+  include(FetchContent)
+  set(INSTALL_GTEST OFF)
+  FetchContent_Declare(googletest
+    GIT_REPOSITORY https://github.com/google/googletest.git
+    GIT_TAG 52eb8108c5bdec04579160ae17225d66034bd723)  # v1.17.0
+  FetchContent_MakeAvailable(googletest)
 endif()
 enable_testing()
 include(GoogleTest)

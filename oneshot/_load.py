@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import importlib.util
 import json
 import os
 import platform
@@ -14,9 +15,7 @@ from types import ModuleType
 
 import torch
 
-REBUILD = (
-    "pip install --force-reinstall --no-deps oneshot-kernels (from a checkout: pip install -e .)"
-)
+REBUILD = "pip install --force-reinstall --no-deps . (in a checkout of oneshot)"
 
 
 class NativeLibraryNotBuilt(RuntimeError):
@@ -51,10 +50,7 @@ def native() -> tuple[ModuleType | None, Exception | None]:
         p.name for p in Path(__file__).parent.glob("_C.*") if p.suffix in (".so", ".pyd")
     )
     if not built:
-        return None, NativeLibraryNotBuilt(
-            "oneshot was installed without its native library (no C++ compiler at install time, or "
-            f"ONESHOT_BUILD_NATIVE=0). To build it: {REBUILD}"
-        )
+        return None, NativeLibraryNotBuilt(_why_not_built())
     try:
         return importlib.import_module("oneshot._C"), None
     except ImportError as error:
@@ -68,19 +64,33 @@ def native() -> tuple[ModuleType | None, Exception | None]:
         )
 
 
+def _why_not_built() -> str:
+    if importlib.util.find_spec("oneshot.triton_kernels") is None:  # an install brings this package
+        checkout = Path(__file__).resolve().parents[1]
+        return (
+            f"oneshot was imported from the source folder {checkout}, which hides an installed "
+            "copy and is not installed itself. Run from another folder (and remove this one from "
+            f"PYTHONPATH), or install the checkout: pip install -e {checkout}"
+        )
+    return (
+        "oneshot was installed without its native library (no C++ compiler at install time, or "
+        f"ONESHOT_BUILD_NATIVE=0). To build it: {REBUILD}"
+    )
+
+
 @functools.cache
 def cuda_library() -> tuple[Path | None, str | Exception]:
     """Register the ops of `oneshot/_C_cuda.so` once, where torch has CUDA.
 
     Returns:
         The path of the library and "loaded"; or None and why it is off: a sentence where nothing is
-        wrong (no CUDA build of torch, not built, switched off by ``ONESHOT_DISABLE_NATIVE=1``),
+        wrong (torch without CUDA, not built, switched off by ``ONESHOT_DISABLE_NATIVE=1``),
         :class:`NativeLibraryNotLoadable` where the library is there and does not load.
     """
     if os.environ.get("ONESHOT_DISABLE_NATIVE", "0") == "1":
         return None, "switched off by ONESHOT_DISABLE_NATIVE=1"
     if torch.version.cuda is None:
-        return None, f"torch {torch.__version__} is no CUDA build"
+        return None, f"torch {torch.__version__} was built without CUDA"
     path = Path(__file__).with_name("_C_cuda.so")
     if not path.exists():
         return None, (

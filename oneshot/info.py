@@ -13,6 +13,15 @@ from oneshot._version import __version__
 PACKAGES = ("numpy", "transformers", "math-verify", "trl", "verl", "vllm", "triton")
 
 
+def foreign_distributions() -> list[str]:
+    """Installed distributions that also bring a module named ``oneshot`` and may overwrite ours."""
+    return sorted(
+        f"{name} {importlib.metadata.version(name)}"
+        for name in set(importlib.metadata.packages_distributions().get("oneshot", []))
+        if name != "oneshot-kernels"
+    )
+
+
 def info() -> dict[str, object]:
     """Collect the report as a plain dictionary (printed by ``oneshot info``)."""
     module, reason = native()
@@ -22,8 +31,10 @@ def info() -> dict[str, object]:
             packages[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             packages[name] = "not installed"
+    foreign = foreign_distributions()
     return {
         "oneshot": __version__,
+        **({"conflicts with (uninstall it)": ", ".join(foreign)} if foreign else {}),
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
         "torch": torch.__version__,

@@ -84,7 +84,7 @@ def main() -> int:
     parser.add_argument("--dry-run", action="store_true", help="what needs no GPU, on the CPU")
     dry_run = parser.parse_args().dry_run
     if not dry_run and not torch.cuda.is_available():
-        why = "is no CUDA build" if torch.version.cuda is None else "sees no GPU"
+        why = "was built without CUDA" if torch.version.cuda is None else "sees no GPU"
         print(f"make gpu needs a GPU: torch {torch.__version__} {why}", file=sys.stderr)
         return 2
     steps: dict[str, bool] = {}

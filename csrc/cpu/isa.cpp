@@ -4,6 +4,10 @@
 #include <stdexcept>
 #include <string>
 
+#if ONESHOT_X86
+#include <cpuid.h>
+#endif
+
 namespace oneshot::cpu {
 
 const char* isa_name(Isa level) {
@@ -18,6 +22,18 @@ const char* isa_name(Isa level) {
   return "scalar";
 }
 
+#if ONESHOT_X86
+namespace {
+
+// Clang before 17 rejects __builtin_cpu_supports("f16c").
+bool has_f16c() {
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  return __get_cpuid(1, &a, &b, &c, &d) != 0 && (c & bit_F16C) != 0;
+}
+
+}  // namespace
+#endif
+
 Isa best_isa() {
 #if ONESHOT_X86
   // __builtin_cpu_supports also checks that the operating system saves the registers.
@@ -26,8 +42,7 @@ Isa best_isa() {
       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
     return Isa::kAvx512;
   }
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-      __builtin_cpu_supports("f16c")) {
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c()) {
     return Isa::kAvx2;
   }
 #endif
