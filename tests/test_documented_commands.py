@@ -1,9 +1,9 @@
-"""The commands of README and docs: all of them parse, and those of blocks marked `run` run in order.
+"""Every command of README and docs parses; those of blocks marked `run` run in their order.
 
-A block that starts with ```sh run is executed as it stands, all blocks of a page one after another in one
-folder; `slow` behind it leaves the page to `make test-slow`. ```python run is a program of its own.
-Commands of other blocks need something that a test lacks (a model of a hub, a data set, GPUs): their
-options are parsed and nothing is started.
+A block that starts with ```sh run is executed as it stands, all blocks of a page one after another
+in one folder; `slow` behind it leaves the page to `make test-slow`. ```python run is a program of
+its own. Commands of other blocks need something that a test lacks (a model of a hub, a data set,
+GPUs): their options are parsed and nothing is started.
 """
 
 import argparse
