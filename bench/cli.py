@@ -7,6 +7,10 @@ import importlib.util
 import os
 from pathlib import Path
 
+import torch
+
+from oneshot.bench.registry import SUITES
+
 HERE = Path(__file__).resolve().parent
 
 
@@ -17,6 +21,13 @@ def _parser() -> argparse.ArgumentParser:
         "interleaved rounds, and write the results as JSON, Markdown and PNG. "
         "`oneshot bench render FILE` makes the table and the plot of an earlier run.",
     )
+    parser.add_argument(
+        "--suite",
+        choices=SUITES,
+        default="cpu",
+        help="cpu; gpu: GPU shapes and peers, timed by CUDA events; gpu-rehearsal: its operations "
+        "at tiny sizes on the CPU (default: %(default)s)",
+    )
     parser.add_argument("--quick", action="store_true", help="small operations, short rounds")
     parser.add_argument("--family", action="append", help="only this family (repeatable)")
     parser.add_argument("--select", metavar="EXPR", help="only operations that match (pytest -k)")
@@ -25,7 +36,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--threads", type=int, help="threads of torch and of the kernels")
     parser.add_argument(
-        "--verify-only", action="store_true", help="check everyone's numbers, time nobody"
+        "--verify-only", action="store_true", help="check every provider's numbers without timing"
     )
     parser.add_argument(
         "--output",
@@ -56,12 +67,13 @@ def _run(arguments: argparse.Namespace) -> int:
 
     seconds = arguments.seconds or (0.2 if arguments.quick else 2.0)
     options = [
-        # Nobody else's configuration: an empty one, and no cache folder.
+        # An empty configuration instead of the user's, and no cache folder.
         *("-c", os.devnull, "--rootdir", str(HERE), "-p", "no:cacheprovider", "-q"),
         *("--benchmark-quiet", f"--benchmark-max-time={seconds}"),
         f"--benchmark-min-rounds={3 if arguments.quick else 5}",
         "--benchmark-disable" if arguments.verify_only else "--benchmark-only",
         *("--output", str(arguments.output.resolve())),
+        *("--suite", arguments.suite),
     ]
     options += ["--quick"] if arguments.quick else []
     for family in arguments.family or []:
@@ -90,4 +102,6 @@ def main(argv: list[str]) -> int:
         if arguments.threads < 1:
             parser.error(f"--threads must be at least 1, got {arguments.threads}")
         os.environ["OMP_NUM_THREADS"] = str(arguments.threads)
+    if SUITES[arguments.suite].device == "cuda" and not torch.cuda.is_available():
+        parser.error(f"--suite gpu needs a GPU, and torch {torch.__version__} sees none")
     return _run(arguments)

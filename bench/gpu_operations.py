@@ -1,4 +1,4 @@
-"""What `bench/gpu.py` measures: the operations of the families at GPU shapes, with GPU peers."""
+"""The suite of a GPU: the operations of the families at GPU shapes, with GPU peers."""
 
 from __future__ import annotations
 

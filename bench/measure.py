@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from oneshot._load import native
-from oneshot.bench.registry import Operation, Provider
+from oneshot.bench.registry import SUITES, Operation, Provider
 
 # Lowest first; a machine runs all levels up to its best.
 LEVELS = ("scalar", "avx2", "avx512")
@@ -33,23 +33,20 @@ class WorkerDied(RuntimeError):
 class Worker:
     """Handle of one worker process (``worker.py``)."""
 
-    def __init__(self, level: str | None) -> None:
-        self._level = level
+    def __init__(self, suite: str, **environment: str) -> None:
+        self._suite, self._environment = suite, environment
         self.start()
 
     def start(self) -> None:
         """Start the process; again after it died."""
-        environment = dict(os.environ)
-        if self._level is not None:
-            environment["ONESHOT_CPU_ISA"] = self._level
         self._log = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "oneshot.bench.worker"],
+            [sys.executable, "-m", "oneshot.bench.worker", self._suite],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,
             text=True,
-            env=environment,
+            env={**os.environ, **self._environment},
         )
         described = self.ask("describe")
         self.isa: str = described["isa"]
@@ -93,13 +90,18 @@ class Worker:
         self._log.close()
 
 
-def start_workers() -> list[Worker]:
-    """The main worker (best level, and everyone who is not ours), then one per lower level."""
+def start_workers(suite: str) -> list[Worker]:
+    """The main worker (best backend, and all that is not ours), then one per lower backend."""
+    if SUITES[suite].device == "cuda":
+        compiled = Worker(suite)
+        if compiled.isa == "Triton":
+            return [compiled]
+        return [compiled, Worker(suite, ONESHOT_DISABLE_NATIVE="1")]
     module, _ = native()
-    if module is None or module.best_isa() not in LEVELS:
-        return [Worker(None)]
+    if suite != "cpu" or module is None or module.best_isa() not in LEVELS:
+        return [Worker(suite)]
     best = LEVELS.index(module.best_isa())
-    return [Worker(level) for level in reversed(LEVELS[: best + 1])]
+    return [Worker(suite, ONESHOT_CPU_ISA=level) for level in reversed(LEVELS[: best + 1])]
 
 
 @dataclass
@@ -109,7 +111,7 @@ class Measurement:
     Args:
         provider: Who.
         name: Shown name: the provider's, with the level for our own.
-        isa: Instruction-set level for our own providers, "" for others.
+        isa: Backend of our own providers (instruction-set level, CUDA, Triton), "" for others.
         threads: Threads torch and the kernels may use.
         status: "ok", "failed" or "not installed"; only "ok" is timed.
         detail: Reason when not ok.
@@ -156,7 +158,7 @@ def measure(
     min_time: float,
     seed: int = 0,
 ) -> list[Measurement]:
-    """Verify everyone, then time those who passed.
+    """Verify all providers, then time those that passed.
 
     Args:
         operation: What to run.

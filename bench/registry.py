@@ -1,14 +1,14 @@
 """What is measured: operations (op x shape x dtype x mode) and the providers that compute them.
 
-A family module (``bench/<family>.py``) lists its operations in ``OPERATIONS``; nothing else has to
-be told about a new one.
+A family module (``bench/<family>.py``) lists its operations in ``OPERATIONS``, which are the suite
+of the CPU; the suite of the GPU is in ``gpu_operations.py``.
 """
 
 from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -41,8 +41,9 @@ class Provider:
 
     Args:
         name: Shown in tables; unique within the operation.
-        kind: "ours" runs once per instruction-set level; "peer" competes for best peer; "floor" is
-            a bound that computes nothing (a read, a copy) and is therefore not verified.
+        kind: "ours" runs once per backend (an instruction-set level; on a GPU compiled or Triton);
+            "peer" competes for best peer; "floor" is a bound that computes nothing (a read, a copy)
+            and is therefore not verified.
         load: Imports what the provider needs and returns the callable: inputs -> outputs in the
             form of the oracle; or a :class:`Foreign`. An ImportError means "not installed".
         mutates: Names of inputs that the call overwrites; restored, untimed, after each call.
@@ -66,7 +67,7 @@ def operation_id(kernel: str, variant: str, shape: str, dtype: str, mode: str) -
 
 @dataclass(frozen=True)
 class Operation:
-    """One op at one shape, dtype and mode, with everyone who can compute it.
+    """One op at one shape, dtype and mode, with all providers that can compute it.
 
     Args:
         family: Word of the family; also the name of its module here.
@@ -76,7 +77,7 @@ class Operation:
         mode: "forward" or "forward+backward".
         make: Seeded inputs by name; "cotangents" holds one tensor per output if differentiated.
         oracle: The definition; receives the inputs in float64 and must be differentiable.
-        providers: Everyone measured, floors included.
+        providers: All that is measured, floors included.
         differentiate: Names of the inputs whose gradient is part of the work.
         quick: Also part of ``--quick``.
         variant: Which of several settings of the same kernel, e.g. "dapo".
@@ -117,17 +118,60 @@ class Operation:
         return provider.floor or floors[0]
 
 
-def operations(families: Iterable[str] = FAMILIES, *, quick: bool = False) -> list[Operation]:
-    """All operations of the families, or the quick ones only."""
+@dataclass(frozen=True)
+class Suite:
+    """Operations and where they run.
+
+    Args:
+        device: "cpu" or "cuda".
+        list: Returns the operations of some families.
+    """
+
+    device: Literal["cpu", "cuda"]
+    list: Callable[[Iterable[str]], list[Operation]]
+
+
+def _of_families(families: Iterable[str]) -> list[Operation]:
     found: list[Operation] = []
     for family in families:
         found += importlib.import_module(f"oneshot.bench.{family}").OPERATIONS
+    return found
+
+
+def _on_gpu(families: Iterable[str]) -> list[Operation]:
+    found = importlib.import_module("oneshot.bench.gpu_operations").operations()
+    return [operation for operation in found if operation.family in families]
+
+
+def _rehearsal(families: Iterable[str]) -> list[Operation]:
+    found = importlib.import_module("oneshot.bench.gpu_operations").operations(tiny=True)
+    return [
+        # Compiling for the CPU would take longer than everything else.
+        replace(o, providers=tuple(p for p in o.providers if p.name != "torch.compile"))
+        for o in found
+        if o.family in families
+    ]
+
+
+SUITES = {
+    "cpu": Suite("cpu", _of_families),
+    "gpu": Suite("cuda", _on_gpu),
+    # The operations of the GPU at sizes that a CPU does at once: a rehearsal without a GPU.
+    "gpu-rehearsal": Suite("cpu", _rehearsal),
+}
+
+
+def operations(
+    families: Iterable[str] = FAMILIES, *, quick: bool = False, suite: str = "cpu"
+) -> list[Operation]:
+    """All operations of the families in a suite, or the quick ones only."""
+    found = SUITES[suite].list(families)
     return [operation for operation in found if operation.quick or not quick]
 
 
-def find(wanted: str) -> Operation:
-    """The operation of this id, from all families."""
-    return {operation.id: operation for operation in operations()}[wanted]
+def find(wanted: str, suite: str = "cpu") -> Operation:
+    """The operation of this id, from all families of a suite."""
+    return {operation.id: operation for operation in operations(suite=suite)}[wanted]
 
 
 def plain(call: Call) -> Callable[[], Call]:

@@ -91,6 +91,7 @@ def markdown(machine: dict[str, Any], run: dict[str, Any], rows: list[Row]) -> s
     lines = [
         f"# Benchmarks of {run['date'][:10]}, commit {run['commit'][:10]}{changes}",
         "",
+        f"{machine['gpu'] + ', host ' if machine['gpu'] else ''}"
         f"{cpu['brand_raw']} (family {cpu['family']}, model {cpu['model']}), "
         f"{machine['cores']} cores, {run['threads']} threads, best level {machine['best_isa']}; "
         f"torch {machine['torch']}, built with {machine['built_with'].get('compiler', '?')}; "

@@ -19,7 +19,7 @@ from pytest_benchmark.utils import get_commit_info
 from oneshot._load import build_info, native
 from oneshot._version import __version__
 from oneshot.bench.measure import Measurement
-from oneshot.bench.registry import Operation, operation_id
+from oneshot.bench.registry import SUITES, Operation, operation_id
 
 SCHEMA = 1
 FOLDER = Path(__file__).resolve().parent / "results"
@@ -40,14 +40,15 @@ class Row:
         mode: "forward" or "forward+backward".
         provider: Shown name, level included.
         kind: "ours", "reference", "peer" or "floor".
-        isa: Level for our own providers, else "".
+        isa: Backend of our own providers (instruction-set level, CUDA, Triton), else "".
         threads: Threads allowed.
         status: "ok", "failed", "not installed" or "not timed".
         detail: Reason when not ok.
         error: Largest relative error (2-norm) of an output or gradient against float64.
         tolerance: Allowed error.
         floor: Shown name of the floor that bounds this provider.
-        metric: "wall", "cpu" (all threads) or "peak_memory" (above the inputs).
+        metric: "wall" (on a GPU: device time), "cpu" (all threads of the host) or "peak_memory"
+            (above the inputs).
         unit: "s" or "byte", per call.
         median: Median over rounds.
         q1: First quartile.
@@ -136,11 +137,17 @@ def _cpu() -> dict[str, Any]:
     return {key: info.get(key) for key in ("brand_raw", "family", "model", "l3_cache_size")}
 
 
-def machine() -> dict[str, Any]:
-    """What the numbers depend on and what stays the same between runs."""
+def machine(suite: str) -> dict[str, Any]:
+    """What the numbers depend on and what stays the same between runs.
+
+    Args:
+        suite: A key of ``registry.SUITES``.
+    """
     module, _ = native()
+    on_gpu = SUITES[suite].device == "cuda"
     return {
         "cpu": _cpu(),
+        "gpu": torch.cuda.get_device_name() if on_gpu else None,
         "cores": os.cpu_count(),
         "best_isa": module.best_isa() if module else "none",
         "system": f"{platform.system()} {platform.machine()}",
@@ -167,7 +174,7 @@ def run_info() -> dict[str, Any]:
 def fingerprint(machine_info: dict[str, Any]) -> str:
     """Name of the folder that holds the results of machines like this one."""
     cpu = machine_info["cpu"]
-    text = (
+    text = machine_info["gpu"] or (
         f"{cpu['brand_raw']} family{cpu['family']} model{cpu['model']} "
         f"{machine_info['cores']}cores {machine_info['best_isa']}"
     )
@@ -197,10 +204,11 @@ class Recorder:
 
     Args:
         folder: Where results go; None writes nothing.
+        suite: A key of ``registry.SUITES``.
     """
 
-    def __init__(self, folder: Path | None) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path | None, suite: str) -> None:
+        self.folder, self.suite = folder, suite
         self.run = run_info()
         self.rows: list[Row] = []
         self.path: Path | None = None
@@ -210,7 +218,7 @@ class Recorder:
         """Add the rows of one operation."""
         self.rows += found
         if self.folder is not None and any(row.rounds for row in self.rows):
-            self._machine = self._machine or machine()
+            self._machine = self._machine or machine(self.suite)
             self.path = save(self.folder, self._machine, self.run, self.rows)
 
 

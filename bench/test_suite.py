@@ -3,7 +3,7 @@
 One test per operation. It verifies every provider, times those who passed in interleaved rounds
 and enters each as a benchmark of its own, so that pytest-benchmark's tables, ``--benchmark-json``,
 ``--benchmark-compare`` and ``--benchmark-histogram`` work on them. With ``--benchmark-disable``
-everyone is verified and nobody is timed.
+all providers are verified and none is timed.
 """
 
 from __future__ import annotations

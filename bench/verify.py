@@ -1,4 +1,4 @@
-"""Nobody is timed who does not compute the right thing: outputs and gradients against float64."""
+"""Verification before timing: outputs and gradients of each provider against float64."""
 
 from __future__ import annotations
 

@@ -1,34 +1,39 @@
 """A process that computes and times on request, one JSON line in, one JSON line out.
 
-The instruction-set level is fixed once per process, so each level is a worker of its own; the
-parent (``measure.py``) decides who runs when.
+What computes our own ops is fixed once per process, so each backend (an instruction-set level; on
+a GPU the compiled kernels or Triton) is a worker of its own; the parent (``measure.py``) decides
+who runs when.
 """
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import json
 import math
 import os
 import sys
-import time
 import traceback
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from oneshot._load import native
+from oneshot._load import cuda_library, native
 from oneshot.bench import registry, verify
+from oneshot.bench.clocks import DeviceClock, HostClock
 from oneshot.bench.registry import Call, Foreign, Inputs, Operation, Provider
 
 
 class Worker:
-    """Holds the inputs of one operation and runs its providers."""
+    """Holds the inputs of one operation and runs its providers.
 
-    def __init__(self) -> None:
+    Args:
+        suite: A key of ``registry.SUITES``.
+    """
+
+    def __init__(self, suite: str) -> None:
+        self.suite = suite
+        self.clock = DeviceClock() if registry.SUITES[suite].device == "cuda" else HostClock()
         self.operation: Operation | None = None
         self.inputs: Inputs = {}
         self.pristine: dict[str, torch.Tensor] = {}
@@ -38,15 +43,20 @@ class Worker:
 
     def describe(self) -> dict[str, Any]:
         """What this process runs with."""
-        module, _ = native()
-        return {"isa": module.isa() if module else "none", "threads": torch.get_num_threads()}
+        if self.clock.device == "cuda":
+            backend = "Triton" if cuda_library()[0] is None else "CUDA"
+        else:
+            module, _ = native()
+            backend = module.isa() if module else "none"
+        return {"isa": backend, "threads": torch.get_num_threads()}
 
     def open(self, operation: str) -> dict[str, Any]:
         """Make the inputs of an operation."""
         self.close()
-        self.operation = registry.find(operation)
+        self.operation = registry.find(operation, self.suite)
         torch.manual_seed(0)
-        self.inputs = self.operation.make()
+        made = self.operation.make()
+        self.inputs = {key: _moved(value, self.clock.device) for key, value in made.items()}
         return {}
 
     def close(self) -> dict[str, Any]:
@@ -56,7 +66,7 @@ class Worker:
         if "torch._dynamo" in sys.modules:
             torch.compiler.reset()
         gc.collect()
-        _trim()
+        self.clock.trim()
         return {}
 
     def verify(self, provider: str) -> dict[str, Any]:
@@ -88,8 +98,16 @@ class Worker:
 
     def calibrate(self, provider: str, min_time: float) -> dict[str, Any]:
         """Peak memory of one call, and calls per round so that it lasts `min_time` seconds."""
-        peak, wall = self._peak(provider)
-        iterations = 1
+        chosen, call = self._chosen(provider)
+        for _ in range(self.clock.warm_up):
+            self._run(chosen, call)
+            self._restore(chosen)
+        once: list[float] = []
+        peak = self.clock.peak(
+            lambda: once.append(self.clock.seconds(lambda: self._run(chosen, call))[0])
+        )
+        self._restore(chosen)
+        iterations, wall = 1, once[0]
         if wall < 50 * min_time:  # that call paid for page faults and caches
             wall = min(wall, self._timed(provider, 1)["wall"])
         while wall * iterations < min_time and iterations < 1_000_000:
@@ -103,33 +121,14 @@ class Worker:
             self._timed(provider, 1)
         return self._timed(provider, iterations)
 
-    def _peak(self, provider: str) -> tuple[int | None, float]:
-        """Largest resident memory during one call above that before it, in bytes; its seconds."""
-        chosen, call = self._chosen(provider)
-        _trim()
-        try:
-            Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # resets VmHWM
-            before = _status("VmRSS")
-        except OSError:
-            before = None
-        start = time.perf_counter()
-        self._run(chosen, call)
-        wall = time.perf_counter() - start
-        peak = None if before is None else _status("VmHWM") - before
-        self._restore(chosen)
-        return peak, wall
-
     def _timed(self, provider: str, iterations: int) -> dict[str, Any]:
         chosen, call = self._chosen(provider)
         wall = cpu = 0.0
         # What a call spoils is restored after it, outside the clock.
         bursts, length = (iterations, 1) if chosen.mutates else (1, iterations)
         for _ in range(bursts):
-            wall_start, cpu_start = time.perf_counter(), time.process_time()
-            for _ in range(length):
-                self._run(chosen, call)
-            wall += time.perf_counter() - wall_start
-            cpu += time.process_time() - cpu_start
+            once = self.clock.seconds(lambda: [self._run(chosen, call) for _ in range(length)])
+            wall, cpu = wall + once[0], cpu + once[1]
             self._restore(chosen)
         return {"wall": wall / iterations, "cpu": cpu / iterations}
 
@@ -138,6 +137,8 @@ class Worker:
         loaded = provider.load()
         if not isinstance(loaded, Foreign):
             return loaded, lambda outputs: outputs
+        if self.clock.device != "cpu":
+            raise ImportError("computes on arrays of the CPU")
         self.foreign.add(provider.name)
         arguments = loaded.prepare(self.inputs)
         return lambda _: loaded.run(arguments), loaded.outputs
@@ -161,17 +162,11 @@ class Worker:
             self.inputs[key].copy_(self.pristine[key])
 
 
-def _trim() -> None:
-    """Give freed memory back, so that resident memory means live memory."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).malloc_trim(0)
-
-
-def _status(field: str) -> int:
-    for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
-        if line.startswith(field + ":"):
-            return int(line.split()[1]) * 1024
-    raise KeyError(field)
+def _moved(value: Any, device: str) -> Any:
+    """Tensors, also inside tuples, on the device."""
+    if isinstance(value, tuple):
+        return tuple(_moved(item, device) for item in value)
+    return value.to(device) if isinstance(value, torch.Tensor) else value
 
 
 def _confine() -> None:
@@ -188,9 +183,10 @@ def main() -> None:
     """Serve requests until standard input closes."""
     channel = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # whatever libraries print must not reach the channel
-    _confine()
+    if registry.SUITES[sys.argv[1]].device == "cpu":
+        _confine()
     gc.disable()  # a collection costs up to a second here; it runs between operations only
-    worker = Worker()
+    worker = Worker(sys.argv[1])
     for line in sys.stdin:
         request = json.loads(line)
         try:

@@ -14,6 +14,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -114,15 +115,13 @@ def main() -> int:
                 tool, command, PYTORCH_NO_CUDA_MEMORY_CACHING="1", **DETERMINISTIC,
                 ONESHOT_PARITY="cuda",
             )  # fmt: skip
-    benchmarks = [sys.executable, "-m", "oneshot.bench.gpu"]
+    benchmarks = [sys.executable, "-m", "oneshot.cli", "bench", "--suite"]
     if dry_run:
-        steps["benchmarks"] = run("benchmarks", [*benchmarks, "--dry-run", "--rounds", "1"])
+        with tempfile.TemporaryDirectory() as folder:
+            rehearsal = ["gpu-rehearsal", "--seconds", "0.01", "--output", folder]
+            steps["benchmarks"] = run("benchmarks", [*benchmarks, *rehearsal])
     else:
-        steps["benchmarks"] = run("benchmarks", benchmarks)
-        if steps["build"]:
-            steps["benchmarks, Triton"] = run(
-                "benchmarks, Triton", [*benchmarks, "--ours"], ONESHOT_DISABLE_NATIVE="1"
-            )
+        steps["benchmarks"] = run("benchmarks", [*benchmarks, "gpu"])
     print("\n" + "\n".join(f"{'ok' if ok else 'FAILED':6} {step}" for step, ok in steps.items()))
     return 0 if all(steps.values()) else 1
 

@@ -43,8 +43,8 @@ def provider(call: Any, name: str = "planted", kind: Any = "peer", **changes: An
 def local_worker(monkeypatch: Any, *operations: Operation, isa: str = "scalar") -> Any:
     """Answers like a worker process, without one."""
     by_id = {operation.id: operation for operation in operations}
-    monkeypatch.setattr(worker_module.registry, "find", by_id.__getitem__)
-    served = worker_module.Worker()
+    monkeypatch.setattr(worker_module.registry, "find", lambda wanted, suite: by_id[wanted])
+    served = worker_module.Worker("cpu")
 
     def ask(do: str, **arguments: Any) -> dict[str, Any]:
         return getattr(served, do)(**arguments)

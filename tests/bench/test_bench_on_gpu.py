@@ -32,5 +32,5 @@ def test_a_dry_run_goes_through_the_steps():
     said = done.stdout
     assert "== parity, collected: status 0" in said
     assert "== compute-sanitizer: skipped, a dry run" in said
-    assert "| operation | provider | median (quartiles) |" in said
+    assert "15 passed" in said
     assert said.endswith("ok     parity, collected\nok     benchmarks\n")

@@ -58,7 +58,7 @@ def test_floors_touch_memory_and_change_nothing(dtype, size):
 @pytest.mark.skipif(native()[0] is None, reason="needs the native library")
 @pytest.mark.skipif("ONESHOT_CPU_ISA" in os.environ, reason="a level is forced already")
 def test_a_worker_runs_at_its_level_and_survives_failures():
-    worker = measure.Worker("scalar")
+    worker = measure.Worker("cpu", ONESHOT_CPU_ISA="scalar")
     try:
         assert worker.isa == "scalar"
         chosen = next(operation for operation in OPERATIONS if operation.kernel == "whiten")
@@ -102,7 +102,7 @@ def test_peak_memory_counts_what_a_call_holds(monkeypatch):
 def test_a_worker_keeps_to_as_many_cores_as_it_has_threads(monkeypatch):
     """So that a library that counts cores (XLA) gets no more of them than we do."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    worker = measure.Worker(None)
+    worker = measure.Worker("cpu")
     try:
         assert worker.threads == 1
         assert len(os.sched_getaffinity(worker._process.pid)) == 1

@@ -12,6 +12,7 @@ from oneshot.bench.results import Row
 
 MACHINE = {
     "cpu": {"brand_raw": "Test CPU 1", "family": 1, "model": 2, "l3_cache_size": None},
+    "gpu": None,
     "cores": 2,
     "best_isa": "avx2",
     "system": "Linux x86_64",
@@ -84,7 +85,7 @@ def test_rows_survive_the_file(tmp_path):
 
 
 def test_an_interrupted_run_keeps_what_it_has(tmp_path):
-    recorder = results.Recorder(tmp_path)
+    recorder = results.Recorder(tmp_path, "cpu")
     recorder.add(ROWS[7:8])
     assert recorder.path is None  # nobody was timed yet
     recorder.add(ROWS[:3])

@@ -164,7 +164,7 @@ def test_the_suite_is_red_for_a_wrong_provider_only(monkeypatch, pytestconfig, w
         enabled = False
 
     def run():
-        worker, recorder = local_worker(monkeypatch, chosen), results.Recorder(None)
+        worker, recorder = local_worker(monkeypatch, chosen), results.Recorder(None, "cpu")
         test_suite.test_operation(chosen, Benchmark(), [worker], recorder, pytestconfig)
         return recorder.rows
 
