@@ -108,6 +108,18 @@ def test_every_shell_block_says_that_it_is_one():
     assert not hidden
 
 
+def test_every_link_to_a_file_leads_somewhere():
+    pages = [*PAGES, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]
+    links = [
+        (page, link)
+        for page in pages
+        for link in re.findall(r"\]\(([^)#\s]+)", page.read_text(encoding="utf-8"))
+        if "://" not in link
+    ]
+    assert len(links) > 50
+    assert not [(str(p), link) for p, link in links if not (p.parent / link).exists()]
+
+
 def test_every_make_target_of_the_pages_exists():
     targets = set(TARGET.findall((ROOT / "Makefile").read_text(encoding="utf-8")))
     named = {
