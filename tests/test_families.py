@@ -1,0 +1,49 @@
+"""One family, one word, everywhere: the files and lists that CONTRIBUTING.md names are there."""
+
+import importlib
+import re
+from pathlib import Path
+
+import pytest
+
+from oneshot.bench import registry
+from oneshot.triton_kernels import FAMILY
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def text(name):
+    return (ROOT / name).read_text(encoding="utf-8")
+
+
+FAMILIES = re.search(r"set\(ONESHOT_FAMILIES ([^)]*)\)", text("CMakeLists.txt"))[1].split()
+PATTERNS = re.findall(r"^\| `([^`]*<family>[^`]*)` \|", text("CONTRIBUTING.md"), re.MULTILINE)
+
+
+def test_the_table_is_read():
+    assert len(PATTERNS) == 21
+    assert len(FAMILIES) == 5
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_file_of_a_family_is_there(family):
+    missing = [p for p in PATTERNS if not list(ROOT.glob(p.replace("<family>", family)))]
+    assert not missing
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_list_names_the_family(family):
+    assert family in registry.FAMILIES
+    assert f"bind_{family}(" in text("csrc/python/bindings.h")
+    assert f"bind_{family}(" in text("csrc/python/module.cpp")
+    assert family in FAMILY.values()
+    assert f"from oneshot.ops.{family} import" in text("oneshot/ops/__init__.py")
+    assert f"from oneshot.numpy.{family} import" in text("oneshot/numpy/__init__.py")
+    assert f"docs/ops/{family}.md" in text("README.md")
+    assert f"ops/{family}.md" in text("docs/index.md")
+
+
+def test_every_public_op_is_in_the_readme():
+    ops = importlib.import_module("oneshot.ops")
+    table = text("README.md")
+    assert not [name for name in ops.__all__ if f"`{name}`" not in table]
