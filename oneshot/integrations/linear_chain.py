@@ -106,7 +106,7 @@ class LinearChain:
             seed: Of the counter-based generator; default: drawn from torch's global one.
 
         Returns:
-            int64 [*sample_shape, B, T], -1 past the length and where no path is possible.
+            int64 `[*sample_shape, B, T]`, -1 past the length and where no path is possible.
         """
         shape = torch.Size(sample_shape)
         seed = draw_seed() if seed is None else seed
@@ -119,10 +119,10 @@ class LinearChain:
         """Log-probability of paths in the form :meth:`sample` returns them.
 
         Args:
-            path: int64 [*sample_shape, B, T]; past the length it may hold anything.
+            path: int64 `[*sample_shape, B, T]`; past the length it may hold anything.
 
         Returns:
-            [*sample_shape, B]; -inf for an impossible path.
+            `[*sample_shape, B]`; -inf for an impossible path.
         """
         score = self.score(path)
         # An impossible sequence has partition -inf: its paths stay at -inf instead of NaN.
@@ -132,10 +132,10 @@ class LinearChain:
         """Sum of the potentials that each path touches.
 
         Args:
-            path: int64 [*sample_shape, B, T]; past the length it may hold anything.
+            path: int64 `[*sample_shape, B, T]`; past the length it may hold anything.
 
         Returns:
-            [*sample_shape, B]; -inf for a path with a -1 within the length, as `argmax` and
+            `[*sample_shape, B]`; -inf for a path with a -1 within the length, as `argmax` and
             :meth:`sample` return it for an impossible sequence.
 
         Raises:

@@ -185,10 +185,10 @@ class LinearChainCRF(Distribution):
         """Log-probability of paths.
 
         Args:
-            value: Parts, [*sample_shape, B, N-1, C, C]; those past the length are not read.
+            value: Parts, `[*sample_shape, B, N-1, C, C]`; those past the length are not read.
 
         Returns:
-            [*sample_shape, B]; -inf for an impossible path.
+            `[*sample_shape, B]`; -inf for an impossible path.
         """
         present = value != 0
         if self.lengths is not None:
@@ -207,7 +207,7 @@ class LinearChainCRF(Distribution):
             seed: Of the counter-based generator; default: drawn from torch's global one.
 
         Returns:
-            Parts, [*sample_shape, B, N-1, C, C].
+            Parts, `[*sample_shape, B, N-1, C, C]`.
         """
         return self._parts(self._chain.sample(sample_shape, seed=seed))
 

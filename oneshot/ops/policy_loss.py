@@ -262,8 +262,8 @@ def policy_loss(
         delta: Upper bound of the unclipped ratio (two-sided clipping), for negative advantages.
         log_ratio_clamp: Bounds of the log-ratio before exp, symmetric or (low, high); no gradient
             beyond them.
-        kl: Estimator of KL(policy || reference) at each token, with d = log-ratio policy to
-            reference: "k1" d, "k2" d^2/2, "k3" exp(-d) - 1 + d, "abs" |d|; "k1+", "k3+", "abs+"
+        kl: Estimator of KL(policy, reference) at each token, with d = log-ratio policy to
+            reference: "k1" d, "k2" d^2/2, "k3" exp(-d) - 1 + d, "abs" `|d|`; "k1+", "k3+", "abs+"
             have that value and the gradient of k2; "none" takes no `ref_logprobs`.
         kl_coef: Weight of the KL term. With 0 the KL is only reported.
         kl_importance_weighted: Multiply the estimate by the (unclipped) ratio, gradient included.
@@ -277,7 +277,7 @@ def policy_loss(
         entropy_aggregate: Another mode for the entropy; the overrides below do not apply to it.
         token_count: Replaces the number of tokens of this batch in "token-mean", e.g. by that of
             the global batch divided by the number of ranks. A number or a 0-dim tensor.
-        sequence_count: Replaces the number of sequences in "seq-mean-*".
+        sequence_count: Replaces the number of sequences in the "seq-mean" modes.
         max_length: Divisor of "seq-mean-token-sum-norm"; default T (needed when packed).
         count_empty: Whether sequences without a token that counts are part of the mean over
             sequences (TRL, Liger) or not (verl, OpenRLHF).
