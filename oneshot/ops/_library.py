@@ -4,23 +4,39 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import re
 import warnings
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
+from torch._functorch.utils import enable_single_level_autograd_function
+from torch.autograd import forward_ad
+from torch.autograd.forward_ad import _set_fwd_grad_enabled
+
+from oneshot.ops._numbers import as_tensor, varies
 
 # IMPL blocks of the native library attach to these schemas, whichever is loaded first.
 _LIBRARY = torch.library.Library("oneshot", "FRAGMENT")
 _REFERENCES: dict[str, Callable[..., Any]] = {}
+_FORMULAS: dict[str, _Formula] = {}
+_NUMBER = re.compile(r"\bfloat(\[\])?(?= )")
 
 
 def define(
     schema: str,
     reference: Callable[..., Any],
     fake: Callable[..., Any],
-) -> torch._ops.OpOverload:
-    """Declare one op and return the bound handle that public functions call.
+) -> Callable[..., Any]:
+    """Declare one op and return what public functions call.
+
+    Every op has an autograd kernel, so that no transform passes through in silence: forward-mode
+    differentiation raises, and so does backward through an op ``<name>_backward`` that has no
+    formula (see `differentiable`). Without one, the outputs of any other op carry no gradient.
+
+    An op that takes numbers has an overload ``traced`` in which each ``float`` is a 0-dim tensor
+    and each ``float[]`` one tensor. `torch.compile` makes a constant of a number that a custom op
+    takes, and compiles again for the next value; a number that varies goes through the overload.
 
     Args:
         schema: Operator schema without the namespace, e.g. ``"whiten(Tensor values) -> Tensor"``.
@@ -29,14 +45,63 @@ def define(
         fake: Shapes and dtypes of the outputs, for tracing.
 
     Returns:
-        The ``default`` overload of ``torch.ops.oneshot.<name>``.
+        The ``default`` overload of ``torch.ops.oneshot.<name>``; for an op with numbers, a function
+        that chooses the overload.
     """
     name = schema.split("(", 1)[0]
-    _LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
-    _LIBRARY.impl(name, reference, "CompositeExplicitAutograd")
     _REFERENCES[name] = reference
-    torch.library.register_fake(f"oneshot::{name}", fake, lib=_LIBRARY)
-    return getattr(torch.ops.oneshot, name).default
+    op = _declare(name, schema, reference, fake)
+    numbers = [i for i, argument in enumerate(op._schema.arguments) if _is_number(argument)]
+    if not numbers:
+        return op
+
+    def run(*arguments: Any) -> Any:
+        values = list(arguments)
+        for i in numbers:
+            values[i] = values[i].tolist()
+        return op(*values)
+
+    overload = _NUMBER.sub("Tensor", schema.replace(name, f"{name}.traced", 1))
+    traced = _declare(name, overload, run, fake)
+
+    def call(*arguments: Any) -> Any:
+        if any(_is_traced(arguments[i]) for i in numbers):
+            values = [as_tensor(x) if i in numbers else x for i, x in enumerate(arguments)]
+            return traced(*values)
+        return op(*arguments)
+
+    return call
+
+
+def _is_number(argument: Any) -> bool:
+    return str(argument.type) in ("float", "List[float]")
+
+
+def _is_traced(value: Any) -> bool:
+    if isinstance(value, torch.Tensor):
+        return True  # saved for a backward by the overload
+    if not torch.compiler.is_dynamo_compiling():
+        return False
+    return any(varies(x) for x in (value if isinstance(value, list) else [value]))
+
+
+def _declare(
+    name: str, schema: str, reference: Callable[..., Any], fake: Callable[..., Any]
+) -> torch._ops.OpOverload:
+    qualified = schema.split("(", 1)[0]
+    _LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
+    _LIBRARY.impl(qualified, reference, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"oneshot::{qualified}", fake, lib=_LIBRARY)
+    packet = getattr(torch.ops.oneshot, name)
+    op = getattr(packet, qualified.partition(".")[2] or "default")
+    if not op._schema.is_mutable:
+        _LIBRARY.impl(qualified, _autograd_kernel(name, op), "Autograd", with_keyset=True)
+    return op
+
+
+class _Formula(NamedTuple):
+    backward: Callable[..., Any]
+    setup_context: Callable[..., None]
 
 
 def differentiable(
@@ -45,9 +110,103 @@ def differentiable(
     setup_context: Callable[..., None],
 ) -> None:
     """Attach a backward formula (a second op of the same family) to a declared op."""
-    torch.library.register_autograd(
-        f"oneshot::{name}", backward, setup_context=setup_context, lib=_LIBRARY
+    _FORMULAS[name] = _Formula(backward, setup_context)
+
+
+def save_for_backward(ctx: Any, *tensors: torch.Tensor | None) -> None:
+    """As of `ctx`; takes tensors made in inference mode, which autograd itself refuses, by copy."""
+    ctx.save_for_backward(
+        *(x.clone() if x is not None and x.is_inference() else x for x in tensors)
     )
+
+
+def as_data(x: torch.Tensor) -> torch.Tensor:
+    """Cut off the graph. A tangent of forward mode stays, for the op to refuse."""
+    return x if forward_ad._current_level >= 0 or not x.requires_grad else x.detach()
+
+
+def _without_formula(name: str) -> _Formula:
+    """A backward op may be differentiated in vain; the outputs of any other op are data."""
+
+    def mark(ctx: Any, _: Any, output: Any) -> None:
+        if not name.endswith("_backward"):
+            ctx.mark_non_differentiable(*(output if isinstance(output, tuple) else (output,)))
+
+    def backward(ctx: Any, *_: Any) -> Any:
+        raise RuntimeError(
+            f"{name.removesuffix('_backward')} has no second derivative: call backward without "
+            "create_graph=True"
+        )
+
+    return _Formula(backward, mark)
+
+
+class _Modes(NamedTuple):
+    """Travels behind the arguments of an op, through `Node.apply`."""
+
+    keyset: torch._C.DispatchKeySet
+    reverse: bool
+    forward: bool
+
+
+def _autograd_kernel(name: str, op: torch._ops.OpOverload) -> Callable[..., Any]:
+    """What serves an op at the dispatch key Autograd.
+
+    `torch.library.register_autograd` passes tensors of forward mode through without their tangents,
+    refuses torch.func, and costs more than most ops of this package.
+    """
+    missing = _without_formula(name)
+
+    class Node(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, *arguments: Any) -> Any:
+            *inputs, modes = arguments
+            # A Function turns gradients off, but levels of torch.func below this one record, too.
+            with torch.set_grad_enabled(modes.reverse), _set_fwd_grad_enabled(modes.forward):
+                output = _below_autograd(op, modes.keyset, inputs)
+            _FORMULAS.get(name, missing).setup_context(ctx, inputs, output)
+            return output
+
+        @staticmethod
+        def backward(ctx: Any, *grads: Any) -> Any:
+            result = _FORMULAS.get(name, missing).backward(ctx, *grads)
+            return (*result, None) if isinstance(result, tuple) else (result, None)
+
+        @staticmethod
+        def jvp(ctx: Any, *_: Any) -> Any:
+            raise RuntimeError(
+                f"{name.removesuffix('_backward')} has no forward-mode derivative (torch.func.jvp, "
+                "jacfwd, hessian and linearize, torch.autograd.forward_ad); "
+                + (
+                    "its outputs are data: give it inputs without a tangent"
+                    if name not in _FORMULAS and not name.endswith("_backward")
+                    else "reverse mode has one: backward, torch.func.grad, vjp, jacrev"
+                )
+            )
+
+    Node.__name__ = Node.__qualname__ = "".join(word.capitalize() for word in name.split("_"))
+    # Function.apply itself would hand this call to torch.func, which has brought it here already.
+    apply = super(torch.autograd.Function, Node).apply
+
+    def kernel(keyset: torch._C.DispatchKeySet, *arguments: Any) -> Any:
+        reverse = torch.is_grad_enabled()
+        forward = forward_ad._current_level >= 0
+        if not forward and not (reverse and torch._C._any_requires_grad(*arguments)):
+            return _below_autograd(op, keyset, arguments)
+        modes = _Modes(keyset, reverse, forward)
+        if not torch._C._are_functorch_transforms_active():
+            return apply(*arguments, modes)
+        with enable_single_level_autograd_function():
+            return apply(*arguments, modes)
+
+    return kernel
+
+
+def _below_autograd(
+    op: torch._ops.OpOverload, keyset: torch._C.DispatchKeySet, arguments: Sequence[Any]
+) -> Any:
+    with torch._C._AutoDispatchBelowAutograd():
+        return op.redispatch(keyset & torch._C._after_autograd_keyset, *arguments)
 
 
 def has_kernel(name: str, key: str) -> bool:

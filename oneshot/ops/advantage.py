@@ -8,10 +8,11 @@ import torch
 
 from oneshot.ops import _library
 from oneshot.ops._checks import check_choice, check_float, check_mask, check_same_device
+from oneshot.ops._numbers import number
 from oneshot.reference import advantage as reference
 
 _group_advantages = _library.define(
-    "group_advantages(Tensor rewards, Tensor? mask, Tensor? lengths, int group_size, "
+    "group_advantages(Tensor rewards, Tensor? mask, Tensor? lengths, SymInt group_size, "
     "Tensor? group_ids, Tensor? group_sizes, str baseline, str scale, int ddof, float eps, "
     "str singleton, str nan) -> Tensor",
     reference.group_advantages,
@@ -33,8 +34,7 @@ _whiten = _library.define(
 def _as_data(name: str, tensor: torch.Tensor) -> torch.Tensor:
     """Checked, cut off the graph, half formats widened to float32."""
     check_float(name, tensor)
-    if tensor.requires_grad:
-        tensor = tensor.detach()
+    tensor = _library.as_data(tensor)
     return tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor
 
 
@@ -143,7 +143,7 @@ def group_advantages(
         raise ValueError("lengths must be given for baseline='opo' with rewards [N], got None")
     return _group_advantages(
         rewards, mask, lengths, groups or 0, group_ids, group_sizes,
-        baseline, scale, ddof, eps, singleton, nan,
+        baseline, scale, ddof, number("eps", eps), singleton, nan,
     )  # fmt: skip
 
 
@@ -225,7 +225,8 @@ def gae(
                              f"sequence, got {list(bootstrap.shape)}")  # fmt: skip
         check_same_device("bootstrap", bootstrap, "rewards", rewards)
         bootstrap = _as_data("bootstrap", bootstrap)
-    return _gae(rewards, values, mask, bootstrap, cu_seqlens, gamma, lam)
+    discounts = number("gamma", gamma), number("lam", lam)
+    return _gae(rewards, values, mask, bootstrap, cu_seqlens, *discounts)
 
 
 def whiten(
@@ -258,4 +259,4 @@ def whiten(
     if mask is not None:
         check_mask("mask", mask, values.shape, "values")
         check_same_device("mask", mask, "values", values)
-    return _whiten(values, mask, shift_mean, eps)
+    return _whiten(values, mask, shift_mean, number("eps", eps))

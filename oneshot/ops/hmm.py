@@ -61,14 +61,16 @@ _posteriors_backward = _library.define(
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     *tensors, ctx.gamma, ctx.xi, ctx.xi_sum = inputs
-    # Outputs, too: with create_graph=True they lead back to this node, so the second derivative
-    # arrives below as the gradient of gamma and xi.
-    ctx.save_for_backward(*tensors, *output)
+    log_likelihood, *posteriors = output
+    # The posteriors, too: with create_graph=True they lead back to this node, so the second
+    # derivative arrives below as the gradient of gamma and xi. Of log_likelihood only what backward
+    # needs, so that callers may edit what they got: `log_likelihood[empty] = 0`.
+    _library.save_for_backward(ctx, *tensors, log_likelihood == _NEVER, *posteriors)
     ctx.set_materialize_grads(False)  # an output nobody differentiates costs nothing
 
 
 def _differentiate(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-    *inputs, log_likelihood, gamma, xi, xi_sum = ctx.saved_tensors
+    *inputs, impossible, gamma, xi, xi_sum = ctx.saved_tensors
     grad, *upstream = (
         grad if asked else None  # an empty output has an empty gradient
         for grad, asked in zip(grads, (True, ctx.gamma, ctx.xi, ctx.xi_sum), strict=True)
@@ -94,7 +96,7 @@ def _differentiate(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]
             for new, asked, old in zip(again, missing, (gamma, xi, xi_sum), strict=True)
         )
     # -inf is a constant, whatever is made of it
-    scale = torch.where(log_likelihood == _NEVER, 0, grad)[:, None]
+    scale = torch.where(impossible, 0, grad)[:, None]
     grad_init = grad_trans = grad_emit = grad_final = None
     if by_state:
         grad_emit = scale[:, :, None] * gamma
@@ -140,7 +142,7 @@ def _no_third_derivative(ctx: Any, *_: Any) -> None:
 
 
 _library.differentiable("hmm_posteriors", _differentiate, _save)
-_library.differentiable("hmm_posteriors_backward", _no_third_derivative, lambda *_, **__: None)
+_library.differentiable("hmm_posteriors_backward", _no_third_derivative, lambda *_: None)
 
 
 class HmmPosteriors(NamedTuple):

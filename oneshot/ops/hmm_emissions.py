@@ -42,13 +42,13 @@ _backward = _library.define(
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     *tensors, ctx.normalize = inputs
-    ctx.save_for_backward(*tensors)
+    _library.save_for_backward(ctx, *tensors)
 
 
 def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    _, observations, weights = ctx.saved_tensors
+    log_emissions, observations, weights = ctx.saved_tensors  # read once: checkpointing needs it
     by_log_emissions, by_observations, by_weights = _backward(
-        grad, *ctx.saved_tensors, ctx.normalize
+        grad, log_emissions, observations, weights, ctx.normalize
     )
     return (
         by_log_emissions,
@@ -58,12 +58,7 @@ def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     )
 
 
-def _no_second_derivative(ctx: Any, *_: Any) -> None:
-    raise RuntimeError("combine_emissions can be differentiated once; this is a second derivative")
-
-
 _library.differentiable("combine_emissions", _differentiate, _save)
-_library.differentiable("combine_emissions_backward", _no_second_derivative, lambda *_, **__: None)
 
 
 def combine_emissions(

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from oneshot.ops._checks import check_choice, check_float, check_same_device
+from oneshot.ops._library import as_data
 
 TransAxis = Literal["sequence", "step"] | None
 
@@ -21,9 +22,9 @@ class Potentials(NamedTuple):
     lengths: Tensor | None  # int64 [B]
     log_final: Tensor | None  # [1|B, K]
 
-    def detach(self) -> Potentials:
-        """The same as data."""
-        return Potentials(*(x if x is None else x.detach() for x in self))  # type: ignore[arg-type]
+    def as_data(self) -> Potentials:
+        """The same without gradients."""
+        return Potentials(*(x if x is None else as_data(x) for x in self))  # type: ignore[arg-type]
 
 
 def wide(x: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ _viterbi = _library.define(
     ),
 )
 _sample = _library.define(
-    f"hmm_sample({_INPUTS}, Tensor? sequence_ids, int num_samples, int seed) -> Tensor",
+    f"hmm_sample({_INPUTS}, Tensor? sequence_ids, SymInt num_samples, SymInt seed) -> Tensor",
     hmm_sampling.hmm_sample,
     lambda _init, _trans, log_emit, _lengths, _final, _ids, num_samples, _seed: log_emit.new_empty(
         (num_samples, *log_emit.shape[:2]), dtype=torch.int64
@@ -72,7 +72,7 @@ def hmm_viterbi(
         Viterbi 1967; Rabiner 1989, equations 32-35.
     """
     x = potentials(log_init, log_trans, log_emit, lengths, log_final, trans_axis)
-    return HmmPath(*_viterbi(*x.detach()))
+    return HmmPath(*_viterbi(*x.as_data()))
 
 
 def hmm_sample(
@@ -129,4 +129,4 @@ def hmm_sample(
             raise ValueError(f"{name} must lie in [{low}, {high}), got {value}")
     if sequence_ids is not None:
         check_integers("sequence_ids", sequence_ids, log_emit.shape[0], "log_emit", log_emit)
-    return _sample(*x.detach(), sequence_ids, num_samples, seed)
+    return _sample(*x.as_data(), sequence_ids, num_samples, seed)

@@ -6,9 +6,11 @@ import math
 from typing import Any
 
 import torch
+from torch.autograd import forward_ad
 
 from oneshot.ops import _library
 from oneshot.ops._checks import check_float, check_mask, check_same_device
+from oneshot.ops._numbers import number
 from oneshot.reference import logprob as reference
 
 _INPUTS = "Tensor targets, Tensor? mask, Tensor? keep_mask"
@@ -51,7 +53,9 @@ _backward_ = _library.define(
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
     logits, targets, mask, keep_mask, ctx.temperature, ctx.inplace = inputs
     logprobs, _, stats = output
-    ctx.save_for_backward(logits, targets, mask, keep_mask, logprobs, stats)
+    # A copy, one number per token, so that callers may edit what they got: `logprobs[~mask] = 0`.
+    saved = logits, targets, mask, keep_mask, logprobs.clone(), stats
+    _library.save_for_backward(ctx, *saved)
     ctx.mark_non_differentiable(stats)
     ctx.set_materialize_grads(False)  # an output nobody differentiates costs nothing
 
@@ -64,14 +68,11 @@ def _differentiate(
 ) -> tuple[torch.Tensor | None, ...]:
     if grad_logprobs is None and grad_entropy is None:
         return (None,) * 6
-    if torch.is_grad_enabled():
-        raise RuntimeError(
-            "token_logprobs_and_entropy has no second derivative: call backward without "
-            "create_graph=True"
-        )
     logits, *others = ctx.saved_tensors
     arguments = (grad_logprobs, grad_entropy, logits, *others, ctx.temperature)
-    if not ctx.inplace:
+    # With create_graph=True and in torch.func somebody may differentiate the gradient, which then
+    # needs a node of its own.
+    if not ctx.inplace or torch.is_grad_enabled() or forward_ad._current_level >= 0:
         return (_backward(*arguments), *(None,) * 5)
     # The version goes up, so whoever saved these logits for a backward of their own gets autograd's
     # error instead of wrong numbers; a second backward through this node gets it too.
@@ -98,7 +99,7 @@ def _check(
             f"got {list(logits.shape)}"
         )
     rows = logits.shape[:-1]
-    if not (math.isfinite(temperature) and temperature > 0):
+    if not 0 < temperature < math.inf:
         raise ValueError(f"temperature must be positive and finite, got {temperature}")
     if targets is not None:
         if targets.dtype != torch.int64:
@@ -114,7 +115,7 @@ def _check(
         check_same_device("mask", mask, "logits", logits)
     if keep_mask is not None:
         _check_keep_mask(keep_mask, logits)
-    if inplace_backward and not torch.compiler.is_compiling():
+    if inplace_backward:
         _check_overwritable(logits)
 
 
@@ -137,10 +138,12 @@ def _check_keep_mask(keep_mask: torch.Tensor, logits: torch.Tensor) -> None:
 def _check_overwritable(logits: torch.Tensor) -> None:
     if not (logits.requires_grad and torch.is_grad_enabled()):
         return
-    if logits.is_leaf:
+    owner = logits if logits._base is None else logits._base
+    if owner.is_leaf and owner.requires_grad:
         raise ValueError(
             "inplace_backward=True would overwrite a leaf tensor with its own gradient: logits "
-            "must be the output of an operation (a model), not a parameter or an input"
+            "must be the output of an operation (a model), not a parameter, an input or a view of "
+            "one"
         )
     if logits.shape[-1] > 1 and logits.stride(-1) != 1:
         raise ValueError(
@@ -183,8 +186,9 @@ def token_logprobs_and_entropy(
             top-p sampling replayed). Default: all tokens are kept.
         inplace_backward: Write the gradient over the logits instead of into a new tensor. The
             logits hold the gradient afterwards: nothing may read them after backward. Autograd
-            raises if another operation saved them for its backward. Under `torch.compile` the
-            compiler decides whether the memory is reused. Default: False.
+            raises if another operation saved them for its backward. Under `torch.compile`, where
+            it could not, with create_graph=True and in transforms of torch.func the gradient is a
+            new tensor. Default: False.
 
     Returns:
         Log-probabilities in the shape of `targets` and entropy (nats) in the shape of the rows,
@@ -203,9 +207,10 @@ def token_logprobs_and_entropy(
         in one pass by the running maximum of Milakov and Gimelshein (2018), "Online normalizer
         calculation for softmax", algorithm 3.
     """
+    inplace_backward = inplace_backward and not torch.compiler.is_compiling()
     _check(logits, targets, temperature, mask, keep_mask, inplace_backward)
     logprobs, entropy, _ = _forward(
-        logits, targets, mask, keep_mask, float(temperature), inplace_backward
+        logits, targets, mask, keep_mask, number("temperature", temperature), inplace_backward
     )
     return logprobs, entropy
 
@@ -274,6 +279,9 @@ def token_entropy(
     Source:
         H = -sum p log p; ``entropy_from_logits`` of TRL and verl.
     """
+    inplace_backward = inplace_backward and not torch.compiler.is_compiling()
     _check(logits, None, temperature, mask, keep_mask, inplace_backward)
     targets = logits.new_empty((*logits.shape[:-1], 0), dtype=torch.int64)
-    return _forward(logits, targets, mask, keep_mask, float(temperature), inplace_backward)[1]
+    return _forward(
+        logits, targets, mask, keep_mask, number("temperature", temperature), inplace_backward
+    )[1]

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from oneshot.ops import _library
 from oneshot.ops._checks import check_float, check_mask, check_same_device
+from oneshot.ops._numbers import number
 from oneshot.ops.policy_options import bounds, resolve_normalizer, resolve_options
 from oneshot.reference import policy_loss as reference
 from oneshot.reference.policy_loss import (
@@ -97,7 +98,7 @@ def _per_token(name: str, x: Tensor | None, like_name: str, like: Tensor) -> Ten
         raise ValueError(
             f"{name} must have the shape of {like_name} {list(like.shape)}, got {list(x.shape)}"
         )
-    return x.detach()
+    return _library.as_data(x)
 
 
 def _per_sequence_or_token(
@@ -108,7 +109,7 @@ def _per_sequence_or_token(
     check_same_device(name, x, like_name, like)
     batch = like.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
     if x.shape == like.shape:
-        return x.detach()
+        return _library.as_data(x)
     if x.dim() == 2 and x.shape[1] == 1:
         x = x.squeeze(1)
     if x.shape != (batch,):
@@ -116,7 +117,7 @@ def _per_sequence_or_token(
             f"{name} must be [{batch}] (one a sequence) or have the shape of {like_name} "
             f"{list(like.shape)}, got {list(x.shape)}"
         )
-    return x.detach()
+    return _library.as_data(x)
 
 
 def _batch_size(tokens: Tensor, cu_seqlens: Tensor | None) -> int:
@@ -148,10 +149,7 @@ def _fake_policy_loss_backward(
 
 
 def _spread_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The fields of `PolicyOptions` travel as one list and max_length.
-
-    register_autograd walks the schema once per argument: 29 arguments cost 175 us a call.
-    """
+    """The fields of `PolicyOptions` travel as one list and max_length."""
     return lambda *arguments: function(*arguments[:-2], *arguments[-2], arguments[-1])
 
 
@@ -176,9 +174,12 @@ _INPUTS = 9  # tensors before the options
 def _policy_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     logprobs, old, advantages, mask, ref, _, importance, cu_seqlens, _ = inputs[:_INPUTS]
     ctx.options = inputs[_INPUTS:]
-    if ctx.options[0][PolicyOptions._fields.index("kl_coef")] == 0:
+    numbers = ctx.options[0]
+    traced = isinstance(numbers, Tensor)  # numbers that may vary from call to call
+    if not traced and numbers[PolicyOptions._fields.index("kl_coef")] == 0:
         ref = None  # only reported
-    ctx.save_for_backward(logprobs, old, advantages, mask, ref, importance, cu_seqlens, output[2])
+    saved = logprobs, old, advantages, mask, ref, importance, cu_seqlens, output[2]
+    _library.save_for_backward(ctx, *saved)
     ctx.mark_non_differentiable(output[1], output[2])
 
 
@@ -383,7 +384,7 @@ _value_loss_backward = _library.define(
 
 def _value_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     values, old_values, returns, mask, cu_seqlens, _, ctx.clip = inputs[:7]
-    ctx.save_for_backward(values, old_values, returns, mask, cu_seqlens, output[2])
+    _library.save_for_backward(ctx, values, old_values, returns, mask, cu_seqlens, output[2])
     ctx.mark_non_differentiable(output[1], output[2])
 
 
@@ -456,7 +457,7 @@ def value_loss(
         mask,
         cu_seqlens,
         normalizer.count_tensor(values),
-        math.inf if clip is None else float(clip),
+        math.inf if clip is None else number("clip", clip),
         normalizer.aggregate,
         count_empty,
         normalizer.max_length,
@@ -546,14 +547,14 @@ def importance_weights(
     if not 0 <= low <= high:
         raise ValueError(f"thresholds must satisfy 0 <= low <= high, got low={low}, high={high}")
     weights, metrics = _importance_weights(
-        logprobs.detach(),
+        _library.as_data(logprobs),
         sampler,
         mask,
         cu_seqlens,
         level == "sequence",
         mode == "truncate",
-        float(low),
-        float(high),
+        number("low", low),
+        number("high", high),
         bounds("log_ratio_clamp", log_ratio_clamp)[1],
         normalize,
         ignore_nan,

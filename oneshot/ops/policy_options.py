@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from oneshot.ops._checks import check_same_device
+from oneshot.ops._numbers import as_tensor, number, refuse_gradient
 from oneshot.reference.policy_loss import Aggregate, Kl, PolicyOptions, Ratio, Surrogate
 
 
@@ -73,7 +74,7 @@ def _choice(name: str, value: str, table: dict[str, Any]) -> Any:
 def _at_least(name: str, value: float, bound: float) -> float:
     if not value >= bound:
         raise ValueError(f"{name} must be at least {bound:g}, got {value}")
-    return float(value)
+    return number(name, value)
 
 
 def bounds(name: str, clamp: float | tuple[float, float] | None) -> tuple[float, float]:
@@ -83,7 +84,7 @@ def bounds(name: str, clamp: float | tuple[float, float] | None) -> tuple[float,
     low, high = clamp if isinstance(clamp, tuple) else (-clamp, clamp)
     if not low < high:
         raise ValueError(f"{name} must be positive or a (low, high) pair, got {clamp}")
-    return float(low), float(high)
+    return number(name, low), number(name, high)
 
 
 class Normalizer(NamedTuple):
@@ -100,6 +101,8 @@ class Normalizer(NamedTuple):
         if isinstance(self.override, Tensor):
             check_same_device("the count", self.override, "the input", like)
             return self.override.detach()
+        if torch.compiler.is_compiling():
+            return as_tensor(self.override).to(like.device)
         return torch.tensor(float(self.override), dtype=torch.float64, device=like.device)
 
 
@@ -133,6 +136,7 @@ def resolve_normalizer(
     count = sequence_count if token_count is None else token_count
     name = "sequence_count" if token_count is None else "token_count"
     if isinstance(count, Tensor):
+        refuse_gradient(name, count)
         if count.dim() != 0:
             raise ValueError(f"{name} must be a number or a 0-dim tensor, got {list(count.shape)}")
     elif count is not None and not count > 0:
@@ -194,9 +198,9 @@ def resolve_options(
         kl_importance_weighted=kl_importance_weighted,
         kl_log_ratio_clamp=bounds("kl_log_ratio_clamp", kl_log_ratio_clamp)[1],
         kl_clamp=bounds("kl_clamp", kl_clamp)[1],
-        policy_coef=float(policy_coef),
-        kl_coef=float(kl_coef),
-        entropy_coef=float(entropy_coef),
+        policy_coef=number("policy_coef", policy_coef),
+        kl_coef=number("kl_coef", kl_coef),
+        entropy_coef=number("entropy_coef", entropy_coef),
         aggregate=normalizer.aggregate,
         kl_aggregate=_own_aggregate("kl_aggregate", kl_aggregate, mode),
         entropy_aggregate=_own_aggregate("entropy_aggregate", entropy_aggregate, mode),

@@ -9,6 +9,7 @@ import torch
 
 from oneshot.ops import _library
 from oneshot.ops._checks import check_choice, check_float, check_same_device
+from oneshot.ops._numbers import number
 from oneshot.reference import routing as reference
 
 real_type = reference.real_type
@@ -116,16 +117,9 @@ _lora_backward = _library.define(
 )
 
 
-def _once(name: str) -> None:
-    if torch.is_grad_enabled():
-        raise RuntimeError(
-            f"{name} has no second derivative: call backward without create_graph=True"
-        )
-
-
 def _save_weights(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
     logits, tasks, ctx.eps = inputs
-    ctx.save_for_backward(logits, tasks, output)
+    _library.save_for_backward(ctx, logits, tasks, output)
 
 
 def _differentiate_weights(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
@@ -138,11 +132,10 @@ def _differentiate_weights(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor |
 
 def _save_mix(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
     inventory, weights, ctx.transposed = inputs
-    ctx.save_for_backward(inventory, weights)
+    _library.save_for_backward(ctx, inventory, weights)
 
 
 def _differentiate_mix(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-    _once("mix_adapters")
     needed = ctx.needs_input_grad[:2]
     grads = _mix_backward(grad, *ctx.saved_tensors, ctx.transposed, *needed)
     return (*(g if need else None for g, need in zip(grads, needed, strict=True)), None)
@@ -151,7 +144,7 @@ def _differentiate_mix(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | Non
 def _save_lora(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
     *tensors, _, ctx.scaling = inputs
     # Nothing that grows with the number of mixtures: backward mixes again.
-    ctx.save_for_backward(*tensors, output[1])
+    _library.save_for_backward(ctx, *tensors, output[1])
     ctx.mark_non_differentiable(output[1])
     ctx.set_materialize_grads(False)
 
@@ -161,7 +154,6 @@ def _differentiate_lora(
 ) -> tuple[torch.Tensor | None, ...]:
     if grad is None:
         return (None,) * 7
-    _once("routed_lora")
     needed = ctx.needs_input_grad[:4]
     grads: tuple[torch.Tensor | None, ...] = (None,) * 4
     if any(needed):
@@ -269,6 +261,7 @@ def routing_weights(
     if logits.dim() < 3:
         raise ValueError(f"logits must have shape [..., tasks, H, K], got {list(logits.shape)}")
     check_choice("noise", noise, ("none", "per_task", "per_example"))
+    temperature = number("temperature", temperature)
     if not temperature > 0:
         raise ValueError(f"temperature must be positive, got {temperature}")
     *layers, tasks, heads, skills = logits.shape
@@ -298,7 +291,7 @@ def routing_weights(
         uniform = torch.rand_like(logits).logit(torch.finfo(logits.dtype).eps)
         logits = (logits + uniform) / temperature
         chosen = torch.arange(chosen.shape[0], device=logits.device)
-    weights = _weights(logits, chosen, eps)
+    weights = _weights(logits, chosen, number("eps", eps))
     return weights.view(*layers, *weights.shape[1:]), index
 
 
@@ -443,6 +436,7 @@ def routed_lora(
         et al. (2021). A and B are mixed separately, so A_u B_u has cross terms between skills.
     """
     check_choice("plan", plan, PLANS)
+    scaling = number("scaling", scaling)
     d_in, d_out = _check_lora(x, lora_a, lora_b, weights)
     _check_features(x, d_in, "lora_a")
     if weights is not None:
@@ -484,7 +478,7 @@ def routed_lora(
         weights,
         rows.reshape(-1),
         None if base is None else base.reshape(*groups, d_out),
-        float(scaling),
+        scaling,
     )
     return y.view(shape)
 

@@ -14,6 +14,7 @@ from hmm_oracle import (
     posteriors,
     same,
 )
+from torch._dynamo.testing import CompileCounterWithBackend
 
 from oneshot import ops
 
@@ -422,7 +423,7 @@ def test_opcheck(kind, optional, dtype):
 @pytest.mark.parametrize("kind", ["shared", "token"])
 def test_compiles_once_for_all_sizes(kind):
     torch._dynamo.reset()
-    counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+    counter = CompileCounterWithBackend("aot_eager")
 
     def loss(inputs):
         result = ops.hmm_posteriors(**inputs, xi_sum=True)
