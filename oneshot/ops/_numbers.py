@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+
 def refuse_gradient(name: str, value: Any) -> None:
     """Raise ValueError for a tensor that requires grad: its gradient would be lost in silence."""
     if isinstance(value, torch.Tensor) and value.requires_grad:
@@ -19,6 +20,11 @@ def number(name: str, value: Any) -> float:
     """A coefficient as a float, which no gradient passes."""
     refuse_gradient(name, value)
     return float(value)
+
+
+def is_finite(value: float) -> bool:
+    """`math.isfinite`, which Dynamo cannot ask of a symbol; nor ``value < inf``, always true to it."""
+    return -1.7976931348623157e308 <= value <= 1.7976931348623157e308
 
 
 def varies(value: float) -> bool:

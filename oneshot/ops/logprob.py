@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -10,7 +9,7 @@ from torch.autograd import forward_ad
 
 from oneshot.ops import _library
 from oneshot.ops._checks import check_float, check_mask, check_same_device
-from oneshot.ops._numbers import number
+from oneshot.ops._numbers import is_finite, number
 from oneshot.reference import logprob as reference
 
 _INPUTS = "Tensor targets, Tensor? mask, Tensor? keep_mask"
@@ -99,7 +98,7 @@ def _check(
             f"got {list(logits.shape)}"
         )
     rows = logits.shape[:-1]
-    if not 0 < temperature < math.inf:
+    if not (is_finite(temperature) and temperature > 0):
         raise ValueError(f"temperature must be positive and finite, got {temperature}")
     if targets is not None:
         if targets.dtype != torch.int64:

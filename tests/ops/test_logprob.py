@@ -408,11 +408,101 @@ def test_inplace_backward_misuse_is_found():
     shared = (leaf[:1] * 1).expand(3, 40)
     with pytest.raises(ValueError, match="expanded"):
         ops.token_logprobs(shared, targets, inplace_backward=True)
+    # a view of a parameter is the parameter's memory
+    for view in (
+        lambda p: p.view(3, 4, 10),
+        lambda p: p[:, :-1],
+        lambda p: p[1:],
+        lambda p: p.transpose(0, 1).transpose(0, 1),
+        lambda p: p.reshape(-1, 20)[:, 5:],
+        lambda p: p.unsqueeze(0).expand(1, 3, 40),
+        lambda p: p.view_as(p).detach().requires_grad_(),
+        lambda p: p.unbind(0)[1],
+        lambda p: p.chunk(2, -1)[0],
+    ):
+        parameter = torch.nn.Parameter(logits.clone())
+        rows = view(parameter)
+        with pytest.raises(ValueError, match="leaf"):
+            ops.token_logprobs(
+                rows, torch.zeros(rows.shape[:-1], dtype=torch.int64), inplace_backward=True
+            )
     # without gradients there is nothing to overwrite
     with torch.no_grad():
         before = leaf.detach().clone()
         ops.token_logprobs(leaf, targets, inplace_backward=True)
         assert torch.equal(leaf, before)
+
+
+def head():
+    """A weight, and the calls of a language model's loss over its logits."""
+    generator = torch.Generator().manual_seed(5)
+    weight = torch.randn(11, 4, generator=generator).requires_grad_()
+    hidden = torch.randn(2, 3, 4, generator=generator)
+    return weight, hidden, torch.randint(11, (2, 3), generator=generator)
+
+
+def z_loss(logits):
+    return 1e-2 * logits.logsumexp(-1).pow(2).sum()
+
+
+@pytest.mark.parametrize(
+    ("case", "backend"),
+    [
+        *((case, "aot_eager") for case in ("z_loss", "twice", "break", "returns_logits", "inside")),
+        ("z_loss", "inductor"),
+    ],
+)
+def test_compiled_inplace_backward_never_overwrites_logits(case, backend):
+    """A compiled backward bumps no version counter: what else saved the logits would be wrong."""
+    torch._dynamo.reset()
+    weight, hidden, ids = head()
+
+    def logprobs(logits, inplace):
+        return ops.token_logprobs(logits, ids, inplace_backward=inplace).sum()
+
+    def entropy(logits, inplace):
+        return ops.token_entropy(logits, inplace_backward=inplace).sum()
+
+    def broken(logits, inplace):
+        squares = logits * logits
+        torch._dynamo.graph_break()
+        return squares.sum() + logprobs(logits, inplace)
+
+    def model(hidden, inplace):
+        logits = hidden @ weight.T
+        return logits, logprobs(logits, inplace)
+
+    def inside(logits, inplace):
+        return (logits * logits).sum() + logprobs(logits, inplace)
+
+    def gradient(compiled, inplace):
+        logits = hidden @ weight.T
+        if case == "returns_logits":
+            logits, loss = compiled(model)(hidden, inplace)
+            loss = loss + z_loss(logits)
+        elif case == "z_loss":
+            loss = z_loss(logits) + compiled(logprobs)(logits, inplace)
+        elif case == "twice":
+            loss = compiled(logprobs)(logits, inplace) + compiled(entropy)(logits, inplace)
+        else:
+            loss = compiled({"break": broken, "inside": inside}[case])(logits, inplace)
+        return torch.autograd.grad(loss, weight)[0]
+
+    right = gradient(lambda function: function, False)
+    ours = gradient(lambda function: torch.compile(function, backend=backend), True)
+    torch.testing.assert_close(ours, right, rtol=1e-5, atol=1e-5)
+
+
+def test_compiled_inplace_backward_leaves_a_parameter_alone():
+    torch._dynamo.reset()
+    logits, ids = make((4, 9))
+    leaf = logits.clone().requires_grad_()
+    torch.compile(
+        lambda x: ops.token_logprobs(x, ids, inplace_backward=True).sum(), backend="aot_eager"
+    )(leaf).backward()
+    assert torch.equal(leaf.detach(), logits)
+    (expected,) = torch.autograd.grad(ops.token_logprobs(leaf, ids).sum(), leaf)
+    torch.testing.assert_close(leaf.grad, expected)
 
 
 MEMORY = """
