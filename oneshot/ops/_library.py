@@ -14,7 +14,7 @@ from torch._functorch.utils import enable_single_level_autograd_function
 from torch.autograd import forward_ad
 from torch.autograd.forward_ad import _set_fwd_grad_enabled
 
-from oneshot.ops._numbers import as_tensor, varies
+from oneshot.ops._numbers import as_tensor
 
 # IMPL blocks of the native library attach to these schemas, whichever is loaded first.
 _LIBRARY = torch.library.Library("oneshot", "FRAGMENT")
@@ -65,9 +65,8 @@ def define(
     traced = _declare(name, overload, run, fake)
 
     def call(*arguments: Any) -> Any:
-        if any(_is_traced(arguments[i]) for i in numbers):
-            values = [as_tensor(x) if i in numbers else x for i, x in enumerate(arguments)]
-            return traced(*values)
+        if any(isinstance(arguments[i], torch.Tensor) for i in numbers):
+            return traced(*(as_tensor(x) if i in numbers else x for i, x in enumerate(arguments)))
         return op(*arguments)
 
     return call
@@ -75,14 +74,6 @@ def define(
 
 def _is_number(argument: Any) -> bool:
     return str(argument.type) in ("float", "List[float]")
-
-
-def _is_traced(value: Any) -> bool:
-    if isinstance(value, torch.Tensor):
-        return True  # saved for a backward by the overload
-    if not torch.compiler.is_dynamo_compiling():
-        return False
-    return any(varies(x) for x in (value if isinstance(value, list) else [value]))
 
 
 def _declare(

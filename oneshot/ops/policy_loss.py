@@ -12,7 +12,7 @@ from torch import Tensor
 
 from oneshot.ops import _library
 from oneshot.ops._checks import check_float, check_mask, check_same_device
-from oneshot.ops._numbers import number
+from oneshot.ops._numbers import number, numbers
 from oneshot.ops.policy_options import bounds, resolve_normalizer, resolve_options
 from oneshot.reference import policy_loss as reference
 from oneshot.reference.policy_loss import (
@@ -348,7 +348,7 @@ def policy_loss(
         importance_weights,
         cu_seqlens,
         normalizer.count_tensor(logprobs),
-        [float(options[i]) for i in range(len(options) - 1)],
+        numbers(options[:-1]),
         options.max_length,
     )
     return PolicyLoss(loss, metrics)

@@ -84,7 +84,8 @@ def bounds(name: str, clamp: float | tuple[float, float] | None) -> tuple[float,
     low, high = clamp if isinstance(clamp, tuple) else (-clamp, clamp)
     if not low < high:
         raise ValueError(f"{name} must be positive or a (low, high) pair, got {clamp}")
-    return number(name, low), number(name, high)
+    high = number(name, high)
+    return number(name, low) if isinstance(clamp, tuple) else -high, high
 
 
 class Normalizer(NamedTuple):

@@ -261,9 +261,9 @@ def routing_weights(
     if logits.dim() < 3:
         raise ValueError(f"logits must have shape [..., tasks, H, K], got {list(logits.shape)}")
     check_choice("noise", noise, ("none", "per_task", "per_example"))
-    temperature = number("temperature", temperature)
     if not temperature > 0:
         raise ValueError(f"temperature must be positive, got {temperature}")
+    temperature = number("temperature", temperature)
     *layers, tasks, heads, skills = logits.shape
     logits = logits.to(real_type(logits.dtype)).reshape(math.prod(layers), tasks, heads, skills)
     if isinstance(task_ids, torch.Tensor):
