@@ -175,9 +175,10 @@ def _autograd_kernel(name: str, op: torch._ops.OpOverload) -> Callable[..., Any]
                 )
             )
 
-    Node.__name__ = Node.__qualname__ = "".join(word.capitalize() for word in name.split("_"))
+    # A class of its own name, which a result's grad_fn shows: TokenLogprobsAndEntropyBackward.
+    named = type("".join(word.capitalize() for word in name.split("_")), (Node,), {})
     # Function.apply itself would hand this call to torch.func, which has brought it here already.
-    apply = super(torch.autograd.Function, Node).apply
+    apply = super(torch.autograd.Function, named).apply  # type: ignore[misc]
 
     def kernel(keyset: torch._C.DispatchKeySet, *arguments: Any) -> Any:
         reverse = torch.is_grad_enabled()

@@ -69,9 +69,10 @@ def _differentiate(
         return (None,) * 6
     logits, *others = ctx.saved_tensors
     arguments = (grad_logprobs, grad_entropy, logits, *others, ctx.temperature)
-    # With create_graph=True and in torch.func somebody may differentiate the gradient, which then
-    # needs a node of its own.
-    if not ctx.inplace or torch.is_grad_enabled() or forward_ad._current_level >= 0:
+    # With create_graph=True and in torch.func the gradient may be differentiated, so it needs a
+    # node of its own; what compiles a backward does not see that a version went up.
+    fresh = torch.is_grad_enabled() or forward_ad._current_level >= 0
+    if not ctx.inplace or fresh or torch.compiler.is_compiling():
         return (_backward(*arguments), *(None,) * 5)
     # The version goes up, so whoever saved these logits for a backward of their own gets autograd's
     # error instead of wrong numbers; a second backward through this node gets it too.

@@ -493,6 +493,20 @@ def test_compiled_inplace_backward_never_overwrites_logits(case, backend):
     torch.testing.assert_close(ours, right, rtol=1e-5, atol=1e-5)
 
 
+def test_compiled_autograd_never_overwrites_logits():
+    torch._dynamo.reset()
+    weight, hidden, ids = head()
+
+    def loss(inplace):
+        logits = hidden @ weight.T
+        return z_loss(logits) + ops.token_logprobs(logits, ids, inplace_backward=inplace).sum()
+
+    (right,) = torch.autograd.grad(loss(False), weight)
+    with torch._dynamo.compiled_autograd._enable(torch.compile(backend="aot_eager")):
+        loss(True).backward()
+    torch.testing.assert_close(weight.grad, right)
+
+
 def test_compiled_inplace_backward_leaves_a_parameter_alone():
     torch._dynamo.reset()
     logits, ids = make((4, 9))

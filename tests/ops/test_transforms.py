@@ -430,6 +430,11 @@ def test_without_gradients(case):
     assert not case.function(x).requires_grad
 
 
+def test_a_graph_names_its_op():
+    y = CASES["policy_loss"].function(fixed(2, 4).requires_grad_())
+    assert y.grad_fn.name() == "PolicyLossBackward"
+
+
 @once_differentiable
 def test_results_are_copied_and_pickled(case):
     y = case.function(fixed(*case.shape).requires_grad_())
