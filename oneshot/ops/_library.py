@@ -105,7 +105,7 @@ def differentiable(
 
 
 def save_for_backward(ctx: Any, *tensors: torch.Tensor | None) -> None:
-    """As of `ctx`; takes tensors made in inference mode, which autograd itself refuses, by copy."""
+    """`ctx.save_for_backward`, with a copy of tensors of inference mode, which it would refuse."""
     ctx.save_for_backward(
         *(x.clone() if x is not None and x.is_inference() else x for x in tensors)
     )
@@ -117,7 +117,7 @@ def as_data(x: torch.Tensor) -> torch.Tensor:
 
 
 def _without_formula(name: str) -> _Formula:
-    """A backward op may be differentiated in vain; the outputs of any other op are data."""
+    """An op ``<name>_backward`` refuses to be differentiated; outputs of any other op are data."""
 
     def mark(ctx: Any, _: Any, output: Any) -> None:
         if not name.endswith("_backward"):

@@ -174,9 +174,9 @@ _INPUTS = 9  # tensors before the options
 def _policy_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     logprobs, old, advantages, mask, ref, _, importance, cu_seqlens, _ = inputs[:_INPUTS]
     ctx.options = inputs[_INPUTS:]
-    numbers = ctx.options[0]
-    traced = isinstance(numbers, Tensor)  # numbers that may vary from call to call
-    if not traced and numbers[PolicyOptions._fields.index("kl_coef")] == 0:
+    constants = ctx.options[0]
+    kl_coef = PolicyOptions._fields.index("kl_coef")
+    if not isinstance(constants, Tensor) and constants[kl_coef] == 0:
         ref = None  # only reported
     saved = logprobs, old, advantages, mask, ref, importance, cu_seqlens, output[2]
     _library.save_for_backward(ctx, *saved)
