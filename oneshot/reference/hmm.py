@@ -121,7 +121,9 @@ def hmm_posteriors(
         if gamma:
             state, _ = normalise(alphas[t] + beta, -1)
             gammas[:, t] = torch.where(c.active[t], state.exp(), 0)
-    return log_likelihood.to(log_emit.dtype), gammas, xis, total.to(log_emit.dtype)
+    # A copy and no view: callers edit it in place.
+    log_likelihood = log_likelihood.to(log_emit.dtype, copy=True)
+    return log_likelihood, gammas, xis, total.to(log_emit.dtype)
 
 
 def hmm_posteriors_backward(

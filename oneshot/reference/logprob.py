@@ -61,7 +61,8 @@ def token_logprobs_and_entropy(
     # p log p is 0 at p = 0, also where the logit is -inf.
     mean = torch.where(weights == 0, 0, weights * shifted).sum(-1) / total
     entropy = total.log() - mean
-    logprobs = (shifted.gather(-1, ids) - total.log().unsqueeze(-1)).view(targets.shape)
+    logprobs = shifted.gather(-1, ids) - total.log().unsqueeze(-1)
+    logprobs = logprobs.view(targets.shape).clone()  # no view: callers edit it in place
     stats = torch.stack((high.squeeze(-1), total, mean), -1)
     if mask is not None:
         entropy = torch.where(mask, entropy, 0)
