@@ -43,7 +43,7 @@ def resolve(source: str) -> Path | str:
     Raises:
         FileNotFoundError: No such folder, or no model in it.
         ModuleNotFoundError: The package is not installed.
-        ValueError: None of the forms.
+        ValueError: None of the forms, or an adapter without the weights of its base model.
     """
     if source == "embedded":
         return _model_folder(EMBEDDED)
@@ -75,12 +75,13 @@ def load_model(source: str, dtype: str = "float32") -> PreTrainedModel:
         The model, in evaluation mode.
 
     Raises:
-        FileNotFoundError, ModuleNotFoundError, ValueError: As in `resolve`; or a wrong dtype.
+        FileNotFoundError, ModuleNotFoundError, ValueError: As in `resolve`; or a wrong dtype, or
+            weights of the model that are not in its files (they would be random).
         OSError: The hub does not have it or cannot be reached.
     """
     from transformers import AutoModelForCausalLM
 
-    return _load(AutoModelForCausalLM, source, dtype=dtype)
+    return _load(AutoModelForCausalLM, source, dtype=dtype, complete=True)
 
 
 def load_encoder(source: str) -> PreTrainedModel:
@@ -115,11 +116,9 @@ def load_tagger(source: str, labels: Sequence[str], dtype: str = "float32") -> P
     Raises:
         FileNotFoundError, ModuleNotFoundError, ValueError, OSError: As in `load_model`.
     """
-    from transformers import AutoModelForTokenClassification
-
     names = dict(enumerate(labels))
     return _load(
-        AutoModelForTokenClassification,
+        _tagger_class(source),
         source,
         dtype=dtype,
         id2label=names,
@@ -218,18 +217,61 @@ def convert_gguf(gguf: Path, folder: Path) -> None:
     AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(folder)
 
 
-def _load(kind: Any, source: str, *, dtype: str = "float32", **options: Any) -> PreTrainedModel:
-    """A model by one of transformers' Auto classes."""
+def _tagger_class(source: str) -> Any:
+    """The token classifier of a model type; where transformers has none, a head on its trunk."""
+    from transformers import AutoConfig, AutoModelForTokenClassification, PreTrainedModel
+    from transformers.modeling_layers import GenericForTokenClassification
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING,
+        MODEL_MAPPING,
+    )
+
+    try:
+        kind = type(AutoConfig.from_pretrained(resolve(source)))
+    except OSError:
+        return AutoModelForTokenClassification  # `_load` meets the same error and words it
+    if kind in MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING or kind not in MODEL_MAPPING:
+        return AutoModelForTokenClassification
+    trunk: Any = MODEL_MAPPING[kind]
+    base = next(c for c in trunk.__mro__[1:] if issubclass(c, PreTrainedModel))
+    name = trunk.__name__.removesuffix("Model") + "ForTokenClassification"
+    return type(name, (GenericForTokenClassification, base), {"config_class": kind})
+
+
+def _load(
+    kind: Any, source: str, *, dtype: str = "float32", complete: bool = False, **options: Any
+) -> PreTrainedModel:
+    """A model by one of transformers' classes; `complete` refuses weights that are not stored."""
     if dtype not in DTYPES:
         raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
     place = resolve(source)
     import torch
 
     try:
-        model: PreTrainedModel = kind.from_pretrained(place, dtype=getattr(torch, dtype), **options)
+        model: PreTrainedModel
+        model, report = kind.from_pretrained(
+            place, dtype=getattr(torch, dtype), output_loading_info=True, **options
+        )
     except OSError as error:
         raise OSError(_not_loaded("model", source, place, error)) from error
+    if getattr(model, "_hf_peft_config_loaded", False):
+        raise ValueError(_adapter(source))
+    missing = sorted(report["missing_keys"])
+    if complete and missing:
+        raise ValueError(
+            f"the model of {source!r} lacks {len(missing)} of the weights of "
+            f"{type(model).__name__} ({', '.join(missing[:3])}{', ...' if missing[3:] else ''}); "
+            "they would be random. Is it a model of another kind, or saved without them?"
+        )
     return model.eval()
+
+
+def _adapter(source: str | Path) -> str:
+    return (
+        f"{source} is a PEFT adapter (it has adapter_config.json), which is not loaded here; merge "
+        "it into its base model and save that: PeftModel.from_pretrained(base, adapter)"
+        ".merge_and_unload().save_pretrained(folder)"
+    )
 
 
 def _package_model(package: str) -> tuple[Path, str]:
@@ -257,6 +299,8 @@ def _package_model(package: str) -> tuple[Path, str]:
 
 
 def _model_folder(folder: Path) -> Path:
+    if (folder / "adapter_config.json").is_file():
+        raise ValueError(_adapter(folder))
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(f"{folder}: no model there (it has no config.json)")
     return folder

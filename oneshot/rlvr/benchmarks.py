@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from oneshot.rlvr.data import Problem, source_rows
+from oneshot.rlvr.data import Problem, answer_text, source_rows
 from oneshot.rlvr.rewards import last_boxed
 
 
@@ -147,7 +147,7 @@ def _answer(benchmark: Benchmark, row: Mapping[str, Any]) -> str:
         value = _field(row, "answer")
     if isinstance(value, float) and value.is_integer():
         value = int(value)  # AMC: 27.0
-    answer = str(value).strip()
+    answer = answer_text(value).strip()
     if not answer:
         raise ValueError("the answer is empty")
     return answer

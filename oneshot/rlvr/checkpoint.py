@@ -58,7 +58,7 @@ class Snapshot:
 
     Attributes:
         model: For its config; it may be sharded.
-        weights: Whole tensors by parameter name, tied ones once.
+        weights: Whole tensors of `stored_tensors`.
         moments: Of the optimizer, whole.
     """
 
@@ -84,7 +84,20 @@ def snapshot(
         for name, parameter in model.named_parameters()
         for key, value in optimizer.state.get(parameter, {}).items()
     }
-    return Snapshot(model, _whole(dict(model.named_parameters()), keep), _whole(moments, keep))
+    return Snapshot(model, _whole(dict(stored_tensors(model)), keep), _whole(moments, keep))
+
+
+def stored_tensors(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
+    """What a checkpoint of a model holds, by name: parameters, tied ones once, and buffers.
+
+    Buffers count where they are persistent: transformers keeps trained numbers in some of them,
+    such as `layer_scalar` of each Gemma 4 block.
+    """
+    yield from model.named_parameters()
+    parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    for name, value in model.state_dict().items():
+        if name not in parameters:
+            yield name, value
 
 
 def save(

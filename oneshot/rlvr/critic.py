@@ -16,7 +16,7 @@ from oneshot import models, ops
 from oneshot.ops.policy_loss import ValueMetric
 from oneshot.rlvr.algorithm_config import AlgorithmConfig, CriticConfig
 from oneshot.rlvr.config import ModelConfig
-from oneshot.rlvr.microbatch import MicroBatch, loss_weights, split
+from oneshot.rlvr.microbatch import MicroBatch, loss_weights, update_batches
 from oneshot.rlvr.optimizer import make_optimizer, take_step
 from oneshot.rlvr.policy import distribute
 from oneshot.rlvr.rollout import Rollout
@@ -50,8 +50,7 @@ class Critic:
     def values(self, rollout: Rollout) -> Tensor:
         """Values [N, R] of the state before each response token, 0 where masked; float32."""
         result = torch.zeros(rollout.response_ids.shape, device=rollout.response_ids.device)
-        rows = list(range(len(rollout)))
-        batches = split(rollout, rows, self.algorithm.microbatch_tokens)
+        batches = [batch for part in self._plan(rollout) for batch in part]
         for batch in self.processes.padded(batches):
             values = response_values(self.model, batch)
             result[batch.rows, : values.shape[1]] = torch.where(batch.response_mask, values, 0)
@@ -74,16 +73,16 @@ class Critic:
         Raises:
             NonFiniteLossError: Before the optimizer step that would have spread it.
         """
-        steps = self.algorithm.updates_per_rollout
-        size = len(rollout) // steps
+        plan = self._plan(rollout)
         figures: dict[str, float] = {}
-        for begin in range(0, len(rollout), size):
-            batches = split(
-                rollout, list(range(begin, begin + size)), self.algorithm.microbatch_tokens
-            )
+        for batches in plan:
             for name, value in self._step(batches, old_values, returns, step).items():
-                figures[name] = figures.get(name, 0.0) + value / steps
+                figures[name] = figures.get(name, 0.0) + value / len(plan)
         return {f"critic/{name}": value for name, value in figures.items()}
+
+    def _plan(self, rollout: Rollout) -> list[list[MicroBatch]]:
+        algorithm = self.algorithm
+        return update_batches(rollout, algorithm.updates_per_rollout, algorithm.microbatch_tokens)
 
     def _step(
         self, batches: list[MicroBatch], old_values: Tensor, returns: Tensor, step: int

@@ -12,6 +12,7 @@ import random
 import string
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -193,14 +194,53 @@ def _problem(row: Any, position: int, problem_key: str | None, answer_key: str |
         info = {}
     extra = {key: value for key, value in row.items() if key not in used | content_keys}
     extra.update({key: value for key, value in info.items() if key != "index"})
-    index = info.get("index")
     return Problem(
         messages=_messages(content),
         answer=_answer(answer),
         data_source=str(row.get("data_source") or ""),
-        index=index if isinstance(index, int) else position,
+        index=row_index(row, position),
         extra=extra,
     )
+
+
+def row_index(row: Mapping[str, Any], position: int) -> int:
+    """The index of a row: `extra_info.index` as a whole number or its digits, else its position.
+
+    Raises:
+        ValueError: The index is something else.
+    """
+    info = row.get("extra_info")
+    index = info.get("index") if isinstance(info, Mapping) else None
+    if index is None:
+        return position
+    if isinstance(index, str) and index.strip().isdecimal():
+        return int(index)
+    if isinstance(index, float) and index.is_integer():  # a Parquet column with empty places
+        return int(index)
+    if isinstance(index, bool) or not isinstance(index, int):
+        raise ValueError(
+            f"extra_info.index must be a whole number, got {index!r}; remove it to count the rows"
+        )
+    return index
+
+
+def check_indices(problems: Sequence[Problem]) -> None:
+    """Refuses different problems of one index: their accuracies would be mixed up.
+
+    Copies of one problem may share it: the paper's files hold 128 copies of each example.
+
+    Raises:
+        ValueError: Two problems of one index differ in question or answer.
+    """
+    first: dict[int, int] = {}
+    for place, problem in enumerate(problems):
+        other = problems[first.setdefault(problem.index, place)]
+        if (other.messages, other.answer) != (problem.messages, problem.answer):
+            raise ValueError(
+                f"problems {first[problem.index] + 1} and {place + 1} both have the index "
+                f"{problem.index} (extra_info.index) and differ; number the rows anew, or remove "
+                "the field to count them"
+            )
 
 
 def _content(row: Mapping[str, Any], key: str | None) -> tuple[Any, set[str]]:
@@ -234,6 +274,17 @@ def _messages(content: Any) -> list[dict[str, str]]:
 def _answer(value: Any) -> str:
     if isinstance(value, list) and len(value) == 1:
         value = value[0]
+    return answer_text(value).rpartition("####")[2].strip()
+
+
+def answer_text(value: Any) -> str:
+    """An answer as text; a number without an exponent, which graders read as Euler's e.
+
+    Raises:
+        ValueError: It is neither text nor a number, or not a finite number.
+    """
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         raise ValueError(f"expected an answer as text or number, got {value!r}")
-    return str(value).rpartition("####")[2].strip()
+    if str(value).strip().lower().lstrip("+-") in ("nan", "inf"):
+        raise ValueError(f"expected a finite number as the answer, got {value!r}")
+    return format(Decimal(repr(value)), "f") if isinstance(value, float) else str(value)

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from oneshot.rlvr.data import file_rows
+from oneshot.rlvr.data import answer_text, file_rows
 
 Row = dict[str, Any]
 
@@ -56,10 +56,10 @@ def write_rows(path: str | Path, rows: Sequence[Row]) -> None:
 def label_of(row: Row, where: str = "row") -> str:
     """The answer of a row (verl's `reward_model.ground_truth`, else `answer`) as text."""
     if isinstance(row.get("reward_model"), Mapping):
-        return str(row["reward_model"]["ground_truth"])
+        return answer_text(row["reward_model"]["ground_truth"])
     if "answer" not in row:
         raise ValueError(f"{where}: no field 'reward_model' or 'answer'; it has {sorted(row)}")
-    return str(row["answer"]).rpartition("####")[2].strip()
+    return answer_text(row["answer"]).rpartition("####")[2].strip()
 
 
 def with_label(row: Row, label: str) -> Row:

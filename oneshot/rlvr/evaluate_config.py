@@ -42,8 +42,9 @@ class EvaluateConfig:
     """Responses per problem of data.path; more than one needs a temperature above 0."""
     top_p: float = 1.0
     """Nucleus mass when sampling."""
-    max_new_tokens: int = 3072
-    """Tokens after which a response is cut."""
+    max_new_tokens: int | None = None
+    """Tokens after which a response is cut; by default 3072, or what the model's positions leave
+    room for behind the longest prompt."""
     batch_size: int = 128
     """Sequences decoded at once."""
     stop_tokens: tuple[str, ...] = ()
@@ -58,7 +59,7 @@ class EvaluateConfig:
     def __post_init__(self) -> None:
         for name in ("samples", "max_new_tokens", "batch_size"):
             value = getattr(self, name)
-            require(value > 0, name, "a positive number", value)
+            require(value is None or value > 0, name, "a positive number", value)
         require(self.temperature >= 0, "temperature", ">= 0", self.temperature)
         require(0 < self.top_p <= 1, "top_p", "in (0, 1]", self.top_p)
         require(

@@ -13,6 +13,7 @@ from oneshot.rlvr.evaluate_config import EvaluateConfig
 from oneshot.rlvr.figures import reflection_shares
 from oneshot.rlvr.prompt import encode
 from oneshot.rlvr.rewards import Reward, has_boxed_answer, make_reward
+from oneshot.rlvr.rollout import check_prompts, check_room, embedding_count, position_limit
 from oneshot.rlvr.transformers_engine import TransformersEngine
 from oneshot.runs.seeding import derive_seed
 
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
+# Tokens of a response when nothing else is asked for: the limit of the paper's evaluation.
+DEFAULT_LIMIT = 3072
 # Fields of a problem by which accuracies are split, where its rows have them.
 GROUP_FIELDS = ("subject", "level", "type", "subfield")
 
@@ -68,7 +71,7 @@ def evaluate(
     problems: Sequence[Problem],
     *,
     template: PromptConfig,
-    max_new_tokens: int,
+    max_new_tokens: int | None,
     batch_size: int,
     temperature: float = 0.0,
     samples: int = 1,
@@ -84,7 +87,8 @@ def evaluate(
         tokenizer: Its tokenizer.
         problems: The problems.
         template: How to render them.
-        max_new_tokens: Tokens after which a response is cut.
+        max_new_tokens: Tokens after which a response is cut; None: 3072, or what the positions of
+            the model leave room for.
         batch_size: Sequences decoded at once.
         temperature: 0 for greedy decoding.
         samples: Responses per problem.
@@ -95,9 +99,13 @@ def evaluate(
 
     Returns:
         The figures, with every response.
+
+    Raises:
+        ValueError: No problems, a prompt with token ids that the model does not have, or responses
+            that would run out of its positions.
+        NonFiniteLogitsError: The model's logits are NaN.
     """
-    if not problems:
-        raise ValueError("problems is empty")
+    prompts, max_new_tokens = prepare(model, tokenizer, problems, template, max_new_tokens)
     engine = TransformersEngine(
         model,
         tokenizer,
@@ -107,7 +115,6 @@ def evaluate(
         max_sequences=batch_size,
         stop_tokens=stop_tokens,
     )
-    prompts = encode(problems, tokenizer, template)
     # Neighbours of similar length need little padding.
     order = sorted(range(len(problems)), key=lambda i: (len(prompts[i]), i))
     per_call = max(1, batch_size // samples)
@@ -121,6 +128,39 @@ def evaluate(
         for row, i in enumerate(chosen):
             responses[i] = rows[row * samples : (row + 1) * samples]
     return _summary(problems, [responses[i] for i in range(len(problems))], grader)
+
+
+def prepare(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    problems: Sequence[Problem],
+    template: PromptConfig,
+    max_new_tokens: int | None,
+    option: str = "max_new_tokens",
+) -> tuple[list[list[int]], int]:
+    """The prompts as token ids and the limit of the responses; all that can be wrong with them.
+
+    Args:
+        model: The model.
+        tokenizer: Its tokenizer.
+        problems: The problems.
+        template: How to render them.
+        max_new_tokens: As in `evaluate`.
+        option: Its name in a message.
+
+    Raises:
+        ValueError: As in `evaluate`.
+    """
+    if not problems:
+        raise ValueError("problems is empty")
+    prompts = encode(problems, tokenizer, template)
+    check_prompts(prompts, embedding_count(model))
+    if max_new_tokens is None:
+        positions = position_limit(model)
+        room = DEFAULT_LIMIT if positions is None else positions - max(map(len, prompts))
+        max_new_tokens = max(1, min(DEFAULT_LIMIT, room))
+    check_room(model, prompts, max_new_tokens, option)
+    return prompts, max_new_tokens
 
 
 class _Response(NamedTuple):
@@ -224,6 +264,7 @@ def evaluate_config(config: EvaluateConfig) -> Evaluation:
     import torch
 
     from oneshot import models
+    from oneshot.rlvr.engine_check import check_engine
     from oneshot.rlvr.policy import load_policy
 
     if config.threads is not None:
@@ -237,6 +278,8 @@ def evaluate_config(config: EvaluateConfig) -> Evaluation:
     )
     tokenizer = models.load_tokenizer(config.model.source)
     model = load_policy(config.model, config.model.source, tokenizer, sampling=True)
+    prompts, limit = prepare(model, tokenizer, problems, config.data.prompt, config.max_new_tokens)
+    check_engine(model, tokenizer, prompts, config.stop_tokens, limit)
     grader = make_reward(config.grader, config.seed)
     try:
         return evaluate(

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import importlib
 import os
-import re
 import signal
 import sys
 import traceback
@@ -28,15 +27,24 @@ def _alarm(signum: int, frame: FrameType | None) -> None:
 def math_verify_grader() -> Callable[[str, str], float]:
     """The grader of two answers, the true one first (math-verify is not symmetric).
 
-    math-verify's own time-outs are off: the alarm of this process guards the whole call.
+    math-verify's own time-outs are off: the alarm of this process guards the whole call. Numbers in
+    scientific notation are read before math-verify sees them (`decimals.py`).
     """
     import logging
 
     from math_verify import parse, verify
 
+    from oneshot.rlvr import decimals
+
     logging.getLogger("math_verify").setLevel(logging.CRITICAL)
 
     def grade(truth: str, answer: str) -> float:
+        certain = decimals.equal(truth, answer)
+        if certain is not None:
+            return float(certain)
+        return max(grade_expressions(*pair) for pair in decimals.readings(truth, answer))
+
+    def grade_expressions(truth: str, answer: str) -> float:
         # A bare truth may parse to nothing, which verifies against nothing; so it is boxed too.
         gold = parse(f"\\boxed{{{truth}}}", parsing_timeout=None)
         prediction = parse(f"\\boxed{{{answer}}}", parsing_timeout=None)
@@ -56,21 +64,29 @@ def strict_grader() -> Callable[[str, str], float]:
 
 
 def harness_grader() -> Callable[[str, str], float]:
-    """The lenient grader of the evaluation harness; math-verify decides what is no number."""
+    """The lenient grader of the evaluation harness; math-verify reads what is no plain number."""
+    from math_verify import parse
+
     from oneshot.rlvr.harness_grader import is_correct
 
     verify = math_verify_grader()
+
+    def evaluated(text: str) -> float | None:
+        for found in parse(f"\\boxed{{{text}}}", parsing_timeout=None)[:1]:
+            try:
+                return float(found)
+            except (TypeError, ValueError, OverflowError):
+                break  # it has a variable, or is no expression
+        return None
+
     return lambda truth, answer: float(
-        is_correct(truth, answer, lambda gold, found: bool(verify(gold, found)))
+        is_correct(truth, answer, lambda gold, found: bool(verify(gold, found)), evaluated)
     )
 
 
 def choice_grader() -> Callable[[str, str], float]:
-    r"""The grader of multiple choice: the same label, whatever case, brackets or \text."""
-
-    def label(text: str) -> str:
-        enclosed = re.fullmatch(r"\\(?:text|textbf|mathrm|mathbf)\{(.*)\}", text.strip())
-        return (enclosed[1] if enclosed else text).strip(" ().:").upper()
+    """The grader of multiple choice: the same label, alone or with the text of its choice."""
+    from oneshot.rlvr.choices import label
 
     return lambda truth, answer: float(label(truth) == label(answer))
 

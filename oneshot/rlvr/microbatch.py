@@ -78,6 +78,17 @@ def split(rollout: Rollout, rows: Sequence[int], max_tokens: int) -> list[MicroB
     return batches
 
 
+def update_batches(rollout: Rollout, updates: int, max_tokens: int) -> list[list[MicroBatch]]:
+    """The micro-batches of each optimizer step on a rollout, every row in exactly one of them.
+
+    Log-probs and values from before the first step come from these very micro-batches, too: in
+    bfloat16 a row's numbers depend on the rows beside it, and GSPO clips at differences of 3e-4.
+    """
+    size = len(rollout) // updates
+    begins = range(0, len(rollout), size)
+    return [split(rollout, list(range(begin, begin + size)), max_tokens) for begin in begins]
+
+
 def _micro_batch(rollout: Rollout, rows: Sequence[int], prompt: int, response: int) -> MicroBatch:
     index = torch.tensor(rows, device=rollout.prompt_ids.device)
     begin = rollout.prompt_ids.shape[1] - prompt

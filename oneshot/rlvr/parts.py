@@ -12,10 +12,12 @@ from oneshot.rlvr import checkpoint, data
 from oneshot.rlvr.config import TrainConfig
 from oneshot.rlvr.critic import Critic, make_critic
 from oneshot.rlvr.data import Problem
+from oneshot.rlvr.engine_check import check_engine
 from oneshot.rlvr.optimizer import make_optimizer
 from oneshot.rlvr.policy import distribute, load_policy
 from oneshot.rlvr.prompt import drop_long, encode
 from oneshot.rlvr.rewards import FunctionReward, Reward, RewardFunction, make_reward
+from oneshot.rlvr.rollout import check_prompts, check_room, embedding_count
 from oneshot.rlvr.update import PolicyUpdater
 from oneshot.runs.config import require
 from oneshot.runs.processes import Processes
@@ -36,6 +38,7 @@ def training_rows(config: TrainConfig, tokenizer: PreTrainedTokenizerBase) -> tu
         empty_answers=config.data.empty_answers,
         limit=config.data.limit,
     )
+    data.check_indices(problems)
     prompts = encode(problems, tokenizer, config.data.prompt)
     problems, prompts, dropped = drop_long(problems, prompts, config.rollout.max_prompt_tokens)
     return list(zip(problems, prompts, strict=True)), dropped
@@ -52,6 +55,7 @@ def make_updater(
     if config.algorithm.kl_coef > 0:
         source = config.model.reference or config.model.source
         reference = load_policy(config.model, source, tokenizer).requires_grad_(False)
+        check_same_vocabulary(policy, reference, "model.reference")
         distribute(reference, config.model, processes)
     return PolicyUpdater(
         policy=policy,
@@ -83,6 +87,18 @@ def whole_copy(
         return None
     source = start or config.model.source
     return load_policy(config.model, source, tokenizer, sampling=True).requires_grad_(False)
+
+
+def check_same_vocabulary(policy: PreTrainedModel, other: PreTrainedModel, option: str) -> None:
+    """Refuses a model that reads the policy's tokens and lacks some of its token ids.
+
+    Raises:
+        ValueError: It has fewer token ids than the policy.
+    """
+    expected, found = embedding_count(policy), embedding_count(other)
+    require(
+        found >= expected, option, f"a model with the {expected} token ids of the policy", found
+    )
 
 
 def make_score(config: TrainConfig, reward: RewardFunction | None) -> Reward:
@@ -123,35 +139,52 @@ def check_shares(config: TrainConfig, processes: Processes) -> None:
     )
 
 
-def check_lengths(config: TrainConfig, rows: Sequence[Row], policy: PreTrainedModel) -> None:
-    """Refuses responses that would run out of the model's positions.
+def check_rows(config: TrainConfig, rows: Sequence[Row], policy: PreTrainedModel) -> None:
+    """Refuses prompts and responses that the model has no token ids or no positions for.
 
     Raises:
-        ValueError: Longest prompt and longest response together have more tokens than positions.
+        ValueError: A prompt has an id that the model does not have, or longest prompt and longest
+            response together have more tokens than positions.
     """
-    positions = getattr(policy.config, "max_position_embeddings", None)
-    longest = max(len(prompt) for _, prompt in rows)
-    new = config.rollout.max_new_tokens
-    require(
-        positions is None or longest + new <= positions,
-        "rollout.max_new_tokens",
-        f"at most {positions} (positions of the model) - {longest} (longest prompt)",
-        new,
-    )
+    prompts = [prompt for _, prompt in rows]
+    check_prompts(prompts, embedding_count(policy))
+    check_room(policy, prompts, config.rollout.max_new_tokens, "rollout.max_new_tokens")
 
 
-def open_critic(config: TrainConfig, start: Path | None, processes: Processes) -> Critic | None:
+def rehearse_engine(
+    config: TrainConfig,
+    rows: Sequence[Row],
+    model: PreTrainedModel | None,
+    tokenizer: PreTrainedTokenizerBase,
+) -> None:
+    """Rehearses the transformers engine on the whole model that samples or validates, if any.
+
+    Raises:
+        UnsupportedModelError: The engine cannot decode this model.
+    """
+    samples = config.rollout.engine == "transformers" or config.evaluation.path is not None
+    if model is not None and samples:
+        prompts = [prompt for _, prompt in rows]
+        options = config.rollout
+        check_engine(model, tokenizer, prompts, options.stop_tokens, options.max_new_tokens)
+
+
+def open_critic(
+    config: TrainConfig, start: Path | None, policy: PreTrainedModel, processes: Processes
+) -> Critic | None:
     """The critic of PPO, new or that of the checkpoint `start`; None for other algorithms."""
     if config.algorithm.advantage != "gae":
         return None
     source = config.critic.source or config.model.source
-    return make_critic(
+    critic = make_critic(
         source if start is None else str(start / checkpoint.CRITIC),
         config.critic,
         config.algorithm,
         config.model,
         processes,
     )
+    check_same_vocabulary(policy, critic.model, "critic.source")
+    return critic
 
 
 def data_digest(rows: Sequence[Row]) -> str:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import torch
 
 from oneshot import models
 from oneshot.rlvr.config import ModelConfig
+from oneshot.rlvr.rollout import embedding_count
 from oneshot.runs.processes import Processes, resolve_device, shard
 
 if TYPE_CHECKING:
@@ -27,17 +28,17 @@ def load_policy(
     Args:
         config: Device and type of the weights.
         source: Of the weights.
-        tokenizer: It must fit.
+        tokenizer: It must fit. Added tokens beyond the embeddings are accepted (Gemma 3 has one for
+            images); a prompt that uses one is refused when prompts are checked.
         sampling: The model only samples: the weights have the type of the computation.
 
     Raises:
-        ValueError: The tokenizer has more tokens than the model has embeddings.
+        ValueError: The tokenizer's own vocabulary is larger than the model's embeddings.
     """
     dtype = config.sampling_dtype if sampling else config.weights_dtype
     model = models.load_model(str(source), dtype=dtype)
-    embeddings = cast(torch.nn.Embedding, model.get_input_embeddings())
-    size = embeddings.num_embeddings
-    if len(tokenizer) > size:
+    size, added = embedding_count(model), tokenizer.added_tokens_decoder
+    if any(token >= size and token not in added for token in tokenizer.get_vocab().values()):
         raise ValueError(
             f"the tokenizer of {config.source!r} has {len(tokenizer)} tokens, but the model "
             f"{str(source)!r} has embeddings for {size}: they do not belong together"

@@ -66,6 +66,24 @@ def encode(
     return ids
 
 
+def turn_end(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """The special token that the chat template writes behind a response; None without one."""
+    if not getattr(tokenizer, "chat_template", None):
+        return None
+    from jinja2 import TemplateError
+
+    said = "response"
+    messages = [{"role": "user", "content": "question"}, {"role": "assistant", "content": said}]
+    try:
+        text = tokenizer.apply_chat_template(messages, tokenize=False)
+    except (TemplateError, ValueError):  # a template of other roles, or several without a default
+        return None
+    assert isinstance(text, str)
+    ids: list[int] = tokenizer(text.rpartition(said)[2], add_special_tokens=False)["input_ids"]
+    added = tokenizer.added_tokens_decoder
+    return next((token for token in ids if token in added and added[token].special), None)
+
+
 def drop_long(
     problems: Sequence[Problem], prompts: Sequence[list[int]], max_tokens: int
 ) -> tuple[list[Problem], list[list[int]], int]:

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 import torch
 from torch import Tensor
 
+from oneshot.rlvr.prompt import turn_end
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -175,7 +177,38 @@ def check_vocabulary(ids: Tensor, vocabulary: int, who: str) -> None:
     """Raises ValueError if a token id is not in [0, vocabulary)."""
     wrong = ids[(ids < 0) | (ids >= vocabulary)]
     if len(wrong):
-        raise ValueError(f"{who} token id {int(wrong[0])}; the model has {vocabulary} token ids")
+        raise ValueError(
+            f"{who} token id {int(wrong[0])}; the model has {vocabulary} token ids: tokenizer and "
+            "model do not belong together"
+        )
+
+
+def check_room(
+    model: PreTrainedModel, prompts: Sequence[Sequence[int]], new_tokens: int, option: str
+) -> None:
+    """Refuses responses that would run out of the model's positions.
+
+    Args:
+        model: For its positions; a model without a limit has room for everything.
+        prompts: Token ids of each prompt.
+        new_tokens: Longest response.
+        option: Name of the option that sets it.
+
+    Raises:
+        ValueError: Longest prompt and longest response together have more tokens than positions.
+    """
+    positions, longest = position_limit(model), max(map(len, prompts))
+    if positions is None or longest + new_tokens <= positions:
+        return
+    if longest >= positions:
+        raise ValueError(
+            f"the longest prompt has {longest} tokens, but the model has {positions} positions; "
+            "leave out long problems, shorten the prompt, or use another model"
+        )
+    raise ValueError(
+        f"{option} must be at most {positions} (positions of the model) - {longest} (longest "
+        f"prompt) = {positions - longest}, got {new_tokens}"
+    )
 
 
 def pad_left(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor]:
@@ -194,24 +227,44 @@ def token_positions(mask: Tensor) -> Tensor:
 def stop_ids(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str] = ()
 ) -> list[int]:
-    """Ids that end a response: those of the generation config, else of the tokenizer, and `texts`.
+    """Ids that end a response: of the generation config, of the tokenizer and its chat template.
+
+    They often disagree: the generation config of a base model may name `<|endoftext|>` while its
+    chat template ends a turn with `<|im_end|>`. Any of them ends a response.
+
+    Args:
+        model: For its generation config and its vocabulary.
+        tokenizer: For its end-of-sequence token and the token that ends a turn.
+        texts: More tokens that end a response, as text.
 
     Raises:
-        ValueError: There is none, or one of `texts` is not a single token.
+        ValueError: There is none, one of `texts` is not a single token, or the model does not have
+            one of the ids.
     """
     config = getattr(model, "generation_config", None)
-    found: Any = getattr(config, "eos_token_id", None)
-    if found is None:
-        found = tokenizer.eos_token_id
-    ids = [] if found is None else [found] if isinstance(found, int) else list(found)
-    for text in texts:
-        tokens = tokenizer(text, add_special_tokens=False)["input_ids"]
-        if len(tokens) != 1:
-            raise ValueError(
-                f"rollout.stop_tokens: {text!r} must be one token of this tokenizer, "
-                f"it is {len(tokens)}"
-            )
-        ids.append(tokens[0])
+    configured: Any = getattr(config, "eos_token_id", None)
+    if configured is None:
+        configured = []
+    sources = {
+        "generation_config.eos_token_id": (
+            [configured] if isinstance(configured, int) else list(configured)
+        ),
+        "the tokenizer's eos_token": [tokenizer.eos_token_id],
+        "the end of a turn in the chat template": [turn_end(tokenizer)],
+        "rollout.stop_tokens": [_single_token(tokenizer, text) for text in texts],
+    }
+    vocabulary = embedding_count(model)
+    ids: list[int] = []
+    for source, found in sources.items():
+        for token in found:
+            if token is None or token in ids:
+                continue
+            if not 0 <= token < vocabulary:
+                raise ValueError(
+                    f"{source}: expected a token id below {vocabulary}, the vocabulary of the "
+                    f"model, got {token}; the model can never end a response with it"
+                )
+            ids.append(token)
     if not ids:
         raise ValueError(
             "neither the model's generation config nor the tokenizer names an end-of-sequence "
@@ -220,6 +273,22 @@ def stop_ids(
     return ids
 
 
+def _single_token(tokenizer: PreTrainedTokenizerBase, text: str) -> int:
+    tokens: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+    if len(tokens) != 1:
+        raise ValueError(
+            f"rollout.stop_tokens: {text!r} must be one token of this tokenizer, it is "
+            f"{len(tokens)}"
+        )
+    return tokens[0]
+
+
 def embedding_count(model: PreTrainedModel) -> int:
     """Number of token ids that the model has embeddings for."""
     return cast(torch.nn.Embedding, model.get_input_embeddings()).num_embeddings
+
+
+def position_limit(model: PreTrainedModel) -> int | None:
+    """The longest sequence that the model was made for; None where its config names none."""
+    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return limit if isinstance(limit, int) and limit > 0 else None

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy
 
-from oneshot.rlvr.data import Problem
+from oneshot.rlvr.data import Problem, row_index
 from oneshot.rlvr.datafiles import Row, label_of
 from oneshot.runs.jsonl import read_jsonl
 from oneshot.runs.seeding import derive_seed
@@ -162,11 +162,12 @@ def rows_by_index(rows: Sequence[Row]) -> dict[int, Row]:
     """Rows of a data file by their index: `extra_info.index`, else their position."""
     result: dict[int, Row] = {}
     for position, row in enumerate(rows):
-        info = row.get("extra_info")
-        index = info.get("index", position) if isinstance(info, dict) else position
-        if index in result:
-            raise ValueError(f"rows {position} and another have the same index {index}")
-        result[int(index)] = row
+        index = row_index(row, position)
+        if result.setdefault(index, row) != row:
+            raise ValueError(
+                f"row {position + 1} and one before it have the same extra_info.index {index} and "
+                "differ; number the rows anew, or remove the field to count them"
+            )
     return result
 
 

@@ -21,7 +21,7 @@ from oneshot.rlvr.benchmarks import BENCHMARKS, parse_names, read_benchmark
 from oneshot.rlvr.config import RewardConfig
 from oneshot.rlvr.data import Problem, read_problems
 from oneshot.rlvr.evaluate_config import EvaluateConfig
-from oneshot.rlvr.evaluation import Evaluation, evaluate
+from oneshot.rlvr.evaluation import Evaluation, evaluate, prepare
 from oneshot.rlvr.report import VALIDATION, markdown, plot
 from oneshot.rlvr.rewards import Reward, make_reward
 from oneshot.runs.config import to_dict
@@ -152,10 +152,16 @@ def _evaluate(
 ) -> Iterator[tuple[str, Evaluation]]:
     """Evaluates one model on tasks, one after the other; the model is freed at the end."""
     from oneshot import models
+    from oneshot.rlvr.engine_check import check_engine
     from oneshot.rlvr.policy import load_policy
 
     tokenizer = models.load_tokenizer(source)
     model = load_policy(config.model, source, tokenizer, sampling=True)
+    for problems, _, _ in tasks.values():  # before the first of them is answered
+        prompts, limit = prepare(
+            model, tokenizer, problems, config.data.prompt, config.max_new_tokens
+        )
+    check_engine(model, tokenizer, prompts, config.stop_tokens, limit)
     for name, (problems, samples, grader) in tasks.items():
         if grader.function not in graders:
             graders[grader.function] = make_reward(grader, config.seed)

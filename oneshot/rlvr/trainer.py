@@ -31,12 +31,13 @@ from oneshot.rlvr.critic import Critic
 from oneshot.rlvr.engines import make_engine
 from oneshot.rlvr.figures import Stopwatch, outcome, rollout_figures
 from oneshot.rlvr.parts import (
-    check_lengths,
+    check_rows,
     check_shares,
     data_digest,
     make_score,
     make_updater,
     open_critic,
+    rehearse_engine,
     training_rows,
     whole_copy,
 )
@@ -116,11 +117,12 @@ def _train(
     digest = data_digest(rows)
     with checkpoint.reading(start):
         policy = load_policy(config.model, start or config.model.source, tokenizer)
-    check_lengths(config, rows, policy)
+    check_rows(config, rows, policy)
     copy = whole_copy(config, start, tokenizer, processes)
+    rehearse_engine(config, rows, copy if processes.size > 1 else copy or policy, tokenizer)
     distribute(policy, config.model, processes)
     updater = make_updater(config, policy, tokenizer, processes)
-    critic = open_critic(config, start, processes)
+    critic = open_critic(config, start, policy, processes)
     step = 0 if start is None else _resume(start, updater, critic, digest, config.run.steps)
     engine = make_engine(config, copy or policy, tokenizer, copy=copy is not None)
     sync = make_sync(config, policy, engine, processes, copy)

@@ -6,9 +6,10 @@ times (one training example!) is read once and its cache copied. The uniform num
 token depends on the seed, the place of the row and the position alone, so neither who shares the
 batch nor when a row enters it changes a draw.
 
-Left out: paged caches, and models whose state is not keys and values. Where a cache is not plain
-keys and values of every position (sliding windows), waiting sequences enter only when the batch is
-empty. A cache with spare room instead of one that is concatenated at every token was tried and is
+Recurrent and hybrid models decode through transformers' own cache layers. Where a cache is not
+plain keys and values of every position (sliding windows, linear attention), waiting sequences enter
+only when the batch is empty. `engine_check` finds models that ignore the cache. Left out: paged
+caches. A cache with spare room instead of one that is concatenated at every token was tried and is
 no faster: the copy is small beside the matrix products.
 """
 
@@ -39,6 +40,10 @@ if TYPE_CHECKING:
 COMPACT_SHARE = 0.125
 # Share of free places from which on it pays to read prompts into them.
 REFILL_SHARE = 0.25
+
+
+class NonFiniteLogitsError(FloatingPointError):
+    """The model's logits are NaN or infinite: there is no next token."""
 
 
 class TransformersEngine:
@@ -158,6 +163,7 @@ class TransformersEngine:
                 flight = new if flight is None else flight.join(new)
                 waiting = end
             assert flight is not None
+            check_finite(self.model, flight.logits[flight.alive])
             active = flight.rows
             spot = result.lengths[active].clamp(max=width - 1)  # finished rows are at the limit
             draw = None if result.uniforms is None else result.uniforms[active, spot]
@@ -214,6 +220,22 @@ class TransformersEngine:
         return flight
 
 
+def check_finite(model: PreTrainedModel, logits: Tensor) -> None:
+    """Raises NonFiniteLogitsError where a row [V] of logits has a NaN, or +inf, or only -inf."""
+    if bool(torch.isfinite(logits.amax(-1)).all()):
+        return
+    wrong = [name for name, p in model.named_parameters() if not bool(torch.isfinite(p).all())]
+    raise NonFiniteLogitsError(
+        "the model's logits of the next token are NaN or infinite: "
+        + (
+            f"its weight {wrong[0]} has NaN or infinite entries ({len(wrong)} weights have)"
+            if wrong
+            else f"its weights are finite, so that its computation in {model.dtype} overflows"
+        )
+        + "; load an intact checkpoint, or another model.dtype"
+    )
+
+
 @dataclass
 class _Responses:
     """What is decoded so far.
@@ -262,7 +284,7 @@ class _Flight:
 
     def select(self, keep: Tensor) -> None:
         """Keeps the given sequences, in the given order, any number of times."""
-        self.cache.batch_select_indices(keep)
+        self.cache.reorder_cache(keep)
         self.logits, self.positions = self.logits[keep], self.positions[keep]
         self.rows, self.alive = self.rows[keep], self.alive[keep]
         self.mask = None if self.mask is None else self.mask[keep]

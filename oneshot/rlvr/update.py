@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -12,7 +11,7 @@ from torch import Tensor
 from oneshot.rlvr.algorithm_config import AlgorithmConfig, OptimizerConfig
 from oneshot.rlvr.correction import correction
 from oneshot.rlvr.loss import LossInputs, policy_loss, response_logprobs
-from oneshot.rlvr.microbatch import MicroBatch, loss_weights, response_logits, split
+from oneshot.rlvr.microbatch import MicroBatch, loss_weights, response_logits, update_batches
 from oneshot.rlvr.optimizer import take_step
 from oneshot.rlvr.rollout import Rollout
 from oneshot.runs.processes import Processes
@@ -72,9 +71,7 @@ class PolicyUpdater:
         old = ref = None
         if self.reference is None and not need_old:
             return RolloutLogprobs()
-        batches = self.processes.padded(
-            split(rollout, list(range(len(rollout))), algorithm.microbatch_tokens)
-        )
+        batches = self.processes.padded([batch for part in self._plan(rollout) for batch in part])
         if self.reference is not None:
             ref = response_logprobs(self.reference, rollout, batches, self.temperature)
         if need_old:
@@ -111,25 +108,26 @@ class PolicyUpdater:
         if options.level != "none":
             assert logprobs.old is not None
             weights, figures = correction(rollout, logprobs.old, options, self.processes)
-        steps = self.algorithm.updates_per_rollout
-        size = len(rollout) // steps
-        for begin in range(0, len(rollout), size):
-            rows = list(range(begin, begin + size))
-            part = self._step(rollout, rows, advantages, logprobs, weights, step)
+        plan = self._plan(rollout)
+        for batches in plan:
+            part = self._step(rollout, batches, advantages, logprobs, weights, step)
             for name, value in part.items():
-                figures[name] = figures.get(name, 0.0) + value / steps
+                figures[name] = figures.get(name, 0.0) + value / len(plan)
         return figures
+
+    def _plan(self, rollout: Rollout) -> list[list[MicroBatch]]:
+        algorithm = self.algorithm
+        return update_batches(rollout, algorithm.updates_per_rollout, algorithm.microbatch_tokens)
 
     def _step(
         self,
         rollout: Rollout,
-        rows: Sequence[int],
+        batches: list[MicroBatch],
         advantages: Tensor,
         logprobs: RolloutLogprobs,
         importance: Tensor | None,
         step: int,
     ) -> dict[str, float]:
-        batches = split(rollout, rows, self.algorithm.microbatch_tokens)
         masks = [self._mask(rollout, batch) for batch in batches]
         exact = self.algorithm.microbatch_weighting == "exact"
         by_token = loss_weights(masks, "token-mean" if exact else "sequences", self.processes)
@@ -138,7 +136,7 @@ class PolicyUpdater:
             weights = loss_weights(masks, self.algorithm.aggregate, self.processes)
         # Passes that only keep the other processes company weigh nothing.
         idle = self.processes.padded(batches)[len(batches) :]
-        batches += idle
+        batches = batches + idle
         masks += masks[-1:] * len(idle)
         weights, by_token = (x + [0.0] * len(idle) for x in (weights, by_token))
         totals: dict[str, Tensor] = {}

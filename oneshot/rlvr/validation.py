@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from oneshot.rlvr import data
-from oneshot.rlvr.config import RewardConfig, TrainConfig
-from oneshot.rlvr.evaluation import evaluate
+from oneshot.rlvr.config import PromptConfig, RewardConfig, TrainConfig
+from oneshot.rlvr.evaluation import evaluate, prepare
 from oneshot.rlvr.rewards import make_reward
 from oneshot.runs.seeding import derive_seed
 
@@ -39,9 +39,28 @@ class Validation:
                 answer_key=options.answer_key,
                 limit=options.limit,
             )
+        if self.problems:
+            prepare(
+                model,
+                tokenizer,
+                self.problems,
+                self._template,
+                self._limit,
+                "rollout.max_new_tokens"
+                if options.max_new_tokens is None
+                else "evaluation.max_new_tokens",
+            )
         self.grader = make_reward(
             RewardConfig(options.grader, config.reward.timeout, config.reward.workers)
         )
+
+    @property
+    def _template(self) -> PromptConfig:
+        return self.config.evaluation.prompt or self.config.data.prompt
+
+    @property
+    def _limit(self) -> int:
+        return self.config.evaluation.max_new_tokens or self.config.rollout.max_new_tokens
 
     def due(self, step: int) -> bool:
         """Whether there is a validation after this step; the last step always has one."""
@@ -57,8 +76,8 @@ class Validation:
             self.model,
             self.tokenizer,
             self.problems,
-            template=options.prompt or self.config.data.prompt,
-            max_new_tokens=options.max_new_tokens or rollout.max_new_tokens,
+            template=self._template,
+            max_new_tokens=self._limit,
             batch_size=options.batch_size,
             temperature=options.temperature,
             samples=options.samples,

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from oneshot.rlvr.checkpoint import stored_tensors
 from oneshot.rlvr.config import TrainConfig
 from oneshot.rlvr.loss import response_logprobs
 from oneshot.rlvr.microbatch import split
@@ -65,12 +66,12 @@ class WeightSync:
     def send(self) -> None:
         """Gives the copy and the engine the policy's weights; all processes must call this."""
         if self.processes.size > 1 or self.copy is not None:
-            own = {} if self.copy is None else dict(self.copy.named_parameters())
+            own = {} if self.copy is None else dict(stored_tensors(self.copy))
             for name, value in weights_of(self.policy):  # each process needs the others' shards
                 if own:
                     own[name].detach().copy_(value)
         if self.engine.needs_weights and self.processes.is_main:
-            self.engine.load_weights(weights_of(self.copy or self.policy))
+            self.engine.load_weights(checkpoint_weights(self.copy or self.policy))
         self.processes.wait()
 
     def rehearse(self, prompts: Sequence[Sequence[int]], seed: int) -> float:
@@ -154,9 +155,23 @@ def make_sync(
 
 
 def weights_of(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
-    """All weights, whole, by name; tied ones once, as in a checkpoint."""
-    for name, parameter in model.named_parameters():
-        yield name, whole(parameter.detach())
+    """All weights and persistent buffers, whole, by the names of the model; tied ones once."""
+    for name, value in stored_tensors(model):
+        yield name, whole(value.detach())
+
+
+def checkpoint_weights(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
+    """All weights, whole, by the names and in the shapes that `save_pretrained` would write.
+
+    transformers 5 renames and packs weights while it loads them: the experts of a mixture become
+    one tensor. vLLM expects them as they are in a checkpoint.
+    """
+    try:
+        from transformers.core_model_loading import revert_weight_conversion
+    except ModuleNotFoundError:  # transformers 4: a model has the names of its checkpoint
+        yield from weights_of(model)
+        return
+    yield from revert_weight_conversion(model, dict(weights_of(model))).items()
 
 
 class perturbed:
