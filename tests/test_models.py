@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import importlib.util
+import shutil
 import threading
 import time
 from pathlib import Path
@@ -391,3 +392,17 @@ def test_smollm2_from_its_package() -> None:
     answer = model.generate(**inputs, max_new_tokens=10, do_sample=False)
     text = tokenizer.decode(answer[0, inputs["input_ids"].shape[1] :])
     assert text.startswith("The capital of Ireland is Dublin")
+
+
+@pytest.mark.parametrize("with_base", [True, False])
+def test_an_adapter_is_refused_with_what_to_do(tmp_path, with_base):
+    """Without peft transformers ignores it silently; with peft all weights are frozen."""
+    if with_base:
+        shutil.copytree(models.EMBEDDED, tmp_path / "model")
+    else:
+        (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+    (tmp_path / "model" / "adapter_model.safetensors").write_bytes(b"")
+    for load in (models.load_model, models.load_encoder, models.load_tokenizer):
+        with pytest.raises(ValueError, match=r"is a PEFT adapter .*merge_and_unload"):
+            load(str(tmp_path / "model"))

@@ -58,11 +58,12 @@ def readings(truth: str, answer: str) -> list[tuple[str, str]]:
     e-notation becomes `\times 10^{}`. A truth such as `3e-2` can also be 3e minus 2, so that with
     a sign behind the e its own spelling stays a second reading.
     """
-    pairs = [(_latex(truth), _latex(answer))]
+    pairs = [(as_latex(truth), as_latex(answer))]
     if any(found[2][0] in "+-" for found in _E_NOTATION.finditer(truth)):
         pairs.append((truth, answer))
     return pairs
 
 
-def _latex(text: str) -> str:
+def as_latex(text: str) -> str:
+    r"""The text with `a \times 10^{n}` for each number in e-notation."""
     return _E_NOTATION.sub(lambda m: rf"{m[1]}\times 10^{{{int(m[2])}}}", text)

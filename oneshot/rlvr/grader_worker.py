@@ -67,12 +67,13 @@ def harness_grader() -> Callable[[str, str], float]:
     """The lenient grader of the evaluation harness; math-verify reads what is no plain number."""
     from math_verify import parse
 
+    from oneshot.rlvr.decimals import as_latex
     from oneshot.rlvr.harness_grader import is_correct
 
     verify = math_verify_grader()
 
     def evaluated(text: str) -> float | None:
-        for found in parse(f"\\boxed{{{text}}}", parsing_timeout=None)[:1]:
+        for found in parse(f"\\boxed{{{as_latex(text)}}}", parsing_timeout=None)[:1]:
             try:
                 return float(found)
             except (TypeError, ValueError, OverflowError):

@@ -78,7 +78,8 @@ def is_correct(
     if len(parts) > 1 and len(parts) == len(others) and _brackets(truth) == _brackets(answer):
         pairs = zip(parts, others, strict=True)
         return all(is_correct(part, other, symbolic, evaluated) for part, other in pairs)
-    expected, found = evaluated(truth), evaluated(answer)
+    expected = evaluated(truth) if expected is None else expected
+    found = evaluated(answer) if found is None else found
     return expected is not None and found is not None and _close(found, expected)
 
 

@@ -4,7 +4,15 @@ import json
 
 import pytest
 
-from oneshot.rlvr.data import Problem, batch_for_step, read_problems, repeat_to_batch
+from oneshot.rlvr.data import (
+    Problem,
+    batch_for_step,
+    check_indices,
+    read_problems,
+    repeat_to_batch,
+)
+from oneshot.rlvr.datafiles import label_of, read_rows
+from oneshot.rlvr.selection import rows_by_index
 
 
 def write(path, rows):
@@ -118,6 +126,69 @@ def test_broken_files(tmp_path):
 def test_empty_answers_can_be_kept(tmp_path):
     path = write(tmp_path / "a.jsonl", [{"problem": "p", "answer": ""}])
     assert read_problems(path, empty_answers="keep")[0].answer == ""
+
+
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [
+        ("0.00001", "0.00001"),
+        ("1e16", "10000000000000000"),
+        ("-2.5e-7", "-0.00000025"),
+        ("1e300", "1" + "0" * 300),
+        ("12.8", "12.8"),
+        ("2.0", "2.0"),
+        ("123456789012345678901234567890", "123456789012345678901234567890"),
+    ],
+)
+def test_a_number_as_the_answer_is_written_without_an_exponent(tmp_path, number, text):
+    path = tmp_path / "a.jsonl"
+    path.write_text(f'{{"problem": "p", "answer": {number}}}\n')
+    assert read_problems(path)[0].answer == text
+    assert label_of(read_rows(path)[0]) == text
+
+
+@pytest.mark.parametrize("value", ["NaN", "Infinity", "-Infinity", "1e400", '"nan"', '"-inf"'])
+def test_an_answer_that_is_no_number_is_refused(tmp_path, value):
+    path = tmp_path / "a.jsonl"
+    path.write_text(f'{{"problem": "p", "answer": {value}}}\n')
+    with pytest.raises(ValueError, match=r"row 1: expected a finite number as the answer"):
+        read_problems(path)
+
+
+def indexed(*indices):
+    rows = [verl_row(index, str(i)) for i, index in enumerate(indices)]
+    for row in rows:
+        row["extra_info"] = {k: v for k, v in row["extra_info"].items() if v is not None}
+    return rows
+
+
+@pytest.mark.parametrize(
+    ("index", "found"), [("17", 17), (" 17 ", 17), (17.0, 17), (17, 17), (None, 0)]
+)
+def test_an_index_may_be_text_or_missing(tmp_path, index, found):
+    path = write(tmp_path / "a.jsonl", indexed(index))
+    assert read_problems(path)[0].index == found
+    assert list(rows_by_index(read_rows(path))) == [found]
+
+
+@pytest.mark.parametrize("index", ["algebra/17.json", 1.5, True, [1]])
+def test_an_index_that_is_no_whole_number_is_refused(tmp_path, index):
+    path = write(tmp_path / "a.jsonl", indexed(index))
+    with pytest.raises(ValueError, match=r"row 1: extra_info\.index must be a whole number, got"):
+        read_problems(path)
+
+
+@pytest.mark.parametrize("indices", [(0, 0), (3, 4, "3"), (1, None)])
+def test_different_problems_of_one_index_are_refused(tmp_path, indices):
+    """Their accuracies would be one entry of the history; copies of one problem may share it."""
+    path = write(tmp_path / "a.jsonl", indexed(*indices))
+    problems = read_problems(path)
+    with pytest.raises(ValueError, match=r"problems \d and \d both have the index \d .*differ"):
+        check_indices(problems)
+    with pytest.raises(ValueError, match=r"the same extra_info\.index \d and differ"):
+        rows_by_index(read_rows(path))
+    check_indices(problems[:1] * 128)
+    assert len(rows_by_index(read_rows(path)[:1] * 128)) == 1
 
 
 def test_hub_name_of_a_local_folder(tmp_path):

@@ -4,10 +4,12 @@ import itertools
 import json
 
 import pytest
+import rlvr_families
+import rlvr_tiny
 
 from oneshot.rlvr.config import PromptConfig
 from oneshot.rlvr.data import Problem, read_problems
-from oneshot.rlvr.evaluation import evaluate, pass_at_k, wilson_interval
+from oneshot.rlvr.evaluation import evaluate, pass_at_k, prepare, wilson_interval
 from oneshot.rlvr.rewards import FunctionReward
 
 
@@ -69,6 +71,23 @@ def test_figures_are_those_of_the_records(tiny, tiny_folder):
 def test_greedy_does_not_depend_on_batches(tiny, tiny_folder):
     problems = read_problems(tiny_folder / "eval.jsonl") * 5
     assert run(tiny, problems, batch_size=1) == run(tiny, problems, batch_size=64)
+
+
+def test_the_default_length_is_what_the_positions_leave():
+    problems = [Problem([{"role": "user", "content": c}], "a") for c in ("1", "12345")]
+    tokenizer = rlvr_tiny.make_tokenizer()
+    for family, options, limit in (
+        ("gpt2", {"n_positions": 64, "max_position_embeddings": 64}, 64 - 7),
+        ("olmo2", {"max_position_embeddings": 4096}, 3072),
+        ("mamba", {"max_position_embeddings": None}, 3072),
+    ):
+        model = rlvr_families.make(family, **options)
+        prompts, found = prepare(model, tokenizer, problems, PromptConfig(), None)
+        assert (found, [len(row) for row in prompts]) == (limit, [3, 7])
+    small = rlvr_families.make("gpt2", n_positions=64, max_position_embeddings=64), tokenizer
+    assert run(small, problems, max_new_tokens=None).max_tokens <= 57
+    with pytest.raises(ValueError, match=r"max_new_tokens must be at most 64 .* = 57, got 58"):
+        run(small, problems, max_new_tokens=58)
 
 
 def test_lengths_boxes_and_truncation(tiny):

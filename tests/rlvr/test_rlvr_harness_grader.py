@@ -29,7 +29,7 @@ def test_extract(text, answer):
     assert extract(text) == answer
 
 
-def never(truth, answer):
+def never(*texts):
     raise AssertionError("numbers need no parser")
 
 
@@ -45,18 +45,20 @@ def never(truth, answer):
         ("50", "50\\%", True),
         ("0.5", "50%", True),
         ("1,000", "1000", True),
+        ("14916", "14\\,916", True),
+        ("14916", "14{,}916", True),
         ("0", "1", False),
         ("-3", "3", False),
     ],
 )
 def test_numbers(truth, answer, right):
-    assert is_correct(truth, answer, never) is right
+    assert is_correct(truth, answer, never, never) is right
 
 
 def test_the_parser_decides_what_is_no_number():
     asked = []
-    assert is_correct("x", "y", lambda *pair: asked.append(pair) or True)
-    assert not is_correct("2", "y", lambda *pair: False)
+    assert is_correct("x", "y", lambda *pair: asked.append(pair) or True, never)
+    assert not is_correct("2", "y", lambda *pair: False, lambda text: None)
     assert asked == [("x", "y")]
     assert number("inf") is None
     assert number("4.5e33") == 4.5e33
@@ -68,5 +70,31 @@ def test_as_a_grader_process():
     texts = ["\\boxed{8/6}", "The answer is 4/3.", "about 1.5", "\\boxed{}", "\\frac43"]
     try:
         assert reward(texts, [problem] * 5).scores == [1, 1, 0, 0, 0]
+    finally:
+        reward.close()
+
+
+@pytest.mark.parametrize(
+    ("truth", "right", "wrong"),
+    [
+        ("\\frac{14}{3}", ["4.6667", "4.667", "14/3"], ["4.67", "4.6", "466.67"]),
+        ("\\sqrt{2}", ["1.41421", "\\sqrt2"], ["1.41", "2"]),
+        (
+            "(3/5,8/3]",
+            ["(0.6,2.6667]", "\\left(0.6, \\frac{8}{3}\\right]"],
+            ["[0.6,2.6667]", "(0.6,2.7]"],
+        ),
+        ("(\\sqrt{3}, 1)", ["(1.73205, 1)"], ["(1, 1.73205)", "(1.73205, 1, 0)"]),
+        ("2x+1", ["1+2x"], ["2.0001x+1", "3"]),
+    ],
+)
+def test_numbers_that_are_not_plain_are_compared_with_the_same_tolerance(truth, right, wrong):
+    """As Qwen's harness does: numerically where both sides come to a number, tuples by element."""
+    problem = Problem([{"role": "user", "content": "?"}], truth)
+    reward = make_reward(RewardConfig("harness", timeout=10.0, workers=1))
+    texts = [f"\\boxed{{{answer}}}" for answer in right + wrong]
+    try:
+        expected = [1.0] * len(right) + [0.0] * len(wrong)
+        assert reward(texts, [problem] * len(texts)).scores == expected
     finally:
         reward.close()

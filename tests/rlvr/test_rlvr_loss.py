@@ -350,3 +350,31 @@ def test_masked_truncated_responses_leave_the_loss(scene, aggregate):
         torch.testing.assert_close(a, b, atol=5e-7, rtol=1e-5)
     nothing = replace(rollout, finished=torch.zeros_like(rollout.finished))
     assert run.update(nothing, advantages, 2)["optimizer/grad_norm"] == 0
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+@pytest.mark.parametrize("tokens", [10**6, 60, 1])
+@pytest.mark.parametrize("updates", [2, 4])
+def test_unchanged_weights_are_never_clipped(tiny, dtype, tokens, updates):
+    """Old and new log-probs come from the same micro-batches: the ratio is 1 to the last bit.
+
+    In bfloat16 a row's log-probs depend on the rows beside it, by more than GSPO's range of 3e-4.
+    """
+    model, tokenizer = tiny
+    model = model.to(getattr(torch, dtype))
+    engine = TransformersEngine(model, tokenizer, temperature=1.0, max_new_tokens=25)
+    rollout = engine.generate([[5, 9, 12], [7], [30, 31, 8, 9, 10], [4] * 9], 8, 11)
+    algorithm = AlgorithmConfig(
+        ratio="sequence",
+        clip_low=3e-4,
+        clip_high=4e-4,
+        kl_coef=0.0,
+        microbatch_tokens=tokens,
+        updates_per_rollout=updates,
+    )
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.0, weight_decay=0.0)
+    still = OptimizerConfig(lr=0.0, weight_decay=0.0)
+    updater = PolicyUpdater(model, None, optimizer, algorithm, still, 1.0)
+    figures = updater.update(rollout, torch.randn(len(rollout)), 1)
+    assert figures["optimizer/grad_norm"] > 0
+    assert (figures["policy/clip_fraction"], figures["policy/old_kl"]) == (0, 0)

@@ -2,9 +2,12 @@
 
 import json
 import os
+import re
+from decimal import Decimal
 
 import pytest
 
+from oneshot.rlvr.benchmarks import BENCHMARKS, read_benchmark
 from oneshot.rlvr.config import RewardConfig
 from oneshot.rlvr.data import Problem, read_problems
 from oneshot.rlvr.grading import GraderStartError
@@ -88,6 +91,79 @@ def test_every_answer_of_math500_is_equal_to_itself(math_verify, shared_data):
     outcomes = math_verify._pool.grade([(p.answer, p.answer) for p in problems])
     wrong = [p.answer for p, o in zip(problems, outcomes, strict=True) if o.score != 1]
     assert wrong == []
+
+
+SCIENTIFIC = {
+    "4.5e33": (
+        [
+            *("4.5\\times 10^{33}", "4.5E33", "4.50e+33", "45 \\cdot 10^{32}", "45" + "0" * 32),
+            *("$4.5 \\times 10^{33}$", "4.5\\times10^{33}\\,\\mathrm{erg/s}"),
+            "4.5e33 \\text{ erg}",
+        ],
+        ["4.6\\times 10^{33}", "4.5\\times 10^{32}", "4.5", "4.5e", "148.5e", "33e4.5"],
+    ),
+    "8.7e8": (["870000000", "870,000,000", "8.7\\times10^8"], ["87000000", "8.7"]),
+    "1e8": (["10^8", "10^{8}", "100000000", "1\\times 10^{8}"], ["10^9", "1", "e^8"]),
+    "1.6e-19": (["1.6\\times 10^{-19}", "16e-20"], ["1.7\\times 10^{-19}", "0", "1.6"]),
+    "1e-7": (["0.0000001", "10^{-7}"], ["0.0000002", "2e-7", "0"]),
+    "0.00001": (["10^{-5}", "1e-5", "1.0E-05"], ["0.00002", "0"]),
+    "4.5\\times 10^{33}": (["4.5e33", "4.5\\cdot10^{33}"], ["4.5e34"]),
+    "3e-2": (["0.03", "3\\times 10^{-2}", "-2+3e"], ["3e", "0.3"]),  # 3e - 2 can be meant, too
+    "870000000": (["8.7e8", "8.7\\times 10^8"], ["8.7e7"]),
+}
+
+
+@pytest.mark.parametrize("truth", SCIENTIFIC)
+@pytest.mark.parametrize("grader", ["math_verify", "harness"])
+def test_numbers_in_scientific_notation(truth, grader, math_verify):
+    reward = math_verify if grader == "math_verify" else make_reward(RewardConfig(grader))
+    right, wrong = SCIENTIFIC[truth]
+    texts = [f"\\boxed{{{answer}}}" for answer in right + wrong]
+    problems = [Problem(PROBLEM.messages, truth)] * len(texts)
+    scores = dict(zip(right + wrong, reward(texts, problems).scores, strict=True))
+    if reward is not math_verify:
+        reward.close()
+    assert scores == {**dict.fromkeys(right, 1.0), **dict.fromkeys(wrong, 0.0)}
+
+
+def test_every_truth_of_minerva_can_be_met_in_latex(math_verify, shared_data):
+    """58 of its 272 truths are in e-notation; a model writes powers of ten."""
+    folder = shared_data / "rlvr" / "Qwen2.5-Eval" / "evaluation" / "data"
+    if not (folder / "minerva_math" / "test.jsonl").is_file():
+        pytest.skip("no benchmark files")
+    truths = [p.answer for p in read_benchmark(BENCHMARKS["minerva_math"], folder)]
+    written = {t: t.split("e") for t in truths if re.fullmatch(r"-?[\d.]+e-?\d+", t)}
+    assert (len(truths), len(written)) == (272, 58)
+    pairs = [(t, f"{m}\\times 10^{{{int(n)}}}") for t, (m, n) in written.items()]
+    pairs += [(t, format(Decimal(t), "f")) for t in written]
+    wrong = [(t, f"{m}\\times 10^{{{int(n) + 1}}}") for t, (m, n) in written.items()]
+    found = [outcome.score for outcome in math_verify._pool.grade(pairs + wrong)]
+    assert found == [1.0] * len(pairs) + [0.0] * len(wrong)
+
+
+@pytest.mark.parametrize(
+    ("truth", "right", "wrong"),
+    [
+        (
+            "B",
+            [
+                *("B", "b", "(B)", "B.", "\\text{B}", "\\textbf{(B)}", "$\\mathbf{B}$", "[B] 12"),
+                *("B. 12", "(B) 12", "B) 12", "B: 12", "B 12", "B\\ 12", "B - a dog", "B. A dog"),
+                *("\\text{(B) } 12", "\\text{B. a cat}", "\\textbf{(B)}\\ 12", "(B) A and C"),
+                *("12 (B)", "choice B", "Option (B)", "The answer is B.", "the answer is (b)"),
+            ],
+            ["A", "A. B", "(C) B", "12", "\\text{none}", "A) 12 (B)", "D. 2.5"],
+        ),
+        ("1", ["1", "(1)", "1. 12 cells", "\\text{(1) ice}"], ["12", "1.5", "2", "2. 1 cell", "A"]),
+    ],
+)
+def test_a_choice_is_its_label_with_or_without_its_text(truth, right, wrong):
+    reward = make_reward(RewardConfig("choice", workers=1))
+    texts = [f"\\boxed{{{answer}}}" for answer in right + wrong]
+    problems = [Problem(PROBLEM.messages, truth)] * len(texts)
+    scores = dict(zip(right + wrong, reward(texts, problems).scores, strict=True))
+    reward.close()
+    assert scores == {**dict.fromkeys(right, 1.0), **dict.fromkeys(wrong, 0.0)}
 
 
 def test_format_reward_looks_at_the_response_only():

@@ -5,7 +5,7 @@ import torch
 
 from oneshot.rlvr.rollout import assemble, pad_left, stop_ids, token_positions
 from oneshot.rlvr.sampling import choose
-from oneshot.rlvr.transformers_engine import TransformersEngine
+from oneshot.rlvr.transformers_engine import NonFiniteLogitsError, TransformersEngine
 
 PROMPTS = [[5, 9, 12], [7], [5, 9, 12], [30, 31, 8, 9, 10, 4, 11]]
 
@@ -136,6 +136,63 @@ def test_stop_tokens(tiny):
     model.generation_config.eos_token_id = tokenizer.eos_token = None
     with pytest.raises(ValueError, match="names an end-of-sequence token"):
         stop_ids(model, tokenizer)
+
+
+CHAT = "{% for m in messages %}{{ m['role'] + m['content'] + '<|im_end|>' }}{% endfor %}="
+
+
+@pytest.mark.parametrize(
+    ("configured", "template", "expected"),
+    [
+        ("</s>", None, ["</s>"]),
+        ("<|endoftext|>", None, ["<|endoftext|>", "</s>"]),
+        (None, None, ["</s>"]),
+        ("<|endoftext|>", CHAT, ["<|endoftext|>", "</s>", "<|im_end|>"]),
+        ("<|im_end|>", CHAT, ["<|im_end|>", "</s>"]),
+        ("</s>", CHAT.replace("<|im_end|>", "a"), ["</s>"]),  # no special token
+        ("</s>", "{{ raise_exception('system only') }}", ["</s>"]),
+    ],
+)
+def test_every_end_of_a_turn_stops(tiny, configured, template, expected):
+    """Generation config, tokenizer and chat template often name different ones."""
+    model, tokenizer = tiny
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_end|>"]})
+    model.resize_token_embeddings(len(tokenizer))
+    if template is not None:
+        tokenizer.chat_template = template
+    ids = [configured] if configured is None else tokenizer.convert_tokens_to_ids([configured])
+    for stored in (ids[0], ids) if configured else (None,):
+        model.generation_config.eos_token_id = stored
+        assert stop_ids(model, tokenizer) == tokenizer.convert_tokens_to_ids(expected)
+
+
+def test_a_stop_token_that_the_model_does_not_have_is_refused(tiny):
+    model, tokenizer = tiny
+    model.generation_config.eos_token_id = [1, 99_999]
+    with pytest.raises(ValueError, match=r"generation_config\.eos_token_id: .*below 32.*got 99999"):
+        stop_ids(model, tokenizer)
+    model.generation_config.eos_token_id = 1
+    tokenizer.add_special_tokens({"eos_token": "<end>"})
+    with pytest.raises(ValueError, match=r"the tokenizer's eos_token: .* got 32"):
+        stop_ids(model, tokenizer)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_weight_that_is_no_number_is_named(tiny, temperature, value):
+    model, _ = tiny
+    with torch.no_grad():
+        model.model.layers[1].mlp.down_proj.weight[3, 4] = value
+    with pytest.raises(NonFiniteLogitsError, match=r"layers\.1\.mlp\.down_proj\.weight has NaN"):
+        engine(tiny, temperature=temperature).generate(PROMPTS, 2, 0)
+
+
+def test_logits_that_overflow_are_named(tiny):
+    model, _ = tiny
+    with torch.no_grad():
+        model.model.norm.weight.fill_(3e38)
+    with pytest.raises(NonFiniteLogitsError, match="its weights are finite"):
+        engine(tiny).generate(PROMPTS, 2, 0)
 
 
 def test_longest_response_is_one_token(tiny):

@@ -4,6 +4,7 @@ import copy
 import shutil
 
 import pytest
+import rlvr_families
 import rlvr_tiny
 import torch
 from safetensors.torch import load_file, save_file
@@ -192,6 +193,72 @@ def test_tokenizer_of_another_model(tiny_folder, tmp_path):
     with pytest.raises(ValueError, match=rf"has {vocabulary} tokens, but .* embeddings for 20"):
         train(config)
     assert not (tmp_path / "run").exists()  # the corrected command needs no other folder
+
+
+def write_larger_tokenizer(folder):
+    """A model folder whose tokenizer has one added token more than the model has embeddings."""
+    rlvr_tiny.write_model(folder)
+    tokenizer = rlvr_tiny.make_tokenizer()
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})
+    tokenizer.save_pretrained(folder)
+
+
+def test_an_added_token_beyond_the_embeddings_is_refused_only_where_it_is_used(
+    tiny_folder, tmp_path
+):
+    """Gemma 3's text models have 262144 embeddings and a tokenizer of 262145."""
+    write_larger_tokenizer(tmp_path / "model")
+    words = [f"--model.source={tmp_path / 'model'}", "--run.steps=1"]
+    train(rlvr_tiny.config(tiny_folder, tmp_path / "run", *words), reward=rlvr_tiny.share_of_a)
+    for where in ("data.prompt.suffix", "evaluation.prompt.suffix"):
+        config = rlvr_tiny.config(tiny_folder, tmp_path / "used", *words, f"--{where}=<image>")
+        with pytest.raises(ValueError, match="a prompt has token id 32; the model has 32"):
+            train(config)
+    assert not (tmp_path / "used").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--rollout.max_new_tokens=60"], r"rollout\.max_new_tokens must be at most 64 .* = 59"),
+        (
+            ["--evaluation.max_new_tokens=59", "--evaluation.prompt.few_shot=12345678"],
+            r"evaluation\.max_new_tokens must be at most 64 .* 15 \(longest prompt\) = 49, got 59",
+        ),
+        (
+            ["--rollout.max_new_tokens=50", "--evaluation.prompt.few_shot=12345678"],
+            r"rollout\.max_new_tokens must be at most 64 .* = 49, got 50",
+        ),
+        (
+            [f"--evaluation.prompt.few_shot={'1' * 70}"],
+            "the longest prompt has 77 tokens, but the model has 64 positions",
+        ),
+    ],
+)
+def test_prompts_have_room_before_anything_begins(tiny_folder, tmp_path, words, message):
+    """Of training and of validation, in a model with learned positions."""
+    rlvr_families.write(tmp_path / "model", "gpt2", n_positions=64, max_position_embeddings=64)
+    words = [f"--model.source={tmp_path / 'model'}", "--evaluation.before_training=false", *words]
+    with pytest.raises(ValueError, match=message):
+        train(rlvr_tiny.config(tiny_folder, tmp_path / "run", *words))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_smaller_reference_or_critic_is_refused(tiny_folder, tmp_path):
+    write_larger_tokenizer(tmp_path / "model")
+    rlvr_tiny.write_model(tmp_path / "policy", vocabulary=40)
+    for words, option in (
+        (["--algorithm.kl_coef=0.1", f"--model.reference={tmp_path / 'model'}"], "model.reference"),
+        (
+            ["--preset=ppo", "--algorithm.kl_coef=0", f"--critic.source={tmp_path / 'model'}"],
+            "critic",
+        ),
+    ):
+        words = [f"--model.source={tmp_path / 'policy'}", *words]
+        with pytest.raises(
+            ValueError, match=f"{option}.*with the 40 token ids of the policy, got 32"
+        ):
+            train(rlvr_tiny.config(tiny_folder, tmp_path / "run", *words))
 
 
 def test_output_must_be_new(tiny_folder, tmp_path):
