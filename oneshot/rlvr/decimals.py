@@ -18,6 +18,7 @@ _WRITTEN = re.compile(
     rf"{_UNIT}\s*\$?"
 )
 _E_NOTATION = re.compile(r"(?<![\w.\\}])((?:\d+(?:\.\d*)?|\.\d+))[eE]([-+]?\d{1,4})(?![\w.])")
+LONGEST = 4000  # digits; Python refuses to read longer numbers
 _NEARLY = Fraction(1, 10**6)
 
 
@@ -30,6 +31,8 @@ def value(text: str) -> tuple[Fraction, bool] | None:
     if found is None:
         return None
     sign, digits, *powers = found.groups()
+    if len(digits or "") > LONGEST:
+        return None
     power = next((int(p) for p in powers if p is not None), None)
     mantissa = Fraction(re.sub(r"[,{}!\\]", "", digits)) if digits else Fraction(1)
     if sign == "-":

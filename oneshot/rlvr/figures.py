@@ -69,15 +69,24 @@ def outcome(
     )
 
 
+def is_mixed(scores: Sequence[float]) -> bool:
+    """Whether the scores of a group differ by more than rounding (a millionth of the largest).
+
+    Sums that should be equal may differ in the last bit, 0.1 + 0.2 and 0.3; such a group teaches
+    nothing.
+    """
+    return max(scores) - min(scores) > 1e-6 * max(map(abs, scores))
+
+
 def rollout_figures(found: Outcome, group_size: int) -> dict[str, float]:
     """Reward, groups and responses of one step.
 
     Only mixed groups carry a policy gradient: the advantages of the others are all 0. A group is
-    all right when every score in it is the same and above 0.5.
+    all right when every score in it is the same (`is_mixed`) and above 0.5.
     """
     scores = torch.tensor(found.scores, dtype=torch.float64)
     groups = scores.view(-1, group_size)
-    same = (groups == groups[:, :1]).all(1)
+    same = ~torch.tensor([is_mixed(group) for group in groups.tolist()])
     right = same & (groups[:, 0] > 0.5)
     lengths = torch.tensor(found.lengths, dtype=torch.float64)
     figures = {

@@ -94,16 +94,18 @@ def choice_grader() -> Callable[[str, str], float]:
 
 def named_grader(name: str) -> Callable[[str, Any], float]:
     """The grader that calls a reward function with one response and checks what it returns."""
-    from oneshot.rlvr.rewards import is_score
+    from oneshot.rlvr.rewards import as_scores
 
     module, _, attribute = name.partition(":")
     function = getattr(importlib.import_module(module), attribute)
 
     def grade(response: str, problem: Any) -> float:
-        scores = function([response], [problem])
-        if len(scores) != 1 or not is_score(scores[0]):
-            raise TypeError(f"expected one finite number for one response, got {scores!r}")
-        return float(scores[0])
+        found = function([response], [problem])
+        try:
+            return as_scores(found, 1)[0]
+        except (TypeError, ValueError):
+            message = f"expected one finite number for one response, got {found!r}"
+            raise TypeError(message) from None
 
     return grade
 

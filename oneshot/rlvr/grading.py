@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 import time
 import weakref
 from collections.abc import Sequence
@@ -77,14 +78,21 @@ class GraderPool:
         self.size = workers
         self.timeout = timeout
         self._workers: list[_Worker] = []
+        self._lock = threading.Lock()
         self._finalizer = weakref.finalize(self, _stop_all, self._workers)
 
     def grade(self, items: Sequence[tuple[Any, ...]]) -> list[Outcome]:
         """Grades each item (the arguments of the grader); the outcomes are in the same order.
 
+        Calls from several threads wait for each other.
+
         Raises:
             GraderStartError: The workers cannot start.
         """
+        with self._lock:
+            return self._grade(items)
+
+    def _grade(self, items: Sequence[tuple[Any, ...]]) -> list[Outcome]:
         outcomes: dict[int, Outcome] = {}
         waiting = list(range(len(items) - 1, -1, -1))
         while len(self._workers) < min(self.size, len(items)):
@@ -105,8 +113,9 @@ class GraderPool:
         return [outcomes[i] for i in range(len(items))]
 
     def close(self) -> None:
-        """Ends the workers."""
-        _stop_all(self._workers)
+        """Ends the workers, when no other thread is grading."""
+        with self._lock:
+            _stop_all(self._workers)
 
     def _give(
         self,
@@ -131,7 +140,7 @@ class GraderPool:
         if status == "ready":
             worker.ready = True
         elif status == "failed":
-            self.close()
+            _stop_all(self._workers)
             raise GraderStartError(f"grader {self.function!r} cannot start:\n{value}")
         else:
             assert worker.item is not None
@@ -144,7 +153,7 @@ class GraderPool:
         started, code = worker.ready, worker.process.poll()
         worker.stop()
         if not started:
-            self.close()
+            _stop_all(self._workers)
             raise GraderStartError(
                 f"grader {self.function!r} did not start within {START_LIMIT:.0f} s "
                 f"(exit status {code})"

@@ -16,7 +16,9 @@ def render(problem: Problem, tokenizer: PreTrainedTokenizerBase, template: Promp
     """The prompt text of a problem.
 
     Args:
-        problem: The problem; its last message receives `template.few_shot` and `template.suffix`.
+        problem: The problem; the last message that is not the assistant's receives
+            `template.few_shot` and `template.suffix`. An assistant's message at the end is the
+            beginning of the response: the model continues it.
         tokenizer: Its chat template is used when `template.template` is "chat".
         template: How to render.
 
@@ -24,10 +26,18 @@ def render(problem: Problem, tokenizer: PreTrainedTokenizerBase, template: Promp
         The text, which ends where the response begins.
 
     Raises:
-        ValueError: The tokenizer has no chat template, or a plain template was asked for a
-            conversation of several messages.
+        ValueError: The tokenizer has no chat template, a plain template was asked for a
+            conversation of several messages, or there is no message but the assistant's.
     """
-    last = problem.messages[-1]
+    roles = [message["role"] for message in problem.messages]
+    begun = roles[-1] == "assistant"
+    asked = len(roles) - 1 - begun
+    if asked < 0 or roles[asked] == "assistant":
+        raise ValueError(
+            f"problem {problem.index}: expected a message to answer, and at most one of the "
+            f"assistant behind it, got the roles {roles}"
+        )
+    last = problem.messages[asked]
     content = template.few_shot + last["content"] + template.suffix
     if template.template == "plain":
         if len(problem.messages) > 1:
@@ -41,10 +51,13 @@ def render(problem: Problem, tokenizer: PreTrainedTokenizerBase, template: Promp
             "prompt.template is 'chat', but the tokenizer has no chat template; use 'plain' with "
             "prompt.plain_format"
         )
-    messages: list[dict[str, Any]] = [*problem.messages[:-1], {**last, "content": content}]
+    messages: list[dict[str, Any]] = list(problem.messages)
+    messages[asked] = {**last, "content": content}
     if template.system is not None:
         messages.insert(0, {"role": "system", "content": template.system})
-    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    text = tokenizer.apply_chat_template(
+        messages, tokenize=False, add_generation_prompt=not begun, continue_final_message=begun
+    )
     assert isinstance(text, str)
     return text
 
@@ -54,16 +67,35 @@ def encode(
 ) -> list[list[int]]:
     """Token ids of each prompt.
 
-    A chat template writes its own special tokens; for a plain prompt the tokenizer adds them
-    (a beginning-of-sequence token, where it has one).
+    A chat template writes its own special tokens. Before a plain prompt come those that the
+    tokenizer puts there (a beginning-of-sequence token, where it has one), once; those that it puts
+    behind a text would end the prompt before the response begins, and are left out.
     """
     texts = [render(problem, tokenizer, template) for problem in problems]
-    plain = template.template == "plain"
-    ids: list[list[int]] = tokenizer(texts, add_special_tokens=plain)["input_ids"]
+    ids: list[list[int]] = tokenizer(texts, add_special_tokens=False)["input_ids"]
+    if template.template == "plain":
+        ids = [
+            _with_prefix(row, tokenizer(text)["input_ids"])
+            for row, text in zip(ids, texts, strict=True)
+        ]
     empty = next((i for i, row in enumerate(ids) if not row), None)
     if empty is not None:
         raise ValueError(f"problem {problems[empty].index} renders to an empty prompt")
     return ids
+
+
+def _with_prefix(bare: list[int], whole: list[int]) -> list[int]:
+    """The tokens of a text behind the special ones that `whole` has before them, if it has any."""
+    begin = next(
+        (i for i in range(len(whole) - len(bare) + 1) if whole[i : i + len(bare)] == bare), None
+    )
+    if begin is None:
+        raise ValueError(
+            "prompt.template 'plain': the tokenizer changes a text to which it adds its special "
+            "tokens; use 'chat'"
+        )
+    prefix = whole[:begin]
+    return bare if bare[:begin] == prefix else prefix + bare
 
 
 def turn_end(tokenizer: PreTrainedTokenizerBase) -> int | None:

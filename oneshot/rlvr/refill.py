@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from oneshot.rlvr import data
 from oneshot.rlvr.config import TrainConfig
+from oneshot.rlvr.figures import is_mixed
 from oneshot.rlvr.parts import Row
 from oneshot.rlvr.rewards import Reward, RewardResult
 from oneshot.rlvr.rollout import Rollout, RolloutEngine, chosen
@@ -111,8 +112,3 @@ class Refill:
             "refill/mixed": counts[1] / places,
             "refill/ungraded": counts[2],
         }
-
-
-def is_mixed(scores: Sequence[float]) -> bool:
-    """Whether the scores of a group differ."""
-    return len(set(scores)) > 1

@@ -4,16 +4,17 @@ Only the response is looked at, never the prompt: prompts of this field often co
 `\boxed{}`, which would make a format reward on prompt and response always 1.
 
 Graders and functions named in the config run in worker processes (`grading.py`), so a grader
-that never returns costs its time-out, scores 0 and is counted, and the run goes on. A function that
-raises is an error of the run: a reward that is wrong in silence is worse than none.
+that never returns costs its time-out, scores 0 and is counted, and the run goes on; so does a
+grader of answers that raises. A function of yours that raises is an error of the run: a reward that
+is wrong in silence is worse than none.
 """
 
 from __future__ import annotations
 
-import math
 import random
+import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +28,7 @@ RewardFunction = Callable[[Sequence[str], Sequence[Problem]], Sequence[float]]
 """Responses and their problems in, one score per response out."""
 
 CACHE_SIZE = 100_000
+LARGEST = 3.4028234663852886e38  # of float32, the type of advantages
 
 
 class RewardError(RuntimeError):
@@ -40,7 +42,7 @@ class RewardResult:
     Attributes:
         scores: One per response.
         timeouts: Responses whose grader ran out of time (scored 0).
-        crashes: Responses whose grader process died (scored 0).
+        crashes: Responses whose grader raised or whose grader process died (scored 0).
     """
 
     scores: list[float]
@@ -182,33 +184,30 @@ class AnswerReward(Reward):
         _check_lengths(responses, problems)
         pairs: list[tuple[str, str] | None] = []
         for text, problem in zip(responses, problems, strict=True):
-            boxed = (self._extract(text) or "").strip()
+            boxed = visible(self._extract(text) or "").strip()
             pairs.append((problem.answer, boxed) if boxed else None)
         unknown = dict.fromkeys(
             pair for pair in pairs if pair and pair[0] != pair[1] and pair not in self._known
         )
         timeouts = crashes = 0
-        failed: set[tuple[str, str]] = set()
+        # Kept for this call: another thread may clear what is known.
+        verdicts = {pair: self._known.get(pair, 0.0) for pair in pairs if pair}
         if unknown:
             graded = self._pool.grade(list(unknown))
             for pair, outcome in zip(unknown, graded, strict=True):
-                if outcome.status == "raised":
-                    raise RewardError(f"{self.grader} failed on {pair}: {outcome.detail}")
+                verdicts[pair] = outcome.score
                 if outcome.status == "score":
                     self._known[pair] = outcome.score
-                else:
-                    failed.add(pair)
-                    timeouts += outcome.status == "timeout"
-                    crashes += outcome.status == "crash"
-        scores = [self._score(pair, failed) for pair in pairs]
+                timeouts += outcome.status == "timeout"
+                # An answer that a parser cannot stand (a hundred thousand digits) is no reason to
+                # end a run.
+                crashes += outcome.status in ("crash", "raised")
+        scores = [
+            verdicts[pair] if pair and pair[0] != pair[1] else float(bool(pair)) for pair in pairs
+        ]
         if len(self._known) > CACHE_SIZE:
             self._known.clear()
         return RewardResult(scores, timeouts, crashes)
-
-    def _score(self, pair: tuple[str, str] | None, failed: set[tuple[str, str]]) -> float:
-        if pair is None or pair in failed:
-            return 0.0
-        return 1.0 if pair[0] == pair[1] else self._known[pair]
 
     def close(self) -> None:
         """Ends the worker processes."""
@@ -268,24 +267,59 @@ class FunctionReward(Reward):
     ) -> RewardResult:
         """Scores each response."""
         _check_lengths(responses, problems)
-        scores: Any = self.function(responses, problems)
-        if len(scores) != len(responses):
-            raise RewardError(
-                f"reward {self.name!r} returned {len(scores)} scores for {len(responses)} responses"
+        found = self.function(responses, problems)
+        try:
+            return RewardResult(as_scores(found, len(responses)))
+        except (TypeError, ValueError) as error:
+            raise RewardError(f"reward {self.name!r}: {error}") from None
+
+
+def as_scores(found: Any, count: int) -> list[float]:
+    """What a reward function returned, as numbers.
+
+    Args:
+        found: A sequence of numbers, or an array or tensor [count].
+        count: Number of responses.
+
+    Raises:
+        TypeError: It is something else, such as a dictionary, a generator or a single number.
+        ValueError: It has another length, more than one axis, or a score that is no finite number
+            in float32.
+    """
+    shape = getattr(found, "shape", None)
+    if isinstance(found, str | bytes | Mapping | Set) or not hasattr(found, "__len__"):
+        raise TypeError(f"expected a list of {count} numbers, got {type(found).__name__}")
+    if shape is not None and len(shape) != 1:
+        raise ValueError(f"expected a list of {count} numbers, got shape {tuple(shape)}")
+    if len(found) != count:
+        raise ValueError(f"returned {len(found)} scores for {count} responses")
+    for i, score in enumerate(found):
+        if not _is_score(score):
+            raise ValueError(
+                f"response {i}: expected a finite number, got {score!r} "
+                "(float32 holds up to 3.4e38)"
             )
-        for i, score in enumerate(scores):
-            if not is_score(score):
-                raise RewardError(
-                    f"reward {self.name!r}, response {i}: expected a finite number, got {score!r}"
-                )
-        return RewardResult([float(score) for score in scores])
+    return [float(score) for score in found]
 
 
-def is_score(value: Any) -> bool:
-    """Whether a reward function's return value is a finite number."""
+def visible(answer: str) -> str:
+    r"""An answer without what LaTeX does not print, such as `\phantom{5}`."""
+    while (found := re.search(r"\\[hv]?phantom\s*\{", answer)) is not None:
+        depth, end = 1, found.end()
+        while depth and end < len(answer):
+            depth += {"{": 1, "}": -1}.get(answer[end], 0)
+            end += 1
+        answer = answer[: found.start()] + answer[end:]
+    return answer
+
+
+def _is_score(value: Any) -> bool:
+    """A number, array or tensor without axes that float32 can hold."""
+    if isinstance(value, str | bytes) or getattr(value, "shape", ()) not in ((), None):
+        return False
     try:
-        return math.isfinite(value)
-    except TypeError:
+        return abs(float(value)) <= LARGEST
+    except (TypeError, ValueError, OverflowError):
         return False
 
 

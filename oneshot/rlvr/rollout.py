@@ -29,7 +29,8 @@ class Rollout:
         prompt_mask: [N, P] bool.
         response_ids: [N, R] int64, padded on the right; R is the longest response.
         response_mask: [N, R] bool: the response up to its end-of-sequence token, which is included.
-        texts: The N responses without special tokens.
+        texts: The N responses without the tokens that begin, end or pad a sequence. Other special
+            tokens stay: a reward may look for `<answer>`.
         finished: [N] bool: ended by an end-of-sequence token, not cut at the length limit.
         logprobs: [N, R] float32 of the tokens as the engine saw them, at its temperature; None
             when it was not asked for them.
@@ -124,8 +125,8 @@ def assemble(
         values = values.to(device)
     prompt_ids, prompt_mask = pad_left(prompts, pad_id)
     texts = tokenizer.batch_decode(
-        [list(row) for row in responses],
-        skip_special_tokens=True,
+        [without_ends(row, tokenizer) for row in responses],
+        skip_special_tokens=False,
         clean_up_tokenization_spaces=False,
     )
     return Rollout(
@@ -137,6 +138,19 @@ def assemble(
         torch.tensor(list(finished)).to(device),
         values,
     )
+
+
+def without_ends(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The ids of a response without padding, beginning- and end-of-sequence and its last turn end.
+
+    A stop token that is no special token, such as a line break, stays.
+    """
+    ends = {tokenizer.pad_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id}
+    added = tokenizer.added_tokens_decoder
+    last = ids[-1]
+    if last in added and added[last].special:
+        ids = ids[:-1]
+    return [token for token in ids if token not in ends]
 
 
 def chosen(parts: Sequence[Rollout], rows: Sequence[int]) -> Rollout:

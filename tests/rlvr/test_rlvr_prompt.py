@@ -1,6 +1,7 @@
 """Prompts: chat template, plain text, suffix, few-shot, over-long prompts."""
 
 import pytest
+from tokenizers.processors import TemplateProcessing
 
 from oneshot.rlvr.config import PromptConfig
 from oneshot.rlvr.data import Problem
@@ -32,6 +33,40 @@ def test_render_errors(tiny):
         PromptConfig("plain", plain_format="q")
     with pytest.raises(ValueError, match="unset when"):
         PromptConfig("plain", system="s")
+
+
+def test_a_begun_response_is_continued(tiny):
+    """An assistant's message at the end is no turn of its own; suffix and examples go before it."""
+    _, tokenizer = tiny
+    said = [{"role": "user", "content": "1+1"}, {"role": "assistant", "content": "so 1"}]
+    begun = Problem(said, "2")
+    assert (
+        render(begun, tokenizer, PromptConfig(suffix="?", few_shot="2+2. "))
+        == "<s>2+2. 1+1?<s>so 1"
+    )
+    assert render(Problem([*said, said[0]], "2"), tokenizer, PromptConfig()).endswith("<s>1+1=")
+    for messages in (said[1:], [said[0], said[1], said[1]]):
+        with pytest.raises(ValueError, match=r"expected a message to answer, .*assistant"):
+            render(Problem(messages, "2"), tokenizer, PromptConfig())
+
+
+@pytest.mark.parametrize(
+    ("added", "template", "expected"),
+    [
+        ("$A", "q {problem}:", "q 1+1:"),
+        ("<s> $A", "q {problem}:", "<s>q 1+1:"),
+        ("<s> $A", "<s>q {problem}:", "<s>q 1+1:"),  # not twice
+        ("$A </s>", "q {problem}:", "q 1+1:"),  # an end before the response begins
+        ("<s> $A </s>", "{problem}", "<s>1+1"),
+        ("<s> $A </s>", "{problem}</s>", "<s>1+1</s>"),  # written, not added
+    ],
+)
+def test_special_tokens_that_a_tokenizer_adds(tiny, added, template, expected):
+    _, tokenizer = tiny
+    tokens = [(name, tokenizer.convert_tokens_to_ids(name)) for name in ("<s>", "</s>")]
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(added, special_tokens=tokens)
+    (ids,) = encode([PROBLEM], tokenizer, PromptConfig("plain", plain_format=template))
+    assert ids == tokenizer(expected, add_special_tokens=False)["input_ids"]
 
 
 def test_encode_and_drop_long(tiny):

@@ -3,9 +3,13 @@
 import json
 import os
 import re
+from concurrent.futures import ThreadPoolExecutor
 from decimal import Decimal
+from fractions import Fraction
 
+import numpy
 import pytest
+import torch
 
 from oneshot.rlvr.benchmarks import BENCHMARKS, read_benchmark
 from oneshot.rlvr.config import RewardConfig
@@ -268,6 +272,100 @@ def test_workers_need_no_torch():
         with open(maps) as lines:
             assert "libtorch" not in lines.read()
     reward.close()
+
+
+def test_a_phantom_is_no_answer():
+    r"""LaTeX does not print it; every grader would read the 5 in `\\boxed{\\phantom{5}}`."""
+    texts = [
+        "\\boxed{\\phantom{5}}",
+        "\\boxed{3\\hphantom{\\frac{1}{2}}}",
+        "\\boxed{\\vphantom{1}5}",
+    ]
+    problems = [Problem(PROBLEM.messages, truth) for truth in ("5", "3", "5")]
+    for grader in ("math_verify", "strict", "harness"):
+        reward = make_reward(RewardConfig(grader, timeout=10.0, workers=1))
+        assert reward(texts, problems).scores == [0, 1, 1], grader
+        reward.close()
+
+
+HOSTILE = [
+    *("10^{10^{10}}!", "9" * 100_000, "(" * 5000 + "1" + ")" * 5000, "{" * 400 + "}" * 400),
+    *("\\frac" * 2000, "\\sqrt" * 1000 + "{2}", "1e999999999", "10^{9999}", "x" + "^x" * 500),
+    *("\\ud800", "\x00", "\\phantom{" * 50, "nan", "\\infty", "1,2," * 3000, "\\int" * 300),
+]
+
+
+@pytest.mark.parametrize("grader", ["math_verify", "strict", "harness", "choice"])
+def test_hostile_answers_cost_their_time_and_no_more(grader):
+    reward = make_reward(RewardConfig(grader, timeout=0.5, workers=2))
+    texts = [f"\\boxed{{{answer}}}" for answer in [*HOSTILE, "12.8"]]
+    for truth in ("12.8", "(1, 2]", "4.5e33"):
+        problem = Problem(PROBLEM.messages, truth)
+        scores = reward(texts, [problem] * len(texts)).scores
+        assert scores == [0.0] * len(HOSTILE) + [float(truth == "12.8")]
+    reward.close()
+
+
+def test_graders_serve_several_threads(module, monkeypatch):
+    """One pool, and verdicts that another thread throws away while they are read."""
+    from oneshot.rlvr import rewards
+
+    monkeypatch.setattr(rewards, "CACHE_SIZE", 3)
+    answers = make_reward(RewardConfig(timeout=20.0, workers=2))
+    functions = make_reward(RewardConfig(f"{module}:odd", timeout=20.0, workers=2))
+
+    def ask(thread):
+        texts = [f"\\boxed{{{k}/2}}" for k in range(thread, thread + 12)]
+        truths = [Problem(PROBLEM.messages, str(k / 2)) for k in range(thread, thread + 12)]
+        for _ in range(3):
+            assert answers(texts, truths).scores == [1.0] * 12
+            assert answers(texts[1:], truths[:-1]).scores == [0.0] * 11
+            assert functions(["ab", "abcd"], [PROBLEM] * 2).scores == [5.0, 6.0]
+
+    with ThreadPoolExecutor(6) as pool:
+        list(pool.map(ask, range(6)))
+    answers.close()
+    functions.close()
+
+
+@pytest.mark.parametrize(
+    ("returned", "message"),
+    [
+        ({"a": 1.0, "b": 2.0}, "expected a list of 2 numbers, got dict"),
+        ({1.0, 2.0}, "expected a list of 2 numbers, got set"),
+        (0.5, "expected a list of 2 numbers, got float"),
+        (None, "expected a list of 2 numbers, got NoneType"),
+        ((x for x in (1, 2)), "expected a list of 2 numbers, got generator"),
+        ("12", "expected a list of 2 numbers, got str"),
+        (torch.ones(2, 1), r"expected a list of 2 numbers, got shape \(2, 1\)"),
+        (numpy.ones((1, 2)), r"expected a list of 2 numbers, got shape \(1, 2\)"),
+        (torch.tensor(1.0), r"expected a list of 2 numbers, got shape \(\)"),
+        ([[1.0], [2.0]], r"response 0: expected a finite number, got \[1.0\]"),
+        ([torch.ones(1), 1.0], "response 0: expected a finite number, got tensor"),
+        (["1", "2"], "response 0: expected a finite number, got '1'"),
+        ([1.0, 1e308], r"response 1: .* got 1e\+308 \(float32 holds up to 3.4e38\)"),
+        ([1.0, float("inf")], "response 1: expected a finite number, got inf"),
+    ],
+)
+def test_what_a_reward_function_may_not_return(returned, message):
+    with pytest.raises(RewardError, match=message):
+        FunctionReward(lambda r, p: returned)(["a", "b"], [PROBLEM] * 2)
+
+
+@pytest.mark.parametrize(
+    "returned",
+    [
+        (1, 0.5),
+        numpy.array([1, 0.5]),
+        torch.tensor([1, 0.5]),
+        [numpy.float32(1), torch.tensor(0.5)],
+        [True, Fraction(1, 2)],
+    ],
+)
+def test_what_a_reward_function_may_return(returned):
+    scores = FunctionReward(lambda r, p: returned)(["a", "b"], [PROBLEM] * 2).scores
+    assert scores == [1.0, 0.5]
+    assert all(type(score) is float for score in scores)
 
 
 def test_python_function_reward():

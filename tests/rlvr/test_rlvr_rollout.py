@@ -138,6 +138,18 @@ def test_stop_tokens(tiny):
         stop_ids(model, tokenizer)
 
 
+def test_special_tokens_that_a_reward_may_look_for_stay(tiny):
+    _, tokenizer = tiny
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<answer>", "<turn>"]})
+    ids = tokenizer("a<answer>5<answer>b", add_special_tokens=False)["input_ids"]
+    eos, turn = tokenizer.convert_tokens_to_ids(["</s>", "<turn>"])
+    line = tokenizer("c", add_special_tokens=False)["input_ids"][0]  # an ordinary stop token
+    rows = [[*ids, eos], [*ids, turn], [*ids, line], [eos], [*ids]]
+    found = assemble([[5]] * 5, rows, [True] * 5, None, tokenizer, pad_id=0, vocabulary=40)
+    text = "a<answer>5<answer>b"
+    assert found.texts == [text, text, text + "c", "", text]
+
+
 CHAT = "{% for m in messages %}{{ m['role'] + m['content'] + '<|im_end|>' }}{% endfor %}="
 
 
