@@ -7,7 +7,8 @@ import contextlib
 import json
 import os
 import sys
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
 
 USAGE = """\
 usage: oneshot <command> [options]
@@ -63,6 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with contextlib.ExitStack() as silent:
         if int(os.environ.get("RANK", "0")) > 0:
             silent.enter_context(contextlib.redirect_stdout(None))
+        silent.enter_context(_plain_warnings())
         return commands[command](words[1:])
 
 
@@ -75,11 +77,10 @@ def _rlvr(words: list[str]) -> int:
         return 0 if asked else 2
     try:
         return run(words[0], words[1:])
-    except (ValueError, OSError, RuntimeError, FloatingPointError) as error:
+    except (ValueError, OSError, RuntimeError, ImportError, FloatingPointError) as error:
         return _failed(error)
-    except KeyboardInterrupt:
-        print("oneshot: interrupted; the same command with --resume continues", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as error:
+        return _interrupted(error)
 
 
 def _chmm(words: list[str]) -> int:
@@ -89,9 +90,8 @@ def _chmm(words: list[str]) -> int:
         return chmm(words)
     except (ValueError, OSError, RuntimeError, ImportError, FloatingPointError) as error:
         return _failed(error)
-    except KeyboardInterrupt:
-        print("oneshot: interrupted; the same command with --resume continues", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as error:
+        return _interrupted(error)
 
 
 def _poly(words: list[str]) -> int:
@@ -106,9 +106,8 @@ def _poly(words: list[str]) -> int:
         return run(words[0], words[1:])
     except (ValueError, OSError, RuntimeError, FloatingPointError, ModuleNotFoundError) as error:
         return _failed(error)
-    except KeyboardInterrupt:
-        print("oneshot: interrupted; the same command with --resume continues", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as error:
+        return _interrupted(error)
 
 
 def _demo(words: list[str]) -> int:
@@ -148,6 +147,24 @@ def _hide_loading_bars() -> None:
     from transformers.utils import logging
 
     logging.disable_progress_bar()
+
+
+def _interrupted(error: KeyboardInterrupt) -> int:
+    """Says what a command that was stopped by Ctrl-C leaves, where it knows."""
+    generic = "; a run continues with --resume from its newest checkpoint, if it has one"
+    print(f"oneshot: interrupted{f' {error}' if str(error) else generic}", file=sys.stderr)
+    return 130
+
+
+@contextlib.contextmanager
+def _plain_warnings() -> Iterator[None]:
+    """Prints the warnings of a command as lines, without the place in the code."""
+    before = warnings.formatwarning
+    warnings.formatwarning = lambda message, *where, **more: f"oneshot: warning: {message}\n"
+    try:
+        yield
+    finally:
+        warnings.formatwarning = before
 
 
 def _failed(error: Exception) -> int:

@@ -22,6 +22,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from oneshot.runs.checkpoints import latest
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -299,6 +301,11 @@ def _package_model(package: str) -> tuple[Path, str]:
 
 
 def _model_folder(folder: Path) -> Path:
+    newest = latest(folder / "checkpoints")
+    if newest is not None and not (folder / "config.json").is_file():
+        raise FileNotFoundError(
+            f"{folder} is the folder of a run; name one of its checkpoints, the newest is {newest}"
+        )
     if (folder / "adapter_config.json").is_file():
         raise ValueError(_adapter(folder))
     if not (folder / "config.json").is_file():

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from oneshot.runs.config import require
+from oneshot.runs.config import check_types, require
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,7 @@ class OptimizerConfig:
     """Optimizer steps over which the learning rate rises linearly from lr / warmup_steps."""
 
     def __post_init__(self) -> None:
+        check_types(self)
         require(self.lr >= 0, "optimizer.lr", ">= 0", self.lr)
         require(self.weight_decay >= 0, "optimizer.weight_decay", ">= 0", self.weight_decay)
         require(self.max_grad_norm > 0, "optimizer.max_grad_norm", "> 0", self.max_grad_norm)
@@ -52,6 +53,7 @@ class CorrectionConfig:
     """Divide the weights by their mean."""
 
     def __post_init__(self) -> None:
+        check_types(self)
         require(self.low >= 0, "algorithm.correction.low", ">= 0", self.low)
         require(self.high >= self.low, "algorithm.correction.high", "at least low", self.high)
 
@@ -114,6 +116,7 @@ class AlgorithmConfig:
     """Correction of an engine whose log-probs differ from the trainer's."""
 
     def __post_init__(self) -> None:
+        check_types(self)
         for name in ("policy_coef", "kl_coef", "clip_low", "advantage_eps", "overlong_penalty"):
             require(getattr(self, name) >= 0, f"algorithm.{name}", ">= 0", getattr(self, name))
         rounds = self.refill_rounds
@@ -164,6 +167,7 @@ class CriticConfig:
     """AdamW of the critic."""
 
     def __post_init__(self) -> None:
+        check_types(self)
         for name in ("gamma", "lam"):
             value = getattr(self, name)
             require(0 <= value <= 1, f"critic.{name}", "in [0, 1]", value)

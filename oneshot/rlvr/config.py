@@ -16,7 +16,7 @@ from typing import Literal
 from oneshot.rlvr.algorithm_config import AlgorithmConfig, CriticConfig, OptimizerConfig
 from oneshot.rlvr.presets import expand_presets
 from oneshot.rlvr.rollout_config import RolloutConfig
-from oneshot.runs.config import load, require
+from oneshot.runs.config import check_types, load, require
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,9 @@ class ModelConfig:
     float32, computation in bfloat16."""
     device: str = "auto"
     """A torch device, or "auto": the first GPU if there is one, else the CPU."""
+
+    def __post_init__(self) -> None:
+        check_types(self)
 
     @property
     def weights_dtype(self) -> str:
@@ -60,6 +63,7 @@ class PromptConfig:
     """Text put after the problem (an instruction), with its own leading space."""
 
     def __post_init__(self) -> None:
+        check_types(self)
         require(
             "{problem}" in self.plain_format,
             "prompt.plain_format",
@@ -93,6 +97,7 @@ class DataConfig:
     """Prompt of the training problems."""
 
     def __post_init__(self) -> None:
+        check_types(self)
         require(self.limit is None or self.limit > 0, "data.limit", "a positive number", self.limit)
 
 
@@ -112,6 +117,7 @@ class RewardConfig:
     """Probability of reward 1 of the "random" function."""
 
     def __post_init__(self) -> None:
+        check_types(self)
         require(self.timeout > 0, "reward.timeout", "> 0 seconds", self.timeout)
         require(self.workers > 0, "reward.workers", "a positive number", self.workers)
         p = self.random_probability
@@ -155,6 +161,7 @@ class EvaluationConfig:
     """Sequences decoded at once."""
 
     def __post_init__(self) -> None:
+        check_types(self)
         for name in ("every", "samples", "batch_size"):
             value = getattr(self, name)
             require(value > 0, f"evaluation.{name}", "a positive number", value)
@@ -189,6 +196,7 @@ class RunConfig:
     """Responses per step written to samples.jsonl."""
 
     def __post_init__(self) -> None:
+        check_types(self)
         for name in ("steps", "save_every"):
             value = getattr(self, name)
             require(value > 0, f"run.{name}", "a positive number", value)
@@ -221,6 +229,7 @@ class TrainConfig:
     """Validation."""
 
     def __post_init__(self) -> None:
+        check_types(self)
         sequences = self.rollout.batch_size * self.rollout.samples_per_prompt
         updates = self.algorithm.updates_per_rollout
         require(

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from oneshot.rlvr.config import DataConfig, ModelConfig, RewardConfig
-from oneshot.runs.config import require
+from oneshot.runs.config import check_types, require
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,7 @@ class EvaluateConfig:
     """JSON file for the figures and every response; with benchmarks a folder, which is needed."""
 
     def __post_init__(self) -> None:
+        check_types(self)
         for name in ("samples", "max_new_tokens", "batch_size"):
             value = getattr(self, name)
             require(value is None or value > 0, name, "a positive number", value)

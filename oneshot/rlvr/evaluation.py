@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -12,7 +13,7 @@ from oneshot.rlvr.data import Problem, read_problems
 from oneshot.rlvr.evaluate_config import EvaluateConfig
 from oneshot.rlvr.figures import reflection_shares
 from oneshot.rlvr.prompt import encode
-from oneshot.rlvr.rewards import Reward, has_boxed_answer, make_reward
+from oneshot.rlvr.rewards import AnswerReward, Reward, has_boxed_answer, make_reward
 from oneshot.rlvr.rollout import check_prompts, check_room, embedding_count, position_limit
 from oneshot.rlvr.transformers_engine import TransformersEngine
 from oneshot.runs.seeding import derive_seed
@@ -127,7 +128,27 @@ def evaluate(
         rows = list(map(_Response, rollout.texts, lengths, rollout.finished.tolist()))
         for row, i in enumerate(chosen):
             responses[i] = rows[row * samples : (row + 1) * samples]
-    return _summary(problems, [responses[i] for i in range(len(problems))], grader)
+    result = _summary(problems, [responses[i] for i in range(len(problems))], grader)
+    for text in _doubts(result, grader, max_new_tokens):
+        warnings.warn(text, stacklevel=2)
+    return result
+
+
+def _doubts(result: Evaluation, grader: Reward, max_new_tokens: int) -> list[str]:
+    """What makes the figures of an evaluation doubtful."""
+    doubts = []
+    if result.truncated_ratio == 1:
+        doubts.append(
+            f"no response ended by itself: each was cut at {max_new_tokens} new tokens. If the "
+            "model ends its turns with a token of its own, name it in stop_tokens"
+        )
+    if result.boxed_ratio == 0 and isinstance(grader, AnswerReward) and grader.needs_box:
+        doubts.append(
+            f"no response has a boxed answer, and the grader {grader.grader!r} looks at nothing "
+            "else: every one counts as wrong. Ask for \\boxed{} in prompt.suffix, or take the "
+            "grader 'harness'"
+        )
+    return doubts
 
 
 def prepare(

@@ -16,7 +16,11 @@ SHOWN = {
     "group/mixed": ("mixed", ".2f"),
     "perf/tokens_per_second": ("tok/s", ".0f"),
     "validation/accuracy": ("val", ".3f"),
+    "reward/timeouts": ("timeouts", ".0f"),
+    "reward/crashes": ("crashes", ".0f"),
 }
+# Shown only while there is something to see.
+TROUBLES = ("reward/timeouts", "reward/crashes")
 
 
 def open_log(
@@ -29,6 +33,7 @@ def open_log(
         resumed_from,
         progress,
         shown=SHOWN,
+        troubles=TROUBLES,
         milestones=("validation/accuracy",),
         plot=plot_curves,
     )

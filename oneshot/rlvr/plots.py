@@ -41,7 +41,7 @@ def plot_curves(history: Sequence[dict[str, Any]], path: Path, title: str = "") 
     figure = Figure(figsize=(3.2 * columns, 2.5 * lines))
     # Fixed margins: matplotlib's own layout engines take longer than the drawing.
     left, top = 0.55 / (3.2 * columns), 1 - 0.45 / (2.5 * lines)
-    figure.subplots_adjust(left, 0.3 / (2.5 * lines), 0.99, top, wspace=0.25, hspace=0.35)
+    figure.subplots_adjust(left, 0.45 / (2.5 * lines), 0.99, top, wspace=0.25, hspace=0.45)
     FigureCanvasAgg(figure)
     for i, (name, keys) in enumerate(panels):
         axes = figure.add_subplot(lines, columns, i + 1)
@@ -54,10 +54,14 @@ def plot_curves(history: Sequence[dict[str, Any]], path: Path, title: str = "") 
         if "validation/accuracy" in keys:
             _band(axes, history)
         axes.set_title(name, fontsize=9)
+        axes.set_xlabel("step", fontsize=7, labelpad=1)
         axes.tick_params(labelsize=7)
         axes.grid(alpha=0.3)
+        if "group/mixed" in keys:  # shares fill the panel: room above them for the legend
+            axes.set_ylim(-0.05, 1.45)
+            axes.set_yticks([0, 0.25, 0.5, 0.75, 1])
         if len(keys) > 1:
-            axes.legend(fontsize=6)
+            axes.legend(fontsize=6, loc="upper center", ncols=len(keys), handlelength=1)
     if title:
         figure.suptitle(title, fontsize=10)
     temporary = path.with_suffix(".drawing")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +15,7 @@ from oneshot.rlvr.critic import Critic
 from oneshot.rlvr.data import Problem
 from oneshot.rlvr.figures import Outcome, sample_rows
 from oneshot.rlvr.metrics import open_log
+from oneshot.rlvr.notices import Notices
 from oneshot.rlvr.selection import fold, step_accuracy, write_history
 from oneshot.rlvr.update import PolicyUpdater
 from oneshot.rlvr.validation import Validation
@@ -51,6 +53,7 @@ class Recorder:
         self.model = model
         self.tokenizer = tokenizer
         self.digest = digest
+        self.notices = Notices(config)
         self.validation = Validation(config, model, tokenizer, folder)
         write_config(folder, config)
         self.log = open_log(folder, config.run.steps, resumed_from, config.run.progress)
@@ -78,6 +81,8 @@ class Recorder:
         self.visits.write({"step": step, "accuracy": step_accuracy(problems, found.scores)})
         samples = sample_rows(found, problems, self.config.run.log_samples)
         self.log.step(step, {**figures, **validated}, samples)
+        for text in self.notices.step(step, figures):
+            warnings.warn(text, stacklevel=2)
         if due:
             self.log.plot()
 

@@ -179,7 +179,9 @@ def plot(results: Results, tasks: Sequence[str], path: Path) -> None:
                 axes.axhline(height(entry), color=colour, linestyle=":", linewidth=1)
         axes.set_title(title, fontsize=9)
         axes.set_xlabel("step" if stepped else "checkpoint, in the order given", fontsize=8)
-        axes.set_ylim(bottom=0)
+        # All zeros would have an axis up to 1e-17.
+        highest = max(height(entry) for _, _, height in lines for entry in results.values())
+        axes.set_ylim(0, 1 if highest == 0 else None)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
         if i == 0:

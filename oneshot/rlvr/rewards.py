@@ -169,6 +169,7 @@ class AnswerReward(Reward):
 
     def __init__(self, grader: str, workers: int, timeout: float) -> None:
         self.grader = grader
+        self.needs_box = grader != "harness"
         self._extract = EXTRACTORS[grader]
         self._pool = GraderPool(grader, workers, timeout)
         self._known: dict[tuple[str, str], float] = {}

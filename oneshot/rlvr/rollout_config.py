@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from oneshot.runs.config import require
+from oneshot.runs.config import check_types, require
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,7 @@ class VllmConfig:
     """No graph capture: it starts at once and is slower on a GPU."""
 
     def __post_init__(self) -> None:
+        check_types(self)
         require(self.timeout > 0, "rollout.vllm.timeout", "> 0 seconds", self.timeout)
         size = self.tensor_parallel_size
         require(size > 0, "rollout.vllm.tensor_parallel_size", "a positive number", size)
@@ -73,6 +74,7 @@ class RolloutConfig:
     """vLLM's own options."""
 
     def __post_init__(self) -> None:
+        check_types(self)
         for name in ("batch_size", "max_prompt_tokens", "max_new_tokens", "max_sequences"):
             value = getattr(self, name)
             require(value > 0, f"rollout.{name}", "a positive number", value)

@@ -97,6 +97,8 @@ def train(
         ParityError: The engine does not sample from the policy's weights.
         ProcessLostError: Another process of the run has died.
         NonFiniteLossError: The loss or its gradient became NaN or infinite.
+        UnsupportedModelError: The transformers engine cannot decode the model.
+        KeyboardInterrupt: With the checkpoint that --resume continues from.
     """
     if config.run.threads is not None:
         torch.set_num_threads(config.run.threads)
@@ -174,6 +176,8 @@ def _train(
             recorder.step(step, found, problems, figures)
             if saving:
                 recorder.save(step, updater, critic, learned, valued)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(_saved(folder, step, config.run.save_every)) from None
     finally:
         score.close()
         engine.close()
@@ -189,6 +193,17 @@ def _train(
     if last is None:
         raise checkpoints.CheckpointError(f"{folder}: the run has no checkpoint")
     return TrainResult(folder, last, history, dropped)
+
+
+def _saved(folder: Path, step: int, every: int) -> str:
+    """What an interrupted run leaves and what --resume does with it."""
+    last = checkpoints.latest(folder / "checkpoints")
+    if last is not None:
+        return f"in step {step}; the same command with --resume continues from {last}"
+    return (
+        f"in step {step}, before the first checkpoint (run.save_every is {every}): the same "
+        "command with --resume begins again at step 1"
+    )
 
 
 def learn(

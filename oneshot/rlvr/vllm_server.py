@@ -8,6 +8,7 @@ its weights.
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import sys
@@ -156,7 +157,15 @@ def serve(
         rollout: Lengths, address and vLLM's own options.
         seed: Of vLLM itself.
         words: More options of vLLM's server.
+
+    Raises:
+        ModuleNotFoundError: vLLM is not installed.
     """
+    if importlib.util.find_spec("vllm") is None:
+        raise ModuleNotFoundError(
+            "oneshot rlvr serve needs vllm, which is not installed: pip install vllm (on a CPU: "
+            "see `make test-vllm`)"
+        )
     address = urllib.parse.urlsplit(rollout.vllm.url)
     arguments = {
         **engine_arguments(source, model, rollout),

@@ -34,6 +34,7 @@ class MetricsLog:
         progress: Show a progress bar (a plain line now and then when there is no terminal).
         shown: Figures for the terminal: name -> (label, format).
         milestones: Figures that always earn a plain line.
+        troubles: Figures of `shown` that are left out of the terminal while they are 0.
         plot: Draws the rows of metrics.jsonl into a PNG, `curves.png`.
     """
 
@@ -46,6 +47,7 @@ class MetricsLog:
         *,
         shown: Mapping[str, tuple[str, str]],
         milestones: Collection[str] = (),
+        troubles: Collection[str] = (),
         plot: Callable[[Sequence[dict[str, Any]], Path], None],
     ) -> None:
         from torch.utils.tensorboard import SummaryWriter
@@ -53,6 +55,7 @@ class MetricsLog:
         self.total_steps = total_steps
         self._shown = shown
         self._milestones = milestones
+        self._troubles = troubles
         self._draw = plot
         self._folder = folder
         self._plotted = time.monotonic()
@@ -126,9 +129,13 @@ class MetricsLog:
         self.samples.close()
 
     def _figures(self) -> str:
-        known = [
-            (label, form, self._latest.get(name)) for name, (label, form) in self._shown.items()
-        ]
+        known = {
+            name: value
+            for name, value in self._latest.items()
+            if name in self._shown and (value != 0 or name not in self._troubles)
+        }
         return "  ".join(
-            f"{label} {value:{form}}" for label, form, value in known if value is not None
+            f"{label} {known[name]:{form}}"
+            for name, (label, form) in self._shown.items()
+            if name in known
         )

@@ -7,6 +7,7 @@ import torch
 
 from oneshot import __version__
 from oneshot.cli import main
+from oneshot.rlvr.rewards import FormatReward, RewardResult
 from oneshot.runs.jsonl import read_jsonl
 
 
@@ -76,6 +77,79 @@ def test_train_resume_and_evaluate(tiny_folder, tmp_path, capsys):
     written = json.loads((tmp_path / "e.json").read_text())
     assert {key: written[key] for key in figures} == figures
     assert len(written["records"]) == 3
+
+
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        (["--optimizer.learning_rate", "1"], "did you mean --optimizer.lr"),
+        (["--rollout.temprature=1"], "did you mean --rollout.temperature"),
+        (["--temperature", "1"], "did you mean --rollout.temperature or --evaluation.temperature?"),
+        (["--nonsense"], "(oneshot rlvr train --help lists the options)"),
+        (["--rollout.stop_tokens", "<|im_end|>"], 'write a list, in quotes: --name \'["first"'),
+        (["--algorithm.kl", "k4"], "'k1', 'k2', 'k3', 'abs'"),
+        (["--rollout.temperature=hot"], "Expected a <class 'float'>. Got value: hot"),
+    ],
+)
+def test_a_wrong_option_is_named_at_once(tiny_folder, tmp_path, capsys, option, said):
+    with pytest.raises(SystemExit, match="2"):
+        main([*words(tiny_folder, tmp_path), *option])
+    error = capsys.readouterr().err
+    assert error.startswith("oneshot rlvr train: error: ")
+    assert said in error
+    assert len(error.splitlines()) <= 3
+
+
+def test_an_unknown_field_of_a_file_is_named_with_a_near_one(tmp_path, capsys):
+    (tmp_path / "a.yaml").write_text("data: {path: x}\nrun: {output: o, stepz: 3}\n")
+    with pytest.raises(SystemExit, match="2"):
+        main(["rlvr", "train", "--config", str(tmp_path / "a.yaml")])
+    assert "'stepz'; did you mean --run.steps?" in capsys.readouterr().err
+
+
+def test_an_interrupted_run_says_what_is_saved(tiny_folder, tmp_path, capsys, monkeypatch):
+    """Ctrl-C in a step: there may be a checkpoint to continue from, or none."""
+    calls = []
+
+    def interrupt(responses, problems, *more):
+        calls.append(1)
+        if len(calls) in (2, 7):
+            raise KeyboardInterrupt
+        return RewardResult([0.0] * len(responses))
+
+    monkeypatch.setattr(FormatReward, "__call__", lambda self, *arguments: interrupt(*arguments))
+    command = [*words(tiny_folder, tmp_path), "--reward.function=format", "--run.steps=9"]
+    command += ["--run.save_every=3", "--algorithm.kl_coef=0", "--evaluation.path=null"]
+    assert main(command) == 130
+    said = capsys.readouterr().err
+    assert "oneshot: interrupted in step 2, before the first checkpoint" in said
+    assert "(run.save_every is 3): the same command with --resume begins again at step 1" in said
+    assert main([*command, "--resume"]) == 130
+    said = capsys.readouterr().err
+    assert "interrupted in step 5; the same command with --resume continues from " in said
+    assert "step_000003" in said
+    assert main([*command, "--resume"]) == 0
+    steps = [row["step"] for row in read_jsonl(tmp_path / "run" / "metrics.jsonl")]
+    assert steps == list(range(10))
+
+
+def test_a_run_folder_is_no_model(tiny_folder, tmp_path, capsys):
+    assert main(words(tiny_folder, tmp_path)) == 0
+    capsys.readouterr()
+    command = ["rlvr", "eval", f"--data.path={tiny_folder}/eval.jsonl", "--max_new_tokens=6"]
+    assert main([*command, f"--model.source={tmp_path / 'run'}"]) == 1
+    error = capsys.readouterr().err
+    assert "is the folder of a run; name one of its checkpoints, the newest is " in error
+    assert "step_000001" in error
+
+
+def test_a_server_without_vllm_is_one_line(tiny_folder, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    command = words(tiny_folder, tmp_path)
+    assert main([*command[:1], "serve", *command[2:]]) == 1
+    assert (
+        "rlvr serve needs vllm, which is not installed: pip install vllm" in capsys.readouterr().err
+    )
 
 
 def test_failures_are_one_line(tiny_folder, tmp_path, capsys, monkeypatch):

@@ -2,14 +2,17 @@
 
 import subprocess
 import sys
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
+from typing import Literal, get_args, get_origin, get_type_hints
 
 import pytest
 import yaml
 
+from oneshot.rlvr.algorithm_config import CriticConfig, OptimizerConfig
 from oneshot.rlvr.config import TrainConfig, load_train_config
 from oneshot.rlvr.evaluate_config import EvaluateConfig
+from oneshot.rlvr.rollout_config import RolloutConfig
 from oneshot.runs.config import argument_parser, to_dict
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -111,6 +114,43 @@ def test_file_then_override(tmp_path):
 def test_errors_name_the_field(overrides, message):
     with pytest.raises(ValueError, match=message):
         load_train_config(None, [*NEEDED, *overrides])
+
+
+def every_config():
+    config = load_train_config(None, NEEDED)
+    groups = [getattr(config, field.name) for field in fields(TrainConfig)]
+    nested = [config.data.prompt, config.rollout.vllm, config.algorithm.correction]
+    evaluate = EvaluateConfig(model=config.model, data=config.data)
+    return [config, *groups, *nested, config.critic.optimizer, evaluate]
+
+
+@pytest.mark.parametrize("config", every_config(), ids=lambda config: type(config).__name__)
+def test_a_config_built_in_python_is_checked_as_on_the_command_line(config):
+    """Every field of every config refuses a value of another type, a Literal any other value."""
+    hints = get_type_hints(type(config))
+    assert replace(config) == config
+    for field in fields(config):
+        wrong = [object(), [object()], {"a": 1}]
+        hint = hints[field.name]
+        if get_origin(hint) is Literal:
+            wrong += ["no such choice", get_args(hint)[0].upper()]
+        if hint is int:
+            wrong += ["1", 1.5, True, None]
+        if hint is float:
+            wrong += ["0.5", True, None]
+        if hint is bool:
+            wrong += ["true", 1, None]
+        if get_origin(hint) is tuple:
+            wrong += ["text", [1j]]
+        for value in wrong:
+            with pytest.raises(ValueError, match=rf"{field.name} must be .*, got"):
+                replace(config, **{field.name: value})
+
+
+def test_what_python_may_write_otherwise():
+    assert OptimizerConfig(lr=1).lr == 1
+    assert RolloutConfig(stop_tokens=["a"]).stop_tokens == ["a"]
+    assert CriticConfig(value_clip=None).value_clip is None
 
 
 def test_unknown_key_in_a_file_and_missing_fields(tmp_path):

@@ -6,11 +6,12 @@ import json
 import pytest
 import rlvr_families
 import rlvr_tiny
+import torch
 
-from oneshot.rlvr.config import PromptConfig
+from oneshot.rlvr.config import PromptConfig, RewardConfig
 from oneshot.rlvr.data import Problem, read_problems
 from oneshot.rlvr.evaluation import evaluate, pass_at_k, prepare, wilson_interval
-from oneshot.rlvr.rewards import FunctionReward
+from oneshot.rlvr.rewards import FunctionReward, make_reward
 
 
 def test_wilson_interval():
@@ -88,6 +89,23 @@ def test_the_default_length_is_what_the_positions_leave():
     assert run(small, problems, max_new_tokens=None).max_tokens <= 57
     with pytest.raises(ValueError, match=r"max_new_tokens must be at most 64 .* = 57, got 58"):
         run(small, problems, max_new_tokens=58)
+
+
+def test_figures_that_mean_little_are_doubted(tiny):
+    problems = [Problem([{"role": "user", "content": "1"}], "a")]
+    model, tokenizer = tiny
+    with torch.no_grad():
+        model.model.embed_tokens.weight[tokenizer.eos_token_id] = 0  # seldom the likeliest
+    options = {"template": PromptConfig(), "max_new_tokens": 3, "batch_size": 4}
+    for grader, doubts in (("math_verify", 2), ("harness", 1)):
+        reward = make_reward(RewardConfig(grader, timeout=10.0, workers=1))
+        with pytest.warns(UserWarning, match="no response") as said:
+            evaluate(model, tokenizer, problems, grader=reward, **options)
+        reward.close()
+        texts = [str(warning.message) for warning in said]
+        assert len(texts) == doubts
+        assert "no response ended by itself: each was cut at 3 new tokens" in texts[0]
+        assert all("no response has a boxed answer, and the grader 'math_" in t for t in texts[1:])
 
 
 def test_lengths_boxes_and_truncation(tiny):

@@ -1,12 +1,16 @@
 """Files of a run: metrics, TensorBoard, curves."""
 
 import json
+import re
 import time
 
 import pytest
+import rlvr_tiny
 
+from oneshot.rlvr.figures import Outcome, is_mixed, rollout_figures
 from oneshot.rlvr.metrics import open_log
-from oneshot.rlvr.plots import plot_curves
+from oneshot.rlvr.notices import Notices
+from oneshot.rlvr.plots import PANELS, plot_curves
 from oneshot.runs.jsonl import read_jsonl
 
 
@@ -53,3 +57,100 @@ def test_curves(tmp_path):
     assert image[..., :3].std() > 0.05  # something is drawn
     plot_curves([], tmp_path / "none.png")
     assert not (tmp_path / "none.png").exists()
+
+
+def test_every_panel_says_what_its_axis_is(tmp_path, monkeypatch):
+    from matplotlib.figure import Figure
+
+    drawn = []
+    monkeypatch.setattr(
+        Figure, "savefig", lambda self, path, **_: drawn.append(self) or path.touch()
+    )
+    history = [{key: 0.5 for _, keys in PANELS for key in keys} | {"step": i} for i in range(3)]
+    plot_curves(history, tmp_path / "c.png")
+    (figure,) = drawn
+    assert [axes.get_xlabel() for axes in figure.axes] == ["step"] * len(PANELS)
+
+
+def figures_of(**changed):
+    """The figures of a step that learns."""
+    figures = {
+        "group/mixed": 0.5,
+        "group/all_right": 0.2,
+        "group/all_wrong": 0.3,
+        "response/truncated_ratio": 0.1,
+        "reward/timeouts": 0,
+        "reward/crashes": 0,
+    }
+    return {**figures, **{name.replace("__", "/"): value for name, value in changed.items()}}
+
+
+WRONG = figures_of(group__mixed=0, group__all_right=0, group__all_wrong=1)
+RIGHT = figures_of(group__mixed=0, group__all_right=1, group__all_wrong=0)
+EITHER = figures_of(group__mixed=0, group__all_right=0.5, group__all_wrong=0.5)
+ENDLESS = figures_of(response__truncated_ratio=1)
+
+
+@pytest.mark.parametrize(
+    ("steps", "said"),
+    [
+        ([WRONG] * 2 + [figures_of()] + [WRONG] * 2, {}),
+        (
+            [figures_of(), WRONG, WRONG, WRONG, WRONG],
+            {4: "steps 2 to 4 had .* all wrong"},
+        ),
+        ([WRONG] * 3, {3: r"lower optimizer\.lr"}),
+        ([EITHER] * 3, {3: "all wrong or all right"}),
+        ([RIGHT] * 3, {3: "has learned what its reward can teach"}),
+        ([ENDLESS] * 4, {3: "no response of the steps 1 to 3 ended .*max_new_tokens = 12"}),
+        ([{**WRONG, "refill/mixed": 0.5}] * 4, {}),  # dynamic sampling found mixed groups
+        ([figures_of(), figures_of(reward__crashes=3)] * 2, {2: "step 2: 0 .* and 3 made their"}),
+        (
+            [figures_of(reward__timeouts=2)] * 3,
+            {1: r"2 responses ran out of .* = 5 s"},
+        ),
+    ],
+)
+def test_a_run_that_learns_nothing_says_so_once(tmp_path, steps, said):
+    notices = Notices(rlvr_tiny.config(tmp_path, tmp_path / "run"))
+    for step, figures in enumerate(steps, start=1):
+        found = notices.step(step, figures)
+        assert len(found) == (step in said)
+        if found:
+            assert re.search(said[step], found[0])
+
+
+def test_a_critic_or_no_policy_term_needs_no_mixed_groups(tmp_path):
+    for words in (["--preset=ppo"], ["--algorithm.policy_coef=0"]):
+        notices = Notices(rlvr_tiny.config(tmp_path, tmp_path / "run", *words))
+        assert [notices.step(step, WRONG) for step in range(1, 6)] == [[]] * 5
+
+
+def test_a_grader_that_fails_is_seen_in_the_terminal(tmp_path, capsys):
+    log = open_log(tmp_path, 2, None, progress=True)
+    log.step(1, {"reward/mean": 0.5, "reward/timeouts": 0, "reward/crashes": 0})
+    log.step(2, {"reward/mean": 0.5, "reward/timeouts": 0, "reward/crashes": 3})
+    log.close()
+    first, second = capsys.readouterr().err.strip().splitlines()
+    assert (first.split(), second.split()) == (
+        ["step", "1/2", "reward", "0.500"],
+        ["step", "2/2", "reward", "0.500", "crashes", "3"],
+    )
+
+
+@pytest.mark.parametrize(
+    ("scores", "mixed"),
+    [
+        ([0.1 + 0.2, 0.3], False),
+        ([1.0, 1.0], False),
+        ([0.0, 0.0], False),
+        ([-1 / 3, -0.3333333333333333], False),
+        ([0.0, 1e-9], True),
+        ([1.0, 1.0001], True),
+        ([-1.0, 1.0], True),
+    ],
+)
+def test_rounding_is_no_difference_in_a_group(scores, mixed):
+    assert is_mixed(scores) is mixed
+    found = Outcome(["a", "b"], [1, 1], [True, True], scores, 0, 0)
+    assert rollout_figures(found, 2)["group/mixed"] == mixed
