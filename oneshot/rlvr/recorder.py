@@ -65,7 +65,7 @@ class Recorder:
             self.log.say(
                 f"{dropped} training problems left out: prompt over rollout.max_prompt_tokens"
             )
-        if new and self.config.evaluation.before_training:
+        if new and self.validation.problems and self.config.evaluation.before_training:
             self.log.step(0, self.validation.run(0))
 
     def step(
