@@ -115,3 +115,16 @@ def write(folder: Path, family: str, **options) -> Path:
     make(family, **options).save_pretrained(folder)
     rlvr_tiny.make_tokenizer().save_pretrained(folder)
     return folder
+
+
+def write_with_buffers(folder: Path, family: str) -> dict[str, torch.Tensor]:
+    """Such a folder whose persistent buffers are no longer as they begin; returns the buffers."""
+    model = make(family)
+    parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    buffers = {name: x for name, x in model.state_dict().items() if name not in parameters}
+    assert buffers
+    for i, buffer in enumerate(buffers.values()):
+        buffer.copy_(0.3 + 0.2 * i + 0.05 * torch.arange(buffer.numel()).view(buffer.shape))
+    model.save_pretrained(folder)
+    rlvr_tiny.make_tokenizer().save_pretrained(folder)
+    return {name: buffer.clone() for name, buffer in buffers.items()}

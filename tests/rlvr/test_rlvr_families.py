@@ -29,23 +29,10 @@ def _no_curves(monkeypatch):
     monkeypatch.setattr(trainer, "plot_curves", lambda history, path: None)
 
 
-def with_trained_buffers(folder, family):
-    """A model folder whose persistent buffers are no longer as they begin; and the buffers."""
-    model = rlvr_families.make(family)
-    parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
-    buffers = {name: x for name, x in model.state_dict().items() if name not in parameters}
-    assert buffers
-    for i, buffer in enumerate(buffers.values()):
-        buffer.copy_(0.3 + 0.2 * i + 0.05 * torch.arange(buffer.numel()).view(buffer.shape))
-    model.save_pretrained(folder)
-    rlvr_tiny.make_tokenizer().save_pretrained(folder)
-    return {name: buffer.clone() for name, buffer in buffers.items()}
-
-
 @pytest.mark.parametrize("family", BUFFERS)
 @pytest.mark.parametrize("preset", ["paper", "ppo"])
 def test_a_step_of_rate_zero_changes_nothing(family, preset, tiny_folder, tmp_path):
-    buffers = with_trained_buffers(tmp_path / "model", family)
+    buffers = rlvr_families.write_with_buffers(tmp_path / "model", family)
     rate_zero = ["--optimizer.lr=0", "--optimizer.weight_decay=0", "--critic.optimizer.lr=0"]
     rate_zero += ["--critic.optimizer.weight_decay=0", "--run.steps=1", f"--preset={preset}"]
     words = [f"--model.source={tmp_path / 'model'}", *rate_zero]
@@ -61,7 +48,7 @@ def test_a_step_of_rate_zero_changes_nothing(family, preset, tiny_folder, tmp_pa
 
 
 def test_a_resumed_run_of_a_model_with_buffers_is_the_same(tiny_folder, tmp_path):
-    with_trained_buffers(tmp_path / "model", "gemma4_text")
+    rlvr_families.write_with_buffers(tmp_path / "model", "gemma4_text")
 
     def run(name, steps, resume=False):
         words = [f"--model.source={tmp_path / 'model'}", f"--run.steps={steps}"]

@@ -5,6 +5,7 @@ import signal
 import time
 
 import pytest
+import rlvr_families
 import rlvr_runs
 import rlvr_tiny
 import torch
@@ -35,23 +36,31 @@ KINDS = {
 
 
 @pytest.fixture(scope="module")
-def single(tiny_folder, tmp_path_factory):
+def kinds(tiny_folder):
+    """The options of each kind; one more is of a model with trained numbers in buffers."""
+    model = tiny_folder / "gemma4"
+    rlvr_families.write_with_buffers(model, "gemma4_text")
+    return {**KINDS, "buffers": [*STEPS, f"--model.source={model}"]}
+
+
+@pytest.fixture(scope="module")
+def single(tiny_folder, tmp_path_factory, kinds):
     """The result of a kind of run on one process; each runs once."""
     folder = tmp_path_factory.mktemp("single")
 
     @functools.cache
     def run(kind):
-        config = rlvr_tiny.config(tiny_folder, folder / kind, *KINDS[kind])
+        config = rlvr_tiny.config(tiny_folder, folder / kind, *kinds[kind])
         return rlvr_tiny.train_kind(kind, config)
 
     return run
 
 
 @pytest.fixture(scope="module")
-def on_two_processes(tiny_folder, tmp_path_factory):
+def on_two_processes(tiny_folder, tmp_path_factory, kinds):
     """A folder with a run of each kind on two processes."""
     folder = tmp_path_factory.mktemp("two")
-    processes = rlvr_runs.start_two(tiny_folder, folder, folder / "logs", KINDS)
+    processes = rlvr_runs.start_two(tiny_folder, folder, folder / "logs", kinds)
     try:
         for rank, process in enumerate(processes):
             status = process.wait(timeout=500)
@@ -86,7 +95,7 @@ def assert_same_run(output, single):
             torch.testing.assert_close(found[key], value, atol=2e-4, rtol=1e-3)
 
 
-@pytest.mark.parametrize("kind", ["grpo", "ppo", "random", "dapo"])
+@pytest.mark.parametrize("kind", ["grpo", "ppo", "random", "dapo", "buffers"])
 def test_two_processes_give_the_curve_of_one(kind, on_two_processes, single):
     assert_same_run(on_two_processes / kind, single(kind))
     steps = [r for r in read_jsonl(on_two_processes / kind / "metrics.jsonl") if r["step"] > 0]

@@ -12,6 +12,7 @@ import time
 from dataclasses import replace
 
 import pytest
+import rlvr_families
 import rlvr_runs
 import rlvr_tiny
 import torch
@@ -143,6 +144,15 @@ def test_a_separate_output_layer(folder, tmp_path, in_process):
     assert 0 < max(row["engine/logprob_difference_max"] for row in rows) < 1e-4
 
 
+def test_a_mixture_of_experts(folder, tmp_path, in_process):
+    """Its weights have other names in a checkpoint than in a model of transformers 5."""
+    options = {"hidden_size": 64, "num_attention_heads": 2, "head_dim": 32}
+    rlvr_families.write(tmp_path / "model", "qwen3_moe", **options)
+    words = [f"--model.source={tmp_path / 'model'}", "--run.steps=4"]
+    rows = steps_of(run(folder, tmp_path / "run", "vllm", *words))
+    assert 0 < max(row["engine/logprob_difference_max"] for row in rows) < 1e-3
+
+
 def test_a_bfloat16_engine_is_corrected(engine, folder, tmp_path):
     """Its log-probs are off, so the trainer's own count as the old ones."""
     options = ["--model.dtype=mixed", "--algorithm.correction.level=token"]
@@ -190,11 +200,12 @@ def test_a_weight_that_becomes_stale_stops_the_run(engine, folder, tmp_path, mon
 def test_equal_prompts_get_different_responses_and_seeds_repeat(folder, server):
     from oneshot import models
     from oneshot.rlvr.engines import make_engine
+    from oneshot.rlvr.weight_sync import checkpoint_weights
 
     config = config_of(folder, folder / "unused", "vllm_server")
     model = models.load_model(str(folder / "model"))
     engine = make_engine(config, model, models.load_tokenizer(str(folder / "model")))
-    engine.load_weights((n, p.detach()) for n, p in model.named_parameters())
+    engine.load_weights(checkpoint_weights(model))
     prompts = [[5, 9, 12]] * 4
     one = engine.generate(prompts, 4, 1)
     assert len(set(one.texts)) > 8
