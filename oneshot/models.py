@@ -18,7 +18,7 @@ import importlib.util
 import os
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -83,7 +83,7 @@ def load_model(source: str, dtype: str = "float32") -> PreTrainedModel:
     """
     from transformers import AutoModelForCausalLM
 
-    return _load(AutoModelForCausalLM, source, dtype=dtype, complete=True)
+    return _load(AutoModelForCausalLM, source, dtype=dtype)
 
 
 def load_encoder(source: str) -> PreTrainedModel:
@@ -100,7 +100,7 @@ def load_encoder(source: str) -> PreTrainedModel:
     """
     from transformers import AutoModel
 
-    return _load(AutoModel, source)
+    return _load(AutoModel, source, may_be_new=lambda model, name: "pooler" in name)
 
 
 def load_tagger(source: str, labels: Sequence[str], dtype: str = "float32") -> PreTrainedModel:
@@ -123,6 +123,7 @@ def load_tagger(source: str, labels: Sequence[str], dtype: str = "float32") -> P
         _tagger_class(source),
         source,
         dtype=dtype,
+        may_be_new=lambda model, name: not name.startswith(f"{model.base_model_prefix}."),
         id2label=names,
         label2id={name: i for i, name in names.items()},
     )
@@ -241,9 +242,14 @@ def _tagger_class(source: str) -> Any:
 
 
 def _load(
-    kind: Any, source: str, *, dtype: str = "float32", complete: bool = False, **options: Any
+    kind: Any,
+    source: str,
+    *,
+    dtype: str = "float32",
+    may_be_new: Callable[[PreTrainedModel, str], bool] = lambda model, name: False,
+    **options: Any,
 ) -> PreTrainedModel:
-    """A model by one of transformers' classes; `complete` refuses weights that are not stored."""
+    """A model by one of transformers' classes; weights that its files lack must be `may_be_new`."""
     if dtype not in DTYPES:
         raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
     place = resolve(source)
@@ -258,8 +264,8 @@ def _load(
         raise OSError(_not_loaded("model", source, place, error)) from error
     if getattr(model, "_hf_peft_config_loaded", False):
         raise ValueError(_adapter(source))
-    missing = sorted(report["missing_keys"])
-    if complete and missing:
+    missing = sorted(name for name in report["missing_keys"] if not may_be_new(model, name))
+    if missing:
         raise ValueError(
             f"the model of {source!r} lacks {len(missing)} of the weights of "
             f"{type(model).__name__} ({', '.join(missing[:3])}{', ...' if missing[3:] else ''}); "

@@ -162,9 +162,9 @@ class EvaluationConfig:
 
     def __post_init__(self) -> None:
         check_types(self)
-        for name in ("every", "samples", "batch_size"):
+        for name in ("every", "samples", "batch_size", "max_new_tokens"):
             value = getattr(self, name)
-            require(value > 0, f"evaluation.{name}", "a positive number", value)
+            require(value is None or value > 0, f"evaluation.{name}", "a positive number", value)
         require(self.temperature >= 0, "evaluation.temperature", ">= 0", self.temperature)
         require(
             self.samples == 1 or self.temperature > 0,

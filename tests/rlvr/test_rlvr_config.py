@@ -108,6 +108,7 @@ def test_file_then_override(tmp_path):
         (["--evaluation.samples=4"], "> 0 when evaluation.samples is above 1"),
         (["--reward.function=maths"], "or \"module:function\", got 'maths'"),
         (["--run.keep_checkpoints=0"], r"run\.keep_checkpoints must be a positive number"),
+        (["--evaluation.max_new_tokens=0"], r"max_new_tokens must be a positive number, got 0"),
         (["--data.limit=0"], r"data\.limit must be a positive number"),
     ],
 )

@@ -4,7 +4,7 @@ import pytest
 import rlvr_families
 import rlvr_tiny
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from oneshot import models
 from oneshot.rlvr import trainer
@@ -69,6 +69,15 @@ def test_a_model_that_lacks_weights_is_refused(tmp_path):
     model.model.save_pretrained(tmp_path)  # the trunk alone: the output layer would be random
     with pytest.raises(ValueError, match=r"lacks 1 of the weights .*lm_head\.weight.* random"):
         models.load_model(str(tmp_path))
+    models.load_encoder(str(tmp_path))
+    models.load_tagger(str(tmp_path), ["value"])  # its head alone is new
+    weights = load_file(tmp_path / "model.safetensors")
+    lost = next(name for name in weights if "down_proj" in name)
+    del weights[lost]
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    for load in (models.load_encoder, lambda source: models.load_tagger(source, ["value"])):
+        with pytest.raises(ValueError, match=r"lacks 1 of the weights .*down_proj.* random"):
+            load(str(tmp_path))
 
 
 @pytest.mark.parametrize(
