@@ -15,8 +15,17 @@ import sys
 import types
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin
-from typing import get_type_hints as type_hints
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Literal,
+    NoReturn,
+    TypeVar,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
@@ -43,13 +52,12 @@ def check_types(config: Any) -> None:
     hints = _hints(kind)
     for field in dataclasses.fields(config):
         value, hint = getattr(config, field.name), hints[field.name]
-        if not _fits(value, hint):
-            require(False, f"{kind.__name__}.{field.name}", _described(hint), value)
+        require(_fits(value, hint), f"{kind.__name__}.{field.name}", _described(hint), value)
 
 
 @functools.cache
 def _hints(config_class: type) -> dict[str, Any]:
-    return type_hints(config_class)
+    return get_type_hints(config_class)
 
 
 def _fits(value: Any, hint: Any) -> bool:
@@ -135,7 +143,7 @@ def _hint(parser: ArgumentParser, message: str) -> str:
     in_group = re.search(r"Group '([\w.]+)' does not accept option '([\w.]+)'", message)
     if unknown is None and in_group is None:
         return ""
-    name = unknown[1] if unknown is not None else ".".join(in_group.groups())  # type: ignore[union-attr]
+    name = unknown[1] if in_group is None else ".".join(in_group.groups())  # type: ignore[index]
     near = _similar_options(parser, name)
     if not near:
         return f" ({parser.prog} --help lists the options)"
@@ -153,9 +161,8 @@ def _similar_options(parser: ArgumentParser, name: str) -> list[str]:
     group, _, last = name.rpartition(".")
     words = last.replace("_", " ").lower()
     near = difflib.get_close_matches(name, helps, n=3, cutoff=0.75)
-    near += [
-        o for o, text in helps.items() if o.rpartition(".")[2] == last or text.startswith(words)
-    ]
+    near += [option for option in helps if option.rpartition(".")[2] == last]
+    near += [option for option, text in helps.items() if text.startswith(words)]
     return sorted(dict.fromkeys(near), key=lambda option: option.rpartition(".")[0] != group)[:3]
 
 
