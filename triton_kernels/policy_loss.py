@@ -13,7 +13,7 @@ import triton.language as tl
 from oneshot.triton_kernels._launch import ceil_div, single
 from oneshot.triton_kernels.policy_loss_backward import backward_kernel
 from oneshot.triton_kernels.policy_loss_sums import SUMS, sequence_sums
-from oneshot.triton_kernels.policy_loss_terms import kl_terms, policy_terms
+from oneshot.triton_kernels.policy_loss_terms import factor_of, kl_terms, policy_terms
 from oneshot.triton_kernels.policy_loss_tokens import (
     BLOCK,
     SPLITS,
@@ -89,19 +89,21 @@ def _forward_kernel(
         used = counted(mask, b * width + first + at, at < length, HAS_MASK)
         at += first
         x = take(new, new_stride, b, at, used, True)
-        log_ratio = x * 0.0
+        log_ratio = x - x
         if HAS_OLD:
             log_ratio = x - take(old, old_stride, b, at, used, True)
         exponent = log_ratio
         if SEQUENCE:
-            exponent = log_ratio * 0.0 + mean_of(log_ratios, b).to(tl.float32)
+            exponent = tl.zeros_like(x) + mean_of(log_ratios, b).to(tl.float32)
         ratio = tl.exp(clamp(exponent, low, high))
         advantage = take(advantages, advantage_stride, b, at, used, TOKEN_ADVANTAGE)
-        value, by_logprob, by_log_ratio, cut_low, cut_high, cut_dual = policy_terms(
-            x, ratio, advantage, SURROGATE, clip_min, clip_max, dual_clip, delta
-        )
+        factor = advantage
         if HAS_WEIGHT:
-            value = value * take(weights, weight_stride, b, at, used, TOKEN_WEIGHT)
+            weight = take(weights, weight_stride, b, at, used, TOKEN_WEIGHT)
+            factor = factor_of(advantage, weight)
+        value, by_logprob, by_log_ratio, cut_low, cut_high, cut_dual = policy_terms(
+            x, ratio, advantage, factor, SURROGATE, clip_min, clip_max, dual_clip, delta
+        )
         policy += total(tl.where(used, value, 0.0))
         if KL > 0:
             kl, slope = kl_terms(x, take(ref, ref_stride, b, at, used, True), KL, kl_bound,
@@ -186,9 +188,12 @@ def policy_loss(
     metrics = logprobs.new_empty(14, dtype=torch.float32)
     weights = logprobs.new_empty((4, at.batch), **double)
     programs = at.batch * SPLITS.value
-    log_ratios = logprobs.new_zeros((programs, 2), **double)
-    if choice.flags["SEQUENCE"] and old_logprobs is not None and programs:
-        _log_ratio_kernel[(programs,)](*tensors[:4], *at.arguments(), log_ratios, **at.flags())
+    log_ratios = logprobs.new_empty((programs, 2), **double)
+    if choice.flags["SEQUENCE"] and programs:
+        before = tensors[:2] if old_logprobs is None else tensors[2:4]
+        _log_ratio_kernel[(programs,)](
+            *tensors[:2], *before, *at.arguments(), log_ratios, **at.flags()
+        )
     sums = logprobs.new_empty((programs, SUMS.value), **double)
     by_sequence = logprobs.new_empty((SUMS.value, at.batch), **double)
     if programs:

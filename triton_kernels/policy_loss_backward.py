@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from oneshot.triton_kernels.policy_loss_terms import kl_terms, policy_terms
+from oneshot.triton_kernels.policy_loss_terms import factor_of, kl_terms, policy_terms
 from oneshot.triton_kernels.policy_loss_tokens import (
     BLOCK,
     SPLITS,
@@ -58,15 +58,17 @@ def backward_kernel(
             tl.store(by_entropy + dense, grad.to(by_entropy.dtype.element_ty), mask=inside)
         if NEED_LOGPROBS:
             x = take(new, new_stride, b, at, used, True)
-            exponent = x * 0.0
+            exponent = tl.zeros_like(x)
             if SEQUENCE:
                 exponent += tl.load(token_weights + 3 * batch + b).to(tl.float32)
             elif HAS_OLD:
                 exponent = x - take(old, old_stride, b, at, used, True)
+            else:
+                exponent = x - x
             held = (exponent < low) | (exponent > high)
             ratio = tl.exp(clamp(exponent, low, high))
-            direct = x * 0.0
-            by_ratio = x * 0.0
+            direct = tl.zeros_like(x)
+            by_ratio = tl.zeros_like(x)
             if KL > 0:
                 kl, slope = kl_terms(x, take(ref, ref_stride, b, at, used, True), KL, kl_bound,
                                      kl_value_bound)  # fmt: skip
@@ -76,14 +78,14 @@ def backward_kernel(
                 direct = kl_scale * slope
             if HAS_POLICY:
                 advantage = take(advantages, advantage_stride, b, at, used, TOKEN_ADVANTAGE)
-                value, by_logprob, by_log_ratio, cut_low, cut_high, cut_dual = policy_terms(
-                    x, ratio, advantage, SURROGATE, clip_min, clip_max, dual_clip, delta
-                )
-                by_log_ratio = tl.where(held, 0.0, by_log_ratio)
+                factor = advantage
                 if HAS_WEIGHT:
                     weight = take(weights, weight_stride, b, at, used, TOKEN_WEIGHT)
-                    by_logprob = by_logprob * weight
-                    by_log_ratio = by_log_ratio * weight
+                    factor = factor_of(advantage, weight)
+                value, by_logprob, by_log_ratio, cut_low, cut_high, cut_dual = policy_terms(
+                    x, ratio, advantage, factor, SURROGATE, clip_min, clip_max, dual_clip, delta
+                )
+                by_log_ratio = tl.where(held, 0.0, by_log_ratio)
                 direct += policy_scale * by_logprob
                 by_ratio += policy_scale * by_log_ratio
             if SHARED == 1:
@@ -91,7 +93,7 @@ def backward_kernel(
                 tokens += total(tl.where(used, 1.0, 0.0))
             else:
                 if SHARED == 2:
-                    by_ratio = x * 0.0 + mean_of(shared, b).to(tl.float32)
+                    by_ratio = tl.zeros_like(x) + mean_of(shared, b).to(tl.float32)
                 grad = tl.where(used, direct + by_ratio, 0.0)
                 tl.store(by_logprobs + dense, grad.to(by_logprobs.dtype.element_ty), mask=inside)
     if SHARED == 1:

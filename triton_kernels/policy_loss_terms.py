@@ -29,7 +29,7 @@ def _excess_exp(x):
 @triton.jit
 def kl_terms(new, ref, KL: tl.constexpr, bound, value_bound):
     """KL estimate (Schulman 2020) and its derivative by the log-probability."""
-    zero = new * 0.0
+    zero = tl.zeros_like(new)
     if KL == 0:
         return zero, zero
     log_ratio = ref - new
@@ -42,49 +42,65 @@ def kl_terms(new, ref, KL: tl.constexpr, bound, value_bound):
         slope = -x
     elif (KL == 4) | (KL == 7):
         value = tl.abs(x)
-        slope = tl.where(x < 0.0, 1.0, tl.where(x > 0.0, -1.0, zero))
+        slope = tl.where(x < 0.0, 1.0, tl.where(x > 0.0, -1.0, x * 0.0))
     else:
         value = _excess_exp(x)
-        slope = -(x + value)
+        slope = tl.where(tl.abs(x) < 0.7, -(x + value), 1.0 - tl.exp(x))
     held = (tl.abs(log_ratio) > bound) | (tl.abs(value) > value_bound)
     slope = tl.where(held, 0.0, slope)
     value = clamp(value, -value_bound, value_bound)
     if KL >= 5:
         slope = -log_ratio
+        value += log_ratio - log_ratio  # NaN where the gradient is infinite
     return value, slope
 
 
 @triton.jit
+def scaled(factor, x):
+    """Product of both, and 0 where the factor is 0 even if x is infinite; a NaN stays."""
+    return tl.where((factor == 0.0) & (x == x), 0.0, factor * x)
+
+
+@triton.jit
+def factor_of(advantage, weight):
+    """The product of both, where either may be 0 and the other infinite."""
+    return tl.where(advantage == 0.0, scaled(advantage, weight), scaled(weight, advantage))
+
+
+@triton.jit
 def policy_terms(
-    new, ratio, advantage, SURROGATE: tl.constexpr, clip_min, clip_max, dual_clip, delta
+    new, ratio, advantage, factor, SURROGATE: tl.constexpr, clip_min, clip_max, dual_clip, delta
 ):  # fmt: skip
-    """Policy term, derivatives by log-probability and log-ratio; clipped low, high, dual."""
-    zero = ratio * 0.0
+    """Policy term, derivatives by log-probability and log-ratio; clipped low, high, dual.
+
+    `factor` is the advantage times the importance weight: all that multiplies the ratio.
+    """
+    zero = tl.zeros_like(ratio)
     never = ratio != ratio
     never = never & (ratio == ratio)
     if SURROGATE == 2:
-        return -advantage * new, zero - advantage, zero, never, never, never
+        return scaled(-factor, new), -factor, zero, never, never, never
     below = ratio < clip_min
     above = ratio > clip_max
-    clipped = clamp(ratio, clip_min, clip_max)
     if SURROGATE == 1:
-        weight = -clipped * advantage
-        return weight * new, weight, zero, below, above, never
-    over = ratio > delta
-    plain = tl.where(over, delta, ratio) * advantage
-    bounded = clipped * advantage
-    takes_plain = plain <= bounded
-    # In this order a NaN of either side stays.
-    value = -tl.where(takes_plain | (plain != plain), plain, bounded)
-    moves = tl.where(takes_plain, over == 0, (below | above) == 0)
+        weight = scaled(-factor, clamp(ratio, clip_min, clip_max))
+        return scaled(weight, new), weight, zero, below, above, never
+    # -min(r A, clip(r) A) with its two further bounds is -A times r held within a range, which
+    # depends on the sign of A.
     negative = advantage < 0.0
-    limit = -dual_clip * advantage  # positive where it is used
-    cut = negative & (value > limit)
+    positive = advantage > 0.0
+    inf = float("inf")
+    cap = tl.where(delta > clip_max, delta, clip_max)
+    lowest = tl.where(negative, clip_min, -inf)
+    highest = tl.where(positive, tl.where(delta < clip_max, delta, clip_max), inf)
+    highest = tl.where(negative, tl.where(dual_clip < cap, dual_clip, cap), highest)
+    value = scaled(-factor, clamp(ratio, lowest, highest))
+    dual = tl.where((dual_clip < cap) & (dual_clip < delta), dual_clip, delta)
     return (
-        tl.where(cut, limit, value),
+        value,
         zero,
-        tl.where(moves & (cut == 0), -ratio * advantage, 0.0),
+        tl.where((ratio < lowest) | (ratio > highest), 0.0, value),
         below & negative,
-        above & (advantage > 0.0),
-        cut | (negative & over),
+        above & positive,
+        negative & (ratio > dual),
     )

@@ -33,7 +33,10 @@ def _error(value, target, old, clip, HAS_OLD: tl.constexpr):
     if HAS_OLD:
         bounded = clamp(value, old - clip, old + clip) - target
     clipped = bounded * bounded > plain * plain
-    return tl.where(clipped, bounded, plain), tl.where(clipped, 0.0, plain), clipped
+    error = tl.where(clipped, bounded, plain)
+    if HAS_OLD:
+        error = tl.where(old != old, old, error)
+    return error, tl.where(clipped, 0.0, error), clipped
 
 
 @triton.jit(do_not_specialize=["width", "total_tokens", "value_stride", "old_stride",

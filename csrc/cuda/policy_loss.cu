@@ -18,10 +18,10 @@ __global__ void policy_rows_kernel(PolicyInputs in, int64_t tokens, PolicySums* 
     const TokenRange range = token_range(s, b, tokens);
     PolicySums sum{};
     R mean = R(0);
-    if (in.options.ratio != RatioLevel::kToken && in.old_logprobs.data != nullptr) {
+    if (in.options.ratio != RatioLevel::kToken) {
       for_counted(s, range, [&](int64_t t) {
-        sum.log_ratio += double(token_value<R>(in.logprobs, b, range.first + t) -
-                                token_value<R>(in.old_logprobs, b, range.first + t));
+        const R logprob = token_value<R>(in.logprobs, b, range.first + t);
+        sum.log_ratio += double(logprob - old_logprob<R>(in, b, range.first + t, logprob));
         ++sum.tokens;
       });
       sum.log_ratio = block_sum(sum.log_ratio, scratch);

@@ -24,6 +24,7 @@ __device__ __forceinline__ ValueError<R> value_error(const ValueInputs& in, int6
   const R bounded = clamped(e.value, old - clip, old + clip) - e.goal;
   e.clipped = bounded * bounded > plain * plain;
   if (e.clipped) e.error = bounded;
+  if (old != old) e.error = old;
   return e;
 }
 

@@ -52,7 +52,7 @@ __device__ __forceinline__ void kl_terms(const cpu::PolicyOptions& o, R logprob,
     case KlEstimator::kK3:
     case KlEstimator::kK3Plus:
       value = excess_exp(x);
-      slope = -(x + value);
+      slope = (x < R(0) ? -x : x) < R(0.7) ? -(x + value) : R(1) - exponential(x);
       break;
     case KlEstimator::kK2:
       value = R(0.5) * x * x;
@@ -73,28 +73,38 @@ __device__ __forceinline__ void kl_terms(const cpu::PolicyOptions& o, R logprob,
   if (o.kl == KlEstimator::kK1Plus || o.kl == KlEstimator::kK3Plus ||
       o.kl == KlEstimator::kAbsPlus) {
     slope = -log_ratio;
+    value += log_ratio - log_ratio;  // NaN where the gradient is infinite
   }
 }
 
-// -min(r A, clip(r) A), with two further bounds for negative advantages.
+// factor * x, and 0 where the factor is 0 even if x is infinite; a NaN stays.
 template <typename R>
-__device__ __forceinline__ void clip_terms(const cpu::PolicyOptions& o, R advantage,
+__device__ __forceinline__ R scaled(R factor, R x) {
+  return factor == R(0) && x == x ? R(0) : factor * x;
+}
+
+// -min(r A, clip(r) A), with two further bounds: -A times r held within a range that depends on the
+// sign of A. `factor` is A times the importance weight.
+template <typename R>
+__device__ __forceinline__ void clip_terms(const cpu::PolicyOptions& o, R advantage, R factor,
                                            PolicyTerms<R>& t) {
-  const R low = R(o.clip_min), high = R(o.clip_max), delta = R(o.delta);
-  const bool negative = advantage < R(0), below = t.ratio<low, above = t.ratio> high;
-  const bool over = t.ratio > delta;
-  const R bounded = clamped(t.ratio, low, high) * advantage;
-  const R plain = smaller(delta, t.ratio) * advantage;
-  const bool take_plain = plain <= bounded;
-  const R loss = -(take_plain ? plain : bounded);
-  const R limit = R(-o.dual_clip) * advantage;  // positive where it is used
-  const bool cut = negative && loss > limit;
-  const bool still = (take_plain && over) || (!take_plain && (below || above)) || cut;
-  t.low = below && negative;
-  t.high = above && advantage > R(0);
-  t.dual = cut || (over && negative);
-  t.policy = cut ? limit : loss;
-  t.policy_by_log_ratio = still ? R(0) : -t.ratio * advantage;
+  const R clip_min = R(o.clip_min), clip_max = R(o.clip_max), delta = R(o.delta);
+  const R cap = larger(clip_max, delta), dual_clip = R(o.dual_clip), inf = R(INFINITY);
+  const bool negative = advantage < R(0);
+  const bool positive = advantage > R(0);
+  const R lowest = negative ? clip_min : -inf;
+  const R highest = negative ? smaller(dual_clip, cap) : positive ? smaller(delta, clip_max) : inf;
+  t.policy = scaled(-factor, clamped(t.ratio, lowest, highest));
+  t.policy_by_log_ratio = outside(t.ratio, lowest, highest) ? R(0) : t.policy;
+  t.low = negative && t.ratio < clip_min;
+  t.high = positive && t.ratio > clip_max;
+  t.dual = negative && t.ratio > (dual_clip < cap ? smaller(dual_clip, delta) : delta);
+}
+
+// The policy's own log-probability where there is no older one.
+template <typename R>
+__device__ __forceinline__ R old_logprob(const PolicyInputs& in, int64_t b, int64_t at, R logprob) {
+  return in.old_logprobs.data == nullptr ? logprob : token_value<R>(in.old_logprobs, b, at);
 }
 
 // `mean`: of the sequence's log-ratios, for the ratios that are shared.
@@ -105,31 +115,27 @@ __device__ __forceinline__ PolicyTerms<R> policy_terms(const PolicyInputs& in, i
   const R logprob = token_value<R>(in.logprobs, b, at);
   const R advantage = token_value<R>(in.advantages, b, at);
   PolicyTerms<R> t{};
-  if (in.old_logprobs.data != nullptr) {
-    t.log_ratio = logprob - token_value<R>(in.old_logprobs, b, at);
-  }
+  t.log_ratio = logprob - old_logprob<R>(in, b, at, logprob);
   const R exponent = o.ratio == RatioLevel::kToken ? t.log_ratio : mean;
   const R low = R(o.log_ratio_min), high = R(o.log_ratio_max);
   const bool held = outside(exponent, low, high);
   t.ratio = exponential(clamped(exponent, low, high));
+  R factor = advantage;
+  if (in.importance_weights.data != nullptr) {
+    const R weight = token_value<R>(in.importance_weights, b, at);
+    factor = advantage == R(0) ? scaled(advantage, weight) : scaled(weight, advantage);
+  }
   if (o.surrogate == Surrogate::kClip) {
-    clip_terms(o, advantage, t);
+    clip_terms(o, advantage, factor, t);
     if (held) t.policy_by_log_ratio = R(0);
   } else {
-    R factor = advantage;
     if (o.surrogate == Surrogate::kCispo) {
-      factor = clamped(t.ratio, R(o.clip_min), R(o.clip_max)) * advantage;
+      factor = scaled(factor, clamped(t.ratio, R(o.clip_min), R(o.clip_max)));
       t.low = t.ratio < R(o.clip_min);
       t.high = t.ratio > R(o.clip_max);
     }
     t.policy_by_logprob = -factor;
-    t.policy = -factor * logprob;
-  }
-  if (in.importance_weights.data != nullptr) {
-    const R weight = token_value<R>(in.importance_weights, b, at);
-    t.policy *= weight;
-    t.policy_by_logprob *= weight;
-    t.policy_by_log_ratio *= weight;
+    t.policy = scaled(t.policy_by_logprob, logprob);
   }
   if (in.ref_logprobs.data != nullptr && o.kl != KlEstimator::kNone) {
     kl_terms(o, logprob, token_value<R>(in.ref_logprobs, b, at), t.kl, t.kl_by_logprob);

@@ -186,6 +186,11 @@ def resolve_options(
     normalizer = resolve_normalizer(mode, token_count, sequence_count, max_length, width)
     clip_low = chosen.clip_low if clip_low is None else _at_least("clip_low", clip_low, 0)
     clip_high = chosen.clip_high if clip_high is None else _at_least("clip_high", clip_high, -1)
+    if clip_high < -clip_low:
+        raise ValueError(
+            f"the clip range is empty: 1 + clip_high must not lie below 1 - clip_low, "
+            f"got clip_low={clip_low}, clip_high={clip_high}"
+        )
     options = PolicyOptions(
         surrogate=chosen.surrogate.value,
         ratio=_choice("ratio", chosen.ratio if ratio is None else ratio, RATIOS).value,

@@ -252,7 +252,7 @@ def _kl_terms(
     elif kind == Kl.K2:
         value, slope = 0.5 * x * x, -x
     elif kind in (Kl.ABS, Kl.ABS_PLUS):
-        value, slope = x.abs(), -x.sign()
+        value, slope = x.abs(), torch.where(x.isnan(), x, -x.sign())
     else:
         value = exp_minus_one_minus_x(x)
         slope = -torch.expm1(x)
@@ -261,6 +261,7 @@ def _kl_terms(
     value = value.clamp(-options.kl_clamp, options.kl_clamp)
     if kind in (Kl.K1_PLUS, Kl.K3_PLUS, Kl.ABS_PLUS):
         slope = -log_ratio
+        value = value + (log_ratio - log_ratio)  # NaN where the gradient is infinite
     return value, slope
 
 
@@ -275,32 +276,40 @@ class _PolicyTerms(NamedTuple):
     clipped_dual: Tensor
 
 
+def _scaled(factor: Tensor, x: Tensor) -> Tensor:
+    """Product of both, and 0 where the factor is 0 even if x is infinite; a NaN stays."""
+    return torch.where((factor == 0) & ~x.isnan(), 0, factor * x)
+
+
 def _policy_terms(
-    ratio: Tensor, logprobs: Tensor, advantages: Tensor, options: PolicyOptions
+    ratio: Tensor, logprobs: Tensor, advantages: Tensor, factor: Tensor, options: PolicyOptions
 ) -> _PolicyTerms:
+    """`factor` is the advantage times the importance weight: all that multiplies the ratio."""
     zero = torch.zeros_like(ratio)
     never = torch.zeros_like(ratio, dtype=torch.bool)
     if options.surrogate == Surrogate.REINFORCE:
-        return _PolicyTerms(-advantages * logprobs, -advantages, zero, never, never, never)
+        return _PolicyTerms(_scaled(-factor, logprobs), -factor, zero, never, never, never)
     below, above = ratio < options.clip_min, ratio > options.clip_max
-    clipped = ratio.clamp(options.clip_min, options.clip_max)
     if options.surrogate == Surrogate.CISPO:
-        weight = -clipped * advantages
-        return _PolicyTerms(weight * logprobs, weight, zero, below, above, never)
-    plain = ratio.clamp(max=options.delta) * advantages
-    bounded = clipped * advantages
-    value = -torch.minimum(plain, bounded)
-    moves = torch.where(plain <= bounded, ratio <= options.delta, ~(below | above))
-    negative = advantages < 0
-    limit = -options.dual_clip * advantages  # positive where it is used: an upper bound of the loss
-    cut = negative & (value > limit)
+        weight = _scaled(-factor, ratio.clamp(options.clip_min, options.clip_max))
+        return _PolicyTerms(_scaled(weight, logprobs), weight, zero, below, above, never)
+    # -min(r A, clip(r) A) with its two further bounds is -A times r held within a range, which
+    # depends on the sign of A. Where A is 0 or NaN there is nothing to hold.
+    positive, negative = advantages > 0, advantages < 0
+    cap = max(options.delta, options.clip_max)
+    anything = torch.full_like(ratio, torch.inf)
+    lowest = (-anything).masked_fill(negative, options.clip_min)
+    highest = anything.masked_fill(positive, min(options.delta, options.clip_max))
+    highest = highest.masked_fill(negative, min(cap, options.dual_clip))
+    value = _scaled(-factor, ratio.clamp(lowest, highest))
+    dual = min(options.delta, options.dual_clip if cap > options.dual_clip else torch.inf)
     return _PolicyTerms(
-        torch.where(cut, limit, value),
+        value,
         zero,
-        torch.where(moves & ~cut, -ratio * advantages, 0),
+        torch.where((ratio < lowest) | (ratio > highest), 0, value),
         below & negative,
-        above & (advantages > 0),
-        cut | (negative & (ratio > options.delta)),
+        above & positive,
+        negative & (ratio > dual),
     )
 
 
@@ -331,7 +340,8 @@ def _evaluate(
     tokens = _tokens(logprobs, mask, cu_seqlens)
     new = tokens.flat(logprobs)
     zero = torch.zeros_like(new)
-    log_ratio = zero if old_logprobs is None else new - tokens.flat(old_logprobs)
+    # Without old log-probabilities 0, and NaN where the policy's own are not finite.
+    log_ratio = new - (new if old_logprobs is None else tokens.flat(old_logprobs))
     exponent = log_ratio
     if options.ratio != Ratio.TOKEN:
         mean = tokens.per_sequence(log_ratio) / tokens.lengths.clamp(min=1)
@@ -339,15 +349,12 @@ def _evaluate(
     held = (exponent < options.log_ratio_min) | (exponent > options.log_ratio_max)
     ratio = exponent.clamp(options.log_ratio_min, options.log_ratio_max).exp()
 
-    policy = _policy_terms(ratio, new, tokens.spread(advantages), options)
-    policy = policy._replace(by_log_ratio=torch.where(held, 0, policy.by_log_ratio))
+    advantage = factor = tokens.spread(advantages)
     if importance_weights is not None:
         weight = tokens.spread(importance_weights)
-        policy = policy._replace(
-            value=policy.value * weight,
-            by_logprob=policy.by_logprob * weight,
-            by_log_ratio=policy.by_log_ratio * weight,
-        )
+        factor = torch.where(advantage == 0, _scaled(advantage, weight), _scaled(weight, advantage))
+    policy = _policy_terms(ratio, new, advantage, factor, options)
+    policy = policy._replace(by_log_ratio=torch.where(held, 0, policy.by_log_ratio))
 
     kl = kl_by_logprob = kl_by_log_ratio = zero
     if ref_logprobs is not None and options.kl != Kl.NONE:
@@ -524,8 +531,8 @@ def _value_terms(
     bounded = value.clamp(old - clip, old + clip)
     plain_error, bounded_error = value - target, bounded - target
     clipped = bounded_error * bounded_error > plain_error * plain_error
-    error = torch.where(clipped, bounded_error, plain_error)
-    return 0.5 * error * error, torch.where(clipped, 0, plain_error), clipped
+    error = torch.where(clipped | bounded_error.isnan(), bounded_error, plain_error)
+    return 0.5 * error * error, torch.where(clipped, 0, error), clipped
 
 
 def value_loss_backward(

@@ -1,0 +1,273 @@
+"""Infinities, NaN, zeros and overflow: loss, gradient and reference agree on every backend.
+
+Each token is a sequence of its own and a call of its own forward, so that one value is seen alone.
+"""
+
+import functools
+import itertools
+import math
+import operator
+
+import backends
+import pytest
+import torch
+from parity import FULL, INF, NAN, check, placed
+
+from oneshot.ops import _library
+from oneshot.reference.policy_loss import PolicyOptions
+
+PLAIN = PolicyOptions(
+    0, 0, 0.8, 1.2, INF, INF, -INF, INF, 0, False, INF, INF, 1.0, 0.0, 0.0, 1, -1, -1, False, 1
+)  # fmt: skip
+EXPONENTS = (0.1, 0.5, -0.5, 100.0, -200.0, INF, -INF, NAN)
+SURROGATES = {
+    "ppo": {},
+    "ppo_sequence": {"ratio": 1},
+    "ppo_sequence_token": {"ratio": 2},
+    "dual": {"dual_clip": 3.0},
+    "delta": {"delta": 4.0},
+    "dual_and_small_delta": {"dual_clip": 3.0, "delta": 1.1},
+    "dual_below_the_range": {"dual_clip": 1.1, "delta": 1.5},
+    "no_bounds": {"clip_min": -INF, "clip_max": INF},
+    "held": {"log_ratio_min": -0.3, "log_ratio_max": 20.0},
+    "held_sequence": {"log_ratio_min": -0.3, "log_ratio_max": 20.0, "ratio": 1},
+    "cispo": {"surrogate": 1, "clip_min": -INF, "clip_max": 5.0},
+    "cispo_sequence": {"surrogate": 1, "ratio": 1},
+    "cispo_no_bounds": {"surrogate": 1, "clip_min": -INF, "clip_max": INF},
+    "reinforce": {"surrogate": 2},
+}
+
+
+def some_of(names, kept):
+    """Interpreted and emulated kernels take a part of the cases in `make test`."""
+    slow = backends.NAME != "native"
+    return [pytest.param(n, marks=FULL if slow and n not in kept else ()) for n in names]
+
+
+def columns(*values):
+    """Every combination, as one [N, 1] float32 tensor for each position."""
+    return [
+        torch.tensor(column)[:, None] for column in zip(*itertools.product(*values), strict=True)
+    ]
+
+
+def row(x, b):
+    return None if x is None else x[b : b + 1]
+
+
+def run(inputs, options):
+    """Loss of each token, its gradient by the log-probability, and the reference's."""
+    name, numbers = "policy_loss", [float(x) for x in options[:-1]]
+    reason = backends.why_not(name, torch.float32)
+    if reason is not None:
+        pytest.skip(reason)
+    new, old, advantages, ref, weights = inputs
+
+    def both(forward, backward, at):
+        loss = []
+        for b in range(len(new)):
+            mine = [row(x, b) for x in (new, old, advantages, None, ref, None, weights, None)]
+            loss.append(forward(*map(at, mine), None, numbers, 1)[0].cpu())
+        data = [*map(at, (new, old, advantages, None, ref, None, weights, None))]
+        sums = forward(*data, None, numbers, 1)[2]
+        shared = [data[i] for i in (0, 1, 2, 3, 4, 6, 7)]
+        one = at(torch.tensor(1.0))
+        grad = backward(one, *shared, sums, True, False, numbers, 1)[0].cpu()
+        return torch.stack(loss), grad[:, 0]
+
+    ops = torch.ops.oneshot
+    got = both(ops.policy_loss.default, ops.policy_loss_backward.default, placed)
+    want = both(
+        *(_library._REFERENCES[f"policy_loss{way}"] for way in ("", "_backward")), lambda x: x
+    )
+    for mine, true in zip(got, want, strict=True):
+        torch.testing.assert_close(mine, true, rtol=1e-5, atol=1e-6, equal_nan=True)
+    loss, grad = got
+    hidden = loss.isfinite() & ~grad.isfinite()
+    assert not hidden.any(), "a finite loss with a gradient that is not"
+    given = [x[:, 0] for x in inputs if x is not None]
+    nan = functools.reduce(operator.or_, (x.isnan() for x in given))
+    return loss, grad, nan
+
+
+def exponential(x):
+    """exp in float32's range."""
+    if math.isnan(x):
+        return x
+    return INF if x > 88.72 else 0.0 if x < -103.97 else math.exp(x)
+
+
+def by_definition(new, old, advantage, weight, o):
+    """Term and gradient of one token by the formulas of docs/ops/policy_loss.md, all finite but x.
+
+    The gradient is -A r where the moving candidate wins, and 0 where a bound does.
+    """
+    if o.surrogate == 2:
+        return -advantage * weight * new, -advantage * weight
+    x = new - old
+    ratio = exponential(min(max(x, o.log_ratio_min), o.log_ratio_max))
+    clipped = min(max(ratio, o.clip_min), o.clip_max)
+    if o.surrogate == 1:
+        factor = -clipped * advantage * weight
+        return factor * new, factor
+    candidates = [(min(ratio, o.delta) * advantage, ratio <= o.delta)]
+    candidates.append((clipped * advantage, clipped == ratio))
+    gain, moves = min(candidates, key=lambda pair: pair[0])
+    if advantage < 0 and -gain > -o.dual_clip * advantage:
+        gain, moves = o.dual_clip * advantage, False
+    moves = moves and o.log_ratio_min <= x <= o.log_ratio_max
+    return -gain * weight, -advantage * ratio * weight if moves else 0.0
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("case", some_of(SURROGATES, ("ppo", "dual_and_small_delta", "cispo")))
+def test_policy_term(case, weighted):
+    options = PLAIN._replace(**SURROGATES[case])
+    weights = (1.0, 0.0, 2.0, INF, NAN) if weighted else (1.0,)
+    exponent, advantage, weight = columns(EXPONENTS, (0.0, 1.0, -1.0, INF, -INF, NAN), weights)
+    # An infinite ratio comes from an old log-probability of -inf, a ratio of 0 from the new one.
+    new = torch.where(exponent == -INF, -INF, -1.5)
+    old = torch.where(exponent == -INF, -1.5, new - exponent)
+    before = None if options.surrogate == 2 else old  # plays no part there
+    loss, grad, nan = run((new, before, advantage, None, weight if weighted else None), options)
+    assert loss[nan].isnan().all()
+    absent = ~nan & ((advantage == 0) | (weight == 0))[:, 0]
+    absent &= (weight.isfinite() | (advantage != 0))[:, 0]  # an infinite weight is not left out
+    assert absent.sum() >= 7
+    assert (loss[absent] == 0).all()
+    assert (grad[absent] == 0).all()
+    for b in range(len(new)):
+        values = [float(x[b]) for x in (new, old, advantage, weight)]
+        if absent[b] or not math.isfinite(values[2]) or not math.isfinite(values[3]):
+            continue
+        if nan[b] or (options.surrogate != 0 and values[0] == -INF):
+            continue
+        want = by_definition(*values, options)
+        assert float(loss[b]) == pytest.approx(want[0], rel=1e-5, nan_ok=True), values
+        assert float(grad[b]) == pytest.approx(want[1], rel=1e-5, nan_ok=True), values
+
+
+@pytest.mark.parametrize("without", ["finite", "-inf", "nan"])
+@pytest.mark.parametrize("case", some_of(SURROGATES, ("ppo", "ppo_sequence")))
+def test_policy_term_without_old_logprobs(case, without):
+    """The ratio of the policy to itself is 1, and NaN where its log-probability is not finite."""
+    options = PLAIN._replace(**SURROGATES[case])
+    (advantage,) = columns((1.0, -1.0))
+    new = torch.full_like(advantage, {"finite": -1.5, "-inf": -INF, "nan": NAN}[without])
+    loss, grad, _ = run((new, None, advantage, None, None), options)
+    if without == "finite":
+        held = -1.5 if options.surrogate else 1.0
+        torch.testing.assert_close(loss, -advantage[:, 0] * held)
+        torch.testing.assert_close(grad, -advantage[:, 0])
+    else:
+        assert not loss.isfinite().any()
+
+
+KL = {
+    f"{kind}{'_weighted' if weighted else ''}{'_clamped' if clamped else ''}": {
+        "kl": kind, "kl_importance_weighted": weighted, "kl_coef": 0.5,
+        **({"kl_log_ratio_clamp": 2.0, "kl_clamp": 1.5} if clamped else {}),
+    }
+    for kind, weighted, clamped in itertools.product(range(1, 8), (False, True), (False, True))
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", some_of(KL, ("3", "6_weighted_clamped")))
+def test_kl_term(case):
+    """With the policy term of advantage 0, which must not speak where the ratio is infinite."""
+    options = PLAIN._replace(**KL[case])
+    exponent, distance = columns(EXPONENTS, (0.0, 0.3, -1.0, 100.0, -1e9, INF, -INF, NAN))
+    new = torch.full_like(exponent, -1.5)
+    loss, grad, nan = run((new, new - exponent, 0 * new.abs(), new + distance, None), options)
+    assert loss[nan].isnan().all()
+    plain = (exponent == 0.1)[:, 0] & ~options.kl_importance_weighted & distance.isfinite()[:, 0]
+    for b in plain.nonzero()[:, 0].tolist():
+        d = float(distance[b])
+        if options.kl in (3, 6) and not math.isfinite(options.kl_clamp):
+            assert float(loss[b]) == pytest.approx(0.5 * (exponential(d) - 1 - d), rel=1e-4)
+        if options.kl == 3 and not math.isfinite(options.kl_clamp):
+            assert float(grad[b]) == pytest.approx(0.5 * (1 - exponential(d)), rel=1e-4)
+        if options.kl >= 5:
+            assert float(grad[b]) == pytest.approx(-0.5 * d, rel=1e-5)
+
+
+def test_both_terms_with_entropy():
+    """Every special value of one input, the others ordinary; entropy is linear."""
+    specials = (INF, -INF, NAN, 1e30, 0.0)
+    for which, value in itertools.product(range(6), specials):
+        inputs = [torch.full((2, 3), x) for x in (-1.5, -1.6, 1.0, -1.2, 0.7, 1.0)]
+        inputs[which][1, 1] = value
+        new, old, advantages, ref, entropy, weights = inputs
+        options = PLAIN._replace(kl=3, kl_coef=0.1, entropy_coef=0.01, dual_clip=3.0)
+        numbers = [float(x) for x in options[:-1]]
+        data = (new, old, advantages, None, ref, entropy, weights, None)
+        loss, _, sums = check("policy_loss", *data, None, numbers, 1, judge=_like_float32)
+        grad = check(
+            "policy_loss_backward", torch.tensor(1.0), new, old, advantages, None, ref, weights,
+            None, sums, True, True, numbers, 1, judge=_like_float32,
+        )  # fmt: skip
+        assert loss.got.isfinite() or value != 0.0
+        if loss.got.isfinite():
+            assert all(x.got.isfinite().all() for x in grad)
+        if math.isnan(value):
+            assert loss.got.isnan()
+
+
+def _like_float32(got, want):
+    """Float64 does not overflow where float32 does."""
+    got, want = got.double().cpu(), want.float().double()
+    large = want.abs() > 1e25
+    got, want = (torch.where(large, INF * x.sign(), x) for x in (got, want))
+    torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5, equal_nan=True)
+
+
+@pytest.mark.parametrize("clip", [INF, 0.2])
+def test_value_loss(clip):
+    value, old, target = columns(*[(0.3, 1.0, 1e30, INF, -INF, NAN)] * 3)
+    before = None if clip == INF else old
+    reason = backends.why_not("value_loss", torch.float32)
+    if reason is not None:
+        pytest.skip(reason)
+    ops, references = torch.ops.oneshot, _library._REFERENCES
+    rest = (None, clip, 1, False, 1)
+
+    def losses(forward, at):
+        each = [
+            forward(*map(at, (row(value, b), row(before, b), row(target, b))), None, None, *rest)
+            for b in range(len(value))
+        ]
+        return torch.stack([x[0].cpu() for x in each]), torch.stack([x[1].cpu() for x in each])
+
+    got, metrics = losses(ops.value_loss.default, placed)
+    want, true_metrics = losses(references["value_loss"], lambda x: x)
+    torch.testing.assert_close(got, want, equal_nan=True)
+    torch.testing.assert_close(metrics[:, :3], true_metrics[:, :3], equal_nan=True)
+    weights = torch.ones(len(value), dtype=torch.float64)
+    inputs = (torch.tensor(1.0), value, before, target, None, None, weights, clip)
+    grad = ops.value_loss_backward.default(*map(placed, inputs)).cpu()
+    torch.testing.assert_close(grad, references["value_loss_backward"](*inputs), equal_nan=True)
+    assert not (got.isfinite() & ~grad[:, 0].isfinite()).any()
+    nan = value.isnan() | target.isnan() | (old.isnan() if before is not None else False)
+    assert got[nan[:, 0]].isnan().all()
+    assert grad[nan].isnan().all()
+
+
+@pytest.mark.parametrize("per_sequence", [False, True])
+@pytest.mark.parametrize("truncate", [False, True])
+@pytest.mark.parametrize("bound", [INF, 20.0])
+def test_importance_weights(per_sequence, truncate, bound):
+    """Of a token whose log-probabilities are anything; a NaN stays one unless it is ignored."""
+    reason = backends.why_not("importance_weights", torch.float32)
+    if reason is not None:
+        pytest.skip(reason)
+    new, sampler = columns(*[(-0.3, -1.0, -150.0, 0.0, INF, -INF, NAN)] * 2)
+    for normalize, ignore_nan in itertools.product((False, True), (False, True)):
+        rule = (None, None, per_sequence, truncate, 0.1, 2.0, bound, normalize, ignore_nan)
+        for b in range(len(new)):
+            pair = (row(new, b), row(sampler, b))
+            got = torch.ops.oneshot.importance_weights.default(*map(placed, pair), *rule)
+            want = _library._REFERENCES["importance_weights"](*pair, *rule)
+            for mine, true in zip(got, want, strict=True):
+                torch.testing.assert_close(mine.cpu(), true, equal_nan=True)
+            if (new[b] - sampler[b]).isnan():
+                assert bool(got[0].isnan().any()) is not ignore_nan
