@@ -20,9 +20,25 @@ import torch
 from torch.distributions import Distribution, constraints
 from torch.distributions.utils import lazy_property
 
-from oneshot.integrations.linear_chain import LinearChain, check_states
+from oneshot.integrations.linear_chain import LinearChain, at_most_zero, check_states
 
 __all__ = ["LinearChain", "LinearChainCRF", "Parts"]
+
+
+def _mean_score(
+    marginals: torch.Tensor, edges: torch.Tensor, subtracted: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Mean score of a path under `edges` (less that under `subtracted`), [B], given its marginals.
+
+    `marginals` have the source first, `edges` the destination.
+    """
+    marginals = marginals.transpose(-1, -2)
+    # Where no path goes the score may be -inf (or garbage, past the length).
+    reached = marginals > 0
+    score = torch.where(reached, edges.double(), 0)
+    if subtracted is not None:
+        score = score - torch.where(reached, subtracted.double(), 0)
+    return (marginals * score).sum((1, 2, 3))
 
 
 class Parts:
@@ -161,25 +177,22 @@ class LinearChainCRF(Distribution):
         return self._chain.entropy
 
     def cross_entropy(self, other: LinearChainCRF) -> torch.Tensor:
-        """Expectation of ``-other.log_prob`` under this distribution, [B]."""
-        return other.partition - self._expected(other.log_potentials)
+        """Expectation of ``-other.log_prob`` under this distribution, [B], by way of float64."""
+        mean = _mean_score(self._wide().edge_marginals, other.log_potentials)
+        return self._narrow(other._wide().log_partition - mean)
 
     def kl(self, other: LinearChainCRF) -> torch.Tensor:
-        """Kullback-Leibler divergence of this distribution from `other`, [B]."""
-        difference = self._expected(self.log_potentials, other.log_potentials)
-        return difference - (self.partition - other.partition)
+        """Kullback-Leibler divergence of this distribution from `other`, [B], by way of float64."""
+        mine, others = self._wide(), other._wide()
+        difference = _mean_score(mine.edge_marginals, self.log_potentials, other.log_potentials)
+        return self._narrow(difference - (mine.log_partition - others.log_partition))
 
-    def _expected(
-        self, edges: torch.Tensor, subtracted: torch.Tensor | None = None
-    ) -> torch.Tensor:
-        """Expected score of a path under `edges` (less that under `subtracted`), [B]."""
-        marginals = self.marginals
-        # Where no path goes the score may be -inf (or garbage, past the length).
-        reached = marginals > 0
-        score = torch.where(reached, edges, 0)
-        if subtracted is not None:
-            score = score - torch.where(reached, subtracted, 0)
-        return (marginals * score).sum((1, 2, 3))
+    def _wide(self) -> LinearChain:
+        """The chain in float64: differences of scores and partitions of many tokens cancel."""
+        return self._chain_of(self.log_potentials.double())
+
+    def _narrow(self, x: torch.Tensor) -> torch.Tensor:
+        return x.to(self.partition.dtype)
 
     def log_prob(self, value: torch.Tensor) -> torch.Tensor:
         """Log-probability of paths.
@@ -188,18 +201,27 @@ class LinearChainCRF(Distribution):
             value: Parts, `[*sample_shape, B, N-1, C, C]`; those past the length are not read.
 
         Returns:
-            `[*sample_shape, B]`; -inf for an impossible path.
+            `[*sample_shape, B]`, never above 0; -inf for an impossible path. Computed in float64, see
+            `LinearChain.log_prob`.
         """
         present = value != 0
         if self.lengths is not None:
             edge = torch.arange(self.log_potentials.shape[1], device=value.device)
             within = edge < (self.lengths - 1).unsqueeze(1)
             present = present & within[..., None, None]
-        score = torch.where(present, self.log_potentials, 0).sum((-1, -2, -3))
-        impossible = score.isneginf() | self.partition.isneginf()
-        return torch.where(impossible, -torch.inf, score - self.partition)
+        edges = self.log_potentials.double()
+        touched = torch.where(present, edges, 0).sum((-1, -2))
+        first = touched.detach().reshape(-1, *touched.shape[-2:])[:1].sum(0)
+        shift = torch.where(first.isfinite(), first, 0)
+        log_partition = self._chain_of(edges - shift[..., None, None]).log_partition
+        score = (touched - shift).sum(-1)
+        impossible = score.isneginf() | log_partition.isneginf()
+        log_prob = torch.where(impossible, -torch.inf, score - log_partition)
+        return self._narrow(at_most_zero(log_prob))
 
-    def sample(self, sample_shape: Sequence[int] = (), *, seed: int | None = None) -> torch.Tensor:
+    def sample(
+        self, sample_shape: int | Sequence[int] = (), *, seed: int | None = None
+    ) -> torch.Tensor:
         """Draw independent paths.
 
         Args:

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from oneshot.integrations.linear_chain import LinearChain, check_states
+from oneshot.ops._checks import as_bool, as_int64, check_float, check_tensor, check_values
 
 
 class CRF(nn.Module):
@@ -58,13 +59,15 @@ class CRF(nn.Module):
         mask: torch.Tensor | None = None,
         reduction: str = "sum",
     ) -> torch.Tensor:
-        """Log-likelihood of tags.
+        """Log-likelihood of tags, never above 0.
+
+        Computed in float64 and returned in the dtype of the scores, see `LinearChain.log_prob`.
 
         Args:
             emissions: Scores, [T, B, C] (with `batch_first` [B, T, C]).
-            tags: int64 [T, B]; where masked, anything.
-            mask: Bool or uint8 [T, B]: on for the first tokens of a sequence, at least one, off
-                for the rest; default: all on.
+            tags: int64 or int32 [T, B]; where masked, anything.
+            mask: [T, B], bool, or numbers that are all 0 or 1: on for the first tokens of a
+                sequence, at least one, off for the rest; default: all on.
             reduction: "none", "sum" or "mean" over sequences, or "token_mean": the sum divided by
                 the number of unmasked tokens.
 
@@ -73,24 +76,29 @@ class CRF(nn.Module):
 
         Raises:
             ValueError: A wrong shape or reduction, an empty sequence, or a mask with holes.
-            TypeError: A mask that is neither bool nor uint8, or tags that are not int64.
-            IndexError: An unmasked tag outside [0, C).
+            TypeError: A mask or tags of another dtype.
+            IndexError: An unmasked tag outside [0, C). Compiled by `torch.compile`, wrong values of
+                tags or mask are a RuntimeError.
         """
         if reduction not in ("none", "sum", "mean", "token_mean"):
             raise ValueError(
                 f"reduction must be one of 'none', 'sum', 'mean', 'token_mean', got {reduction!r}"
             )
+        check_tensor("tags", tags)
         self._check("tags", tags, emissions)
         chain = self._chain(emissions, mask)
-        tags = tags if self.batch_first else tags.transpose(0, 1)
-        used = tags if chain.lengths is None else tags[_used(chain.lengths, tags.shape[1])]
-        check_states("tags", used, 0, self.num_tags, "where the mask is on", IndexError)
+        tags = as_int64("tags", tags if self.batch_first else tags.transpose(0, 1))
+        if chain.lengths is not None:
+            tags = torch.where(_used(chain.lengths, tags.shape[1]), tags, 0)
+        check_states("tags", tags, 0, self.num_tags, "where the mask is on", IndexError)
         llh = chain.log_prob(tags)
         if reduction == "none":
             return llh
         if reduction == "sum":
             return llh.sum()
-        return llh.mean() if reduction == "mean" else llh.sum() / used.numel()
+        if reduction == "mean":
+            return llh.mean()
+        return llh.sum() / (tags.numel() if chain.lengths is None else chain.lengths.sum())
 
     def decode(self, emissions: torch.Tensor, mask: torch.Tensor | None = None) -> list[list[int]]:
         """The most likely tags of each sequence (Viterbi); the lowest tag wins ties.
@@ -153,29 +161,32 @@ class CRF(nn.Module):
 
     def _chain(self, emissions: torch.Tensor, mask: torch.Tensor | None) -> LinearChain:
         """The distribution over tags, batch first."""
+        check_float("emissions", emissions)
         if emissions.dim() != 3 or emissions.shape[2] != self.num_tags:
             layout = "B, T" if self.batch_first else "T, B"
             raise ValueError(
                 f"emissions must have the shape [{layout}, {self.num_tags}], "
                 f"got {list(emissions.shape)}"
             )
+        emissions = emissions if self.batch_first else emissions.transpose(0, 1)
+        if emissions.shape[1] == 0:
+            raise ValueError("emissions must have at least one token, got T = 0")
         lengths = None
         if mask is not None:
+            check_tensor("mask", mask)
+            mask = mask if self.batch_first else mask.transpose(0, 1)
             self._check("mask", mask, emissions)
-            if mask.dtype not in (torch.bool, torch.uint8):
-                raise TypeError(f"mask must be bool or uint8, got {mask.dtype}")
-            mask = mask.bool() if self.batch_first else mask.bool().transpose(0, 1)
+            mask = as_bool("mask", mask)
             lengths = mask.sum(1)
-            if not mask[:, 0].all():
-                raise ValueError("mask must be on at the first token of every sequence")
-            if not torch.equal(mask, _used(lengths, mask.shape[1])):
-                raise ValueError(
-                    "mask must be on for the first tokens of a sequence and off for the rest; "
-                    "it has holes"
-                )
+            check_values(mask[:, 0], "mask must be on at the first token of every sequence", mask)
+            check_values(
+                mask == _used(lengths, mask.shape[1]),
+                "mask must be on for the first tokens of a sequence and off for the rest; "
+                "it has holes",
+                mask,
+            )
         # Mixed precision: the scores are added, so the wider type wins.
         dtype = torch.promote_types(emissions.dtype, self.transitions.dtype)
-        emissions = emissions if self.batch_first else emissions.transpose(0, 1)
         return LinearChain(
             self.start_transitions.to(dtype),
             self.transitions.to(dtype),

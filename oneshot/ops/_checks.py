@@ -2,25 +2,79 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
+def check_tensor(name: str, x: Any) -> None:
+    """Raise TypeError unless `x` is a tensor."""
+    if not isinstance(x, torch.Tensor):
+        kind = type(x)
+        got = (
+            kind.__name__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__name__}"
+        )
+        hint = "; oneshot.numpy takes arrays" if kind.__module__ == "numpy" else ""
+        raise TypeError(f"{name} must be a torch.Tensor, got {got}{hint}")
+
+
 def check_float(name: str, tensor: torch.Tensor) -> None:
-    """Raise TypeError unless `tensor` is fp32, fp64, bf16 or fp16."""
+    """Raise TypeError unless `tensor` is a tensor of fp32, fp64, bf16 or fp16."""
+    check_tensor(name, tensor)
     if tensor.dtype not in FLOATS:
         raise TypeError(f"{name} must be float32, float64, bfloat16 or float16, got {tensor.dtype}")
 
 
-def check_mask(name: str, mask: torch.Tensor, shape: torch.Size, shape_of: str) -> None:
-    """Raise unless `mask` is a bool tensor of exactly this shape."""
-    if mask.dtype != torch.bool:
-        raise TypeError(f"{name} must be bool, got {mask.dtype}")
+def check_values(
+    allowed: torch.Tensor,
+    message: str,
+    values: torch.Tensor,
+    error: type[Exception] = ValueError,
+) -> None:
+    """Raise `error` unless all of `allowed` holds of `values`.
+
+    On an accelerator and under `torch.compile` nothing waits for the answer: the device or the
+    compiled code fails instead.
+    """
+    if torch.compiler.is_compiling() or allowed.device.type != "cpu":
+        torch._assert_async(allowed.all(), message)
+    elif not allowed.all():
+        raise error(f"{message}, got {values.min().item()} to {values.max().item()}")
+
+
+def as_bool(name: str, mask: torch.Tensor) -> torch.Tensor:
+    """A mask as bool: bool as it is, and integers or floats that are all exactly 0 or 1."""
+    check_tensor(name, mask)
+    if mask.dtype == torch.bool:
+        return mask
+    if mask.is_complex():
+        raise TypeError(f"{name} must be bool, or integers or floats of 0 and 1, got {mask.dtype}")
+    on = mask == 1
+    check_values(on | (mask == 0), f"{name} must be bool, or numbers that are all 0 or 1", mask)
+    return on
+
+
+def as_mask(
+    name: str, mask: torch.Tensor, shape: torch.Size, shape_of: str, other: torch.Tensor
+) -> torch.Tensor:
+    """A mask of this shape as bool; raises unless it lies on the device of `other`."""
+    check_tensor(name, mask)
     if mask.shape != shape:
         raise ValueError(
             f"{name} must have the shape of {shape_of} {list(shape)}, got {list(mask.shape)}"
         )
+    check_same_device(name, mask, shape_of, other)
+    return as_bool(name, mask)
+
+
+def as_int64(name: str, x: torch.Tensor) -> torch.Tensor:
+    """Raise TypeError unless `x` is an int32 or int64 tensor; returns it as int64."""
+    check_tensor(name, x)
+    if x.dtype not in (torch.int32, torch.int64):
+        raise TypeError(f"{name} must be int64 or int32, got {x.dtype}")
+    return x.to(torch.int64)
 
 
 def check_same_device(

@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 
 from oneshot.ops import _library
-from oneshot.ops._checks import check_choice, check_float, check_mask, check_same_device
+from oneshot.ops._checks import as_int64, as_mask, check_choice, check_float, check_same_device
 from oneshot.ops._numbers import number
 from oneshot.reference import advantage as reference
 
@@ -38,18 +38,16 @@ def _as_data(name: str, tensor: torch.Tensor) -> torch.Tensor:
     return tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor
 
 
-def _check_integers(
+def _integers(
     name: str, tensor: torch.Tensor, other_name: str, other: torch.Tensor, size: int | None = None
-) -> None:
-    """Raise unless `tensor` is int64, one-dimensional, of this size, on the other's device."""
-    if not isinstance(tensor, torch.Tensor):
-        raise TypeError(f"{name} must be an int64 tensor, got {type(tensor).__name__}")
-    if tensor.dtype != torch.int64:
-        raise TypeError(f"{name} must be int64, got {tensor.dtype}")
+) -> torch.Tensor:
+    """As int64; raises unless it is one-dimensional, of this size, on the other's device."""
+    tensor = as_int64(name, tensor)
     if tensor.dim() != 1 or (size is not None and tensor.shape[0] != size):
         expected = "[any]" if size is None else f"[{size}], one for each row"
         raise ValueError(f"{name} must have the shape {expected}, got {list(tensor.shape)}")
     check_same_device(name, tensor, other_name, other)
+    return tensor
 
 
 def group_advantages(
@@ -77,12 +75,15 @@ def group_advantages(
         rewards: One reward a response, [N]; or token rewards [N, T] with `mask`: the score of a
             row is the sum of its unmasked rewards (0 for a row without any).
         groups: Size of every group; rows lie group after group and N is a multiple of it.
-        group_ids: int64 [N], rows with the same number form a group, in any order. (For other
-            labels: ``torch.from_numpy(numpy.unique(labels, return_inverse=True)[1])``.)
-        group_sizes: int64 [G], sizes of consecutive groups; they sum to N.
-        mask: Bool [N, T], with token rewards only. Masked places may hold anything.
-        lengths: int64 [N], tokens of each response; used by ``baseline="opo"`` alone, where it
-            defaults to the row sums of `mask`.
+        group_ids: int64 or int32 [N], rows with the same number form a group, in any order. (For
+            other labels: ``torch.from_numpy(numpy.unique(labels, return_inverse=True)[1])``.)
+        group_sizes: int64 or int32 [G], sizes of consecutive groups; they sum to N.
+        mask: [N, T], bool, or numbers that are all 0 or 1; with token rewards only. Masked places
+            may hold anything: a reward there belongs to no score. If the reward of a trajectory
+            lies on a token that the mask leaves out (it ends in a tool result), pass
+            ``rewards.sum(-1)`` without mask, as verl's ``token_level_rewards.sum(-1)``.
+        lengths: int64 or int32 [N], tokens of each response; used by ``baseline="opo"`` alone,
+            where it defaults to the row sums of `mask`.
         baseline: b: ``"mean"`` of the group; ``"loo"`` mean of the group's other rows; ``"opo"``
             mean weighted by length; ``"none"`` 0.
         scale: s: ``"std"`` of the group, ``"batch_std"`` of all N rewards; ``"none"`` does not
@@ -117,14 +118,13 @@ def group_advantages(
         raise ValueError(f"rewards must have the shape {expected}, got {list(rewards.shape)}")
     rows = rewards.shape[0]
     if mask is not None:
-        check_mask("mask", mask, rewards.shape, "rewards")
-        check_same_device("mask", mask, "rewards", rewards)
+        mask = as_mask("mask", mask, rewards.shape, "rewards", rewards)
     if (groups is None) + (group_ids is None) + (group_sizes is None) != 2:
         raise ValueError("give exactly one of groups, group_ids, group_sizes")
     if group_ids is not None:
-        _check_integers("group_ids", group_ids, "rewards", rewards, rows)
+        group_ids = _integers("group_ids", group_ids, "rewards", rewards, rows)
     elif group_sizes is not None:
-        _check_integers("group_sizes", group_sizes, "rewards", rewards)
+        group_sizes = _integers("group_sizes", group_sizes, "rewards", rewards)
     elif isinstance(groups, bool) or not isinstance(groups, int):
         raise TypeError(
             f"groups must be an int, the size of every group, got {type(groups).__name__}; "
@@ -138,7 +138,7 @@ def group_advantages(
     check_choice("singleton", singleton, ("raw", "zero"))
     check_choice("nan", nan, ("propagate", "ignore"))
     if lengths is not None:
-        _check_integers("lengths", lengths, "rewards", rewards, rows)
+        lengths = _integers("lengths", lengths, "rewards", rewards, rows)
     elif baseline == "opo" and mask is None:
         raise ValueError("lengths must be given for baseline='opo' with rewards [N], got None")
     return _group_advantages(
@@ -172,13 +172,13 @@ def gae(
     Args:
         rewards: [B, T]; or packed [N] with `cu_seqlens`.
         values: Shape and dtype of `rewards`; [B, T + 1] appends `bootstrap` as its last column.
-        mask: Bool, shape of `rewards`, True where a step counts. Masked places may hold anything
-            and come back as 0 in both outputs. Default: all count.
+        mask: Shape of `rewards`, bool, or numbers that are all 0 or 1; True where a step counts.
+            Masked places may hold anything and come back as 0 in both outputs. Default: all count.
         gamma: Discount per unmasked step.
         lam: Decay of the estimator: 0 gives the one-step error, 1 gives return minus value.
         bootstrap: [B] (packed: one for each sequence), value of the state after the last step.
             Default: 0, the sequence has ended.
-        cu_seqlens: int64 [S + 1] for packed input: sequence i lies in
+        cu_seqlens: int64 or int32 [S + 1] for packed input: sequence i lies in
             [cu_seqlens[i], cu_seqlens[i + 1]), from 0 to N.
 
     Returns:
@@ -195,6 +195,8 @@ def gae(
     """
     check_float("rewards", rewards)
     for name, tensor in (("values", values), ("bootstrap", bootstrap)):
+        if tensor is not None:
+            check_float(name, tensor)
         if tensor is not None and tensor.dtype != rewards.dtype:
             raise TypeError(f"{name} must have the dtype of rewards {rewards.dtype}, "
                             f"got {tensor.dtype}")  # fmt: skip
@@ -203,7 +205,7 @@ def gae(
     if rewards.dim() != dims:
         raise ValueError(f"rewards must have the shape {layout}, got {list(rewards.shape)}")
     if cu_seqlens is not None:
-        _check_integers("cu_seqlens", cu_seqlens, "rewards", rewards)
+        cu_seqlens = _integers("cu_seqlens", cu_seqlens, "rewards", rewards)
         if cu_seqlens.shape[0] < 1:
             raise ValueError("cu_seqlens must have the shape [S + 1], got [0]")
     elif values.dim() == 2 and values.shape[1] == rewards.shape[1] + 1:
@@ -216,8 +218,7 @@ def gae(
                          f"got {list(values.shape)}")  # fmt: skip
     check_same_device("values", values, "rewards", rewards)
     if mask is not None:
-        check_mask("mask", mask, rewards.shape, "rewards")
-        check_same_device("mask", mask, "rewards", rewards)
+        mask = as_mask("mask", mask, rewards.shape, "rewards", rewards)
     if bootstrap is not None:
         sequences = rewards.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
         if bootstrap.shape != (sequences,):
@@ -240,7 +241,8 @@ def whiten(
 
     Args:
         values: Any shape, float32 or float64; half formats are computed in float32.
-        mask: Bool, same shape; False places are ignored and come back as 0. Default: all count.
+        mask: Same shape, bool, or numbers that are all 0 or 1; False places are ignored and come
+            back as 0. Default: all count.
         shift_mean: False keeps the mean of the values.
         eps: Added to the variance.
 
@@ -249,14 +251,13 @@ def whiten(
         One unmasked value gives 0 (its variance is taken as 0).
 
     Raises:
-        TypeError: `values` is not floating point, or `mask` is not bool.
-        ValueError: `mask` has another shape or device.
+        TypeError: `values` is not floating point.
+        ValueError: `mask` has another shape or device, or other numbers than 0 and 1.
 
     Source:
         verl ``masked_whiten``: (x - mean) * rsqrt(var + 1e-8), unbiased variance.
     """
     values = _as_data("values", values)
     if mask is not None:
-        check_mask("mask", mask, values.shape, "values")
-        check_same_device("mask", mask, "values", values)
+        mask = as_mask("mask", mask, values.shape, "values", values)
     return _whiten(values, mask, shift_mean, number("eps", eps))

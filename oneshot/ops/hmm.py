@@ -174,14 +174,15 @@ def hmm_log_likelihood(
     that needs no gradient adds no cost. ``create_graph=True`` gives second derivatives.
 
     Args:
-        log_init: [K] or [B, K], float32, float64, bfloat16 or float16; nats, as all inputs. All
-            float inputs share one dtype. -inf is legal everywhere.
+        log_init: [K] or [B, K], float32, float64, bfloat16 or float16; nats, as all inputs. Either
+            all float inputs are float64 or none; the others may be mixed, as autocast does, and are
+            computed in float32. -inf is legal everywhere.
         log_trans: Source state first: ``[..., i, j]`` leads from i to j. [K, K]; or 4-D
             [1|B, 1|T-1, K, K], where matrix t leads from step t to step t + 1; or 3-D with
             `trans_axis`. Matrices that do not change with t need T times less memory backward.
         log_emit: [B, T, K], T >= 1, K >= 1.
-        lengths: int64 [B], steps of each sequence, 0 <= length <= T. Emissions from step `length`
-            on and transitions into them may hold anything. Default: T.
+        lengths: int64 or int32 [B], steps of each sequence, 0 <= length <= T. Emissions from step
+            `length` on and transitions into them may hold anything. Default: T.
         log_final: [K] or [B, K], added at the last step of a sequence. Default: 0.
         trans_axis: What the first dimension of a 3-D `log_trans` counts: ``"sequence"`` for
             [B, K, K], ``"step"`` for [T-1, K, K].
@@ -191,7 +192,7 @@ def hmm_log_likelihood(
         possible, then with a gradient of 0; NaN where the sequence uses a NaN or +inf.
 
     Raises:
-        TypeError: A dtype is not one of the above, or float inputs differ in dtype.
+        TypeError: A dtype is not one of the above, or only some float inputs are float64.
         ValueError: A shape or device does not fit, or a 3-D `log_trans` comes without `trans_axis`.
         RuntimeError: A length outside [0, T]; the message names sequence and value.
 
@@ -228,7 +229,7 @@ def hmm_posteriors(
         log_init: As in :func:`hmm_log_likelihood`, like all inputs.
         log_trans: [K, K], [1|B, 1|T-1, K, K], or 3-D with `trans_axis`.
         log_emit: [B, T, K].
-        lengths: int64 [B]. Default: T.
+        lengths: int64 or int32 [B]. Default: T.
         log_final: [K] or [B, K]. Default: 0.
         trans_axis: ``"sequence"`` or ``"step"`` for a 3-D `log_trans`.
         xi: Return the pairs of every step: T K^2 numbers a sequence.
@@ -273,7 +274,7 @@ def hmm_entropy(
         log_init: As in :func:`hmm_log_likelihood`, like all inputs.
         log_trans: [K, K], [1|B, 1|T-1, K, K], or 3-D with `trans_axis`.
         log_emit: [B, T, K].
-        lengths: int64 [B]. Default: T.
+        lengths: int64 or int32 [B]. Default: T.
         log_final: [K] or [B, K]. Default: 0.
         trans_axis: ``"sequence"`` or ``"step"`` for a 3-D `log_trans`.
 

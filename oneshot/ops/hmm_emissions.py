@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from oneshot.ops import _library
-from oneshot.ops._checks import check_float, check_same_device
+from oneshot.ops._checks import check_float, check_same_device, check_tensor
 from oneshot.ops.hmm_inputs import check_like, wide
 from oneshot.reference import hmm_emissions as reference
 
@@ -82,8 +82,9 @@ def combine_emissions(
         log_emissions: [B, T, S, K, L], or [S, K, L] for matrices that do not change; float32,
             float64, bfloat16 or float16, nats. -inf is legal. Entries of labels with x = 0 are not
             read (with `normalize` they are).
-        observations: int64 [B, T, S], label ids in [0, L) or -1; or in the dtype of `log_emissions`
-            [B, T, S, L], weights of the labels, finite and >= 0 (they need not sum to 1).
+        observations: int64 or int32 [B, T, S], label ids in [0, L) or -1; or floats (float64 if
+            and only if `log_emissions` are) [B, T, S, L], weights of the labels, finite and >= 0
+            (they need not sum to 1).
         weights: [S], w_s. Default: 1.
         normalize: `log_emissions` are logits: take their log-softmax over L. A row of nothing but
             -inf has none, and gives NaN. Default: False.
@@ -92,7 +93,7 @@ def combine_emissions(
         [B, T, K]; float32 (float64 for float64 `log_emissions`).
 
     Raises:
-        TypeError: A dtype is not one of the above, or float inputs differ in dtype.
+        TypeError: A dtype is not one of the above, or only some float inputs are float64.
         ValueError: A shape or device does not fit.
         RuntimeError: An id outside [-1, L); the message names sequence, step, source and value.
 
@@ -107,7 +108,9 @@ def combine_emissions(
             f"got {list(log_emissions.shape)}"
         )
     sources, _, labels = log_emissions.shape[-3:]
-    if observations.dtype == torch.int64:
+    check_tensor("observations", observations)
+    if observations.dtype in (torch.int32, torch.int64):
+        observations = observations.to(torch.int64)
         form, tail = "[B, T, S]", [sources]
         check_same_device("observations", observations, "log_emissions", log_emissions)
     elif observations.is_floating_point():
@@ -115,8 +118,8 @@ def combine_emissions(
         check_like("observations", observations, "log_emissions", log_emissions)
     else:
         raise TypeError(
-            "observations must be int64 label ids or have the dtype of log_emissions "
-            f"{log_emissions.dtype}, got {observations.dtype}"
+            "observations must be int64 or int32 label ids, or floats (float64 if log_emissions "
+            f"are), got {observations.dtype}"
         )
     leading = observations.shape[:2] if log_emissions.dim() == 3 else log_emissions.shape[:2]
     if observations.shape != (*leading, *tail):

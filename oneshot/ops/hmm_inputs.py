@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from oneshot.ops._checks import check_choice, check_float, check_same_device
+from oneshot.ops._checks import as_int64, check_choice, check_float, check_same_device
 from oneshot.ops._library import as_data
 
 TransAxis = Literal["sequence", "step"] | None
@@ -33,22 +33,28 @@ def wide(x: Tensor) -> Tensor:
 
 
 def check_like(name: str, x: Tensor, other_name: str, other: Tensor) -> None:
-    """Raise unless both are of one floating dtype, on one device."""
+    """Raise unless both are float64 or neither is, on one device.
+
+    Half formats and float32 go together, as autocast mixes them: all are computed in float32.
+    """
     check_float(name, x)
-    if x.dtype != other.dtype:
-        raise TypeError(f"{name} must have the dtype of {other_name} {other.dtype}, got {x.dtype}")
+    if (x.dtype == torch.float64) != (other.dtype == torch.float64):
+        raise TypeError(
+            f"{name} and {other_name} must be both float64 or neither, got {x.dtype} and "
+            f"{other.dtype}"
+        )
     check_same_device(name, x, other_name, other)
 
 
-def check_integers(name: str, x: Tensor, size: int, other_name: str, other: Tensor) -> None:
-    """Raise unless `x` is int64 [size] on the other's device."""
-    if x.dtype != torch.int64:
-        raise TypeError(f"{name} must be int64, got {x.dtype}")
+def integers(name: str, x: Tensor, size: int, other_name: str, other: Tensor) -> Tensor:
+    """As int64; raises unless `x` is int64 or int32, [size], on the other's device."""
+    x = as_int64(name, x)
     if x.shape != (size,):
         raise ValueError(
             f"{name} must have the shape [{size}], one for each sequence, got {list(x.shape)}"
         )
     check_same_device(name, x, other_name, other)
+    return x
 
 
 def _vector(name: str, x: Tensor, log_emit: Tensor) -> Tensor:
@@ -119,7 +125,7 @@ def potentials(
             f"log_emit must have the shape [B, T, K] with T, K >= 1, got {list(log_emit.shape)}"
         )
     if lengths is not None:
-        check_integers("lengths", lengths, log_emit.shape[0], "log_emit", log_emit)
+        lengths = integers("lengths", lengths, log_emit.shape[0], "log_emit", log_emit)
     return Potentials(
         _vector("log_init", log_init, log_emit),
         _matrices(log_trans, log_emit, trans_axis),

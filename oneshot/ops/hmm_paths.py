@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import operator
+from typing import NamedTuple, SupportsIndex
 
 import torch
 from torch import Tensor
 
 from oneshot.ops import _library
-from oneshot.ops.hmm_inputs import TransAxis, check_integers, potentials
+from oneshot.ops.hmm_inputs import TransAxis, integers, potentials
 from oneshot.reference import hmm as reference
 from oneshot.reference import hmm_sampling
 
@@ -56,7 +57,7 @@ def hmm_viterbi(
         log_init: As in :func:`oneshot.ops.hmm_log_likelihood`, like all inputs.
         log_trans: [K, K], [1|B, 1|T-1, K, K], or 3-D with `trans_axis`.
         log_emit: [B, T, K].
-        lengths: int64 [B]. Default: T.
+        lengths: int64 or int32 [B]. Default: T.
         log_final: [K] or [B, K]. Default: 0.
         trans_axis: ``"sequence"`` or ``"step"`` for a 3-D `log_trans`.
 
@@ -82,8 +83,8 @@ def hmm_sample(
     lengths: Tensor | None = None,
     log_final: Tensor | None = None,
     *,
-    seed: int,
-    num_samples: int = 1,
+    seed: SupportsIndex,
+    num_samples: SupportsIndex = 1,
     sequence_ids: Tensor | None = None,
     trans_axis: TransAxis = None,
 ) -> Tensor:
@@ -97,12 +98,13 @@ def hmm_sample(
         log_init: As in :func:`oneshot.ops.hmm_log_likelihood`, like all inputs.
         log_trans: [K, K], [1|B, 1|T-1, K, K], or 3-D with `trans_axis`.
         log_emit: [B, T, K].
-        lengths: int64 [B]. Default: T.
+        lengths: int64 or int32 [B]. Default: T.
         log_final: [K] or [B, K]. Default: 0.
-        seed: Key of the generator, 0 <= seed < 2^63.
+        seed: Key of the generator, 0 <= seed < 2^63: an int, a NumPy integer or a 0-dim integer
+            tensor.
         num_samples: Paths of each sequence.
-        sequence_ids: int64 [B], numbers that belong to the sequences wherever they stand in a
-            batch. Sequences with one id share their random numbers. Default: 0, 1, ... B - 1.
+        sequence_ids: int64 or int32 [B], numbers that belong to the sequences wherever they stand
+            in a batch. Sequences with one id share their random numbers. Default: 0, 1, ... B - 1.
         trans_axis: ``"sequence"`` or ``"step"`` for a 3-D `log_trans`.
 
     Returns:
@@ -119,14 +121,21 @@ def hmm_sample(
         random numbers: as easy as 1, 2, 3".
     """
     x = potentials(log_init, log_trans, log_emit, lengths, log_final, trans_axis)
-    for name, value, low, high in (
-        ("seed", seed, 0, 2**63),
-        ("num_samples", num_samples, 1, 2**32),
-    ):
-        if isinstance(value, bool) or not isinstance(value, int):
-            raise TypeError(f"{name} must be an int, got {type(value).__name__}")
-        if not low <= value < high:
-            raise ValueError(f"{name} must lie in [{low}, {high}), got {value}")
+    seed = _whole_number("seed", seed, 0, 2**63)
+    num_samples = _whole_number("num_samples", num_samples, 1, 2**32)
     if sequence_ids is not None:
-        check_integers("sequence_ids", sequence_ids, log_emit.shape[0], "log_emit", log_emit)
+        sequence_ids = integers("sequence_ids", sequence_ids, len(log_emit), "log_emit", log_emit)
     return _sample(*x.as_data(), sequence_ids, num_samples, seed)
+
+
+def _whole_number(name: str, value: SupportsIndex, low: int, high: int) -> int:
+    """An int in [low, high) from an int, a NumPy integer or a 0-dim integer tensor."""
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = None
+    if number is None or isinstance(value, bool):
+        raise TypeError(f"{name} must be an integer, got {type(value).__name__}")
+    if not low <= number < high:
+        raise ValueError(f"{name} must lie in [{low}, {high}), got {number}")
+    return number

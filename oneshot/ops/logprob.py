@@ -8,7 +8,7 @@ import torch
 from torch.autograd import forward_ad
 
 from oneshot.ops import _library
-from oneshot.ops._checks import check_float, check_mask, check_same_device
+from oneshot.ops._checks import as_bool, as_int64, as_mask, check_float, check_same_device
 from oneshot.ops._numbers import is_finite, number
 from oneshot.reference import logprob as reference
 
@@ -91,7 +91,8 @@ def _check(
     mask: torch.Tensor | None,
     keep_mask: torch.Tensor | None,
     inplace_backward: bool,
-) -> None:
+) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
+    """Check everything that is cheap; returns targets, mask and keep_mask as the op takes them."""
     check_float("logits", logits)
     if logits.dim() < 1 or logits.shape[-1] < 1:
         raise ValueError(
@@ -102,8 +103,7 @@ def _check(
     if not (is_finite(temperature) and temperature > 0):
         raise ValueError(f"temperature must be positive and finite, got {temperature}")
     if targets is not None:
-        if targets.dtype != torch.int64:
-            raise TypeError(f"targets must be int64, got {targets.dtype}")
+        targets = as_int64("targets", targets)
         if targets.shape != rows and targets.shape[:-1] != rows:
             raise ValueError(
                 f"targets must have the shape of the rows {list(rows)} or one more dimension, "
@@ -111,17 +111,16 @@ def _check(
             )
         check_same_device("targets", targets, "logits", logits)
     if mask is not None:
-        check_mask("mask", mask, rows, "the rows of logits")
-        check_same_device("mask", mask, "logits", logits)
+        mask = as_mask("mask", mask, rows, "the rows of logits", logits)
     if keep_mask is not None:
-        _check_keep_mask(keep_mask, logits)
+        keep_mask = _as_keep_mask(keep_mask, logits)
     if inplace_backward:
         _check_overwritable(logits)
+    return targets, mask, keep_mask
 
 
-def _check_keep_mask(keep_mask: torch.Tensor, logits: torch.Tensor) -> None:
-    if keep_mask.dtype != torch.bool:
-        raise TypeError(f"keep_mask must be bool, got {keep_mask.dtype}")
+def _as_keep_mask(keep_mask: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+    keep_mask = as_bool("keep_mask", keep_mask)
     sizes = zip(reversed(keep_mask.shape[:-1]), reversed(logits.shape[:-1]), strict=False)
     if (
         not 1 <= keep_mask.dim() <= logits.dim()
@@ -133,6 +132,7 @@ def _check_keep_mask(keep_mask: torch.Tensor, logits: torch.Tensor) -> None:
             f"dimensions that broadcast to it, got {list(keep_mask.shape)}"
         )
     check_same_device("keep_mask", keep_mask, "logits", logits)
+    return keep_mask
 
 
 def _check_overwritable(logits: torch.Tensor) -> None:
@@ -178,12 +178,13 @@ def token_logprobs_and_entropy(
             padded vocabularies); a vocabulary dimension with a stride other than 1 is copied.
             -inf is legal. A NaN or +inf, or a row of nothing but -inf, makes that row's results
             NaN, as in `torch.log_softmax`.
-        targets: int64 token ids, ``[...]`` (one a row) or ``[..., k]``, each in ``[0, V)``.
+        targets: Token ids, int64 or int32, ``[...]`` (one per row) or ``[..., k]``, each in
+            ``[0, V)``.
         temperature: Divides the logits before everything else. Default: 1.
-        mask: bool ``[...]``; rows with False are never read, give 0 and get no gradient, whatever
-            stands in them. Default: all rows count.
-        keep_mask: bool, broadcastable to ``[..., V]``: False gives a token probability 0 (top-k and
-            top-p sampling replayed). Default: all tokens are kept.
+        mask: ``[...]``, bool, or numbers that are all 0 or 1; rows with False are never read, give
+            0 and get no gradient, whatever stands in them. Default: all rows count.
+        keep_mask: bool (or 0 and 1), broadcastable to ``[..., V]``: False gives a token probability
+            0 (top-k and top-p sampling replayed). Default: all tokens are kept.
         inplace_backward: Write the gradient over the logits instead of into a new tensor. The
             logits hold the gradient afterwards: nothing may read them after backward. Autograd
             raises if another operation saved them for its backward. Under `torch.compile`, where
@@ -208,9 +209,9 @@ def token_logprobs_and_entropy(
         calculation for softmax", algorithm 3.
     """
     inplace_backward = inplace_backward and not torch.compiler.is_compiling()
-    _check(logits, targets, temperature, mask, keep_mask, inplace_backward)
+    ids, mask, keep_mask = _check(logits, targets, temperature, mask, keep_mask, inplace_backward)
     logprobs, entropy, _ = _forward(
-        logits, targets, mask, keep_mask, number("temperature", temperature), inplace_backward
+        logits, ids, mask, keep_mask, number("temperature", temperature), inplace_backward
     )
     return logprobs, entropy
 
@@ -228,7 +229,7 @@ def token_logprobs(
 
     Args:
         logits: ``[..., V]``.
-        targets: int64 ``[...]`` or ``[..., k]``.
+        targets: int64 or int32, ``[...]`` or ``[..., k]``.
         temperature: Divides the logits first. Default: 1.
         mask: bool ``[...]``; False rows give 0. Default: all rows count.
         keep_mask: bool, broadcastable to ``[..., V]``; False: probability 0. Default: all kept.
@@ -280,7 +281,7 @@ def token_entropy(
         H = -sum p log p; ``entropy_from_logits`` of TRL and verl.
     """
     inplace_backward = inplace_backward and not torch.compiler.is_compiling()
-    _check(logits, None, temperature, mask, keep_mask, inplace_backward)
+    _, mask, keep_mask = _check(logits, None, temperature, mask, keep_mask, inplace_backward)
     targets = logits.new_empty((*logits.shape[:-1], 0), dtype=torch.int64)
     return _forward(
         logits, targets, mask, keep_mask, number("temperature", temperature), inplace_backward

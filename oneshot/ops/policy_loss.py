@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from oneshot.ops import _library
-from oneshot.ops._checks import check_float, check_mask, check_same_device
+from oneshot.ops._checks import as_int64, as_mask, check_float, check_same_device
 from oneshot.ops._numbers import number, numbers
 from oneshot.ops.policy_options import bounds, resolve_normalizer, resolve_options
 from oneshot.reference import policy_loss as reference
@@ -65,8 +65,10 @@ class ImportanceWeights(NamedTuple):
 # Checks shared by the three ops
 
 
-def _layout(name: str, tokens: Tensor, mask: Tensor | None, cu_seqlens: Tensor | None) -> Tensor:
-    """Check layout, mask and cu_seqlens; returns cu_seqlens as int64 (None for padded)."""
+def _layout(
+    name: str, tokens: Tensor, mask: Tensor | None, cu_seqlens: Tensor | None
+) -> tuple[Tensor | None, Tensor | None]:
+    """Check layout, mask and cu_seqlens; returns the mask as bool and cu_seqlens as int64."""
     check_float(name, tokens)
     if cu_seqlens is None:
         if tokens.dim() != 2:
@@ -76,16 +78,13 @@ def _layout(name: str, tokens: Tensor, mask: Tensor | None, cu_seqlens: Tensor |
     else:
         if tokens.dim() != 1:
             raise ValueError(f"packed {name} must be [N], got shape {list(tokens.shape)}")
-        if cu_seqlens.dtype not in (torch.int32, torch.int64):
-            raise TypeError(f"cu_seqlens must be int32 or int64, got {cu_seqlens.dtype}")
+        cu_seqlens = as_int64("cu_seqlens", cu_seqlens)
         if cu_seqlens.dim() != 1 or cu_seqlens.shape[0] < 1:
             raise ValueError(f"cu_seqlens must be [B + 1], got shape {list(cu_seqlens.shape)}")
         check_same_device("cu_seqlens", cu_seqlens, name, tokens)
-        cu_seqlens = cu_seqlens.to(torch.int64)
     if mask is not None:
-        check_mask("mask", mask, tokens.shape, name)
-        check_same_device("mask", mask, name, tokens)
-    return cu_seqlens  # type: ignore[return-value]
+        mask = as_mask("mask", mask, tokens.shape, name, tokens)
+    return mask, cu_seqlens
 
 
 def _per_token(name: str, x: Tensor | None, like_name: str, like: Tensor) -> Tensor | None:
@@ -244,7 +243,8 @@ def policy_loss(
         old_logprobs: The same under the policy the ratio refers to. None: the policy itself before
             the update, so that every ratio is 1.
         advantages: One per token (shape of `logprobs`) or one per sequence ([B] or [B, 1]).
-        mask: Bool, shape of `logprobs`; True where a token counts. Default: all count.
+        mask: Shape of `logprobs`, bool, or numbers that are all 0 or 1; True where a token counts.
+            Default: all count.
         ref_logprobs: The same under the frozen reference policy of the KL term.
         entropy: Entropy of the policy at each token, nats; dtype of `logprobs`. With
             entropy_coef = 0 it is only reported.
@@ -298,7 +298,7 @@ def policy_loss(
         Schulman 2020, http://joschu.net/blog/kl-approx.html; importance-weighted: DeepSeek-V3.2
         (arXiv 2512.02556). docs/ops/policy_loss.md has all formulas, and where libraries differ.
     """
-    cu_seqlens = _layout("logprobs", logprobs, mask, cu_seqlens)
+    mask, cu_seqlens = _layout("logprobs", logprobs, mask, cu_seqlens)
     old_logprobs = _per_token("old_logprobs", old_logprobs, "logprobs", logprobs)
     ref_logprobs = _per_token("ref_logprobs", ref_logprobs, "logprobs", logprobs)
     advantages = _per_sequence_or_token("advantages", advantages, "logprobs", logprobs, cu_seqlens)
@@ -439,7 +439,7 @@ def value_loss(
         Value clipping of the reference implementation of Schulman et al. 2017, as in verl
         ``compute_value_loss``.
     """
-    cu_seqlens = _layout("values", values, mask, cu_seqlens)
+    mask, cu_seqlens = _layout("values", values, mask, cu_seqlens)
     returns = _per_token("returns", returns, "values", values)  # type: ignore[assignment]
     old_values = _per_token("old_values", old_values, "values", values)
     if clip is None:
@@ -512,7 +512,8 @@ def importance_weights(
         logprobs: [B, T] padded, or [N] packed: log-likelihood of each sampled token under the
             training engine's policy at rollout time, nats.
         sampler_logprobs: The same as the sampling engine reported it.
-        mask: Bool, shape of `logprobs`; True where a token counts. Default: all count.
+        mask: Shape of `logprobs`, bool, or numbers that are all 0 or 1; True where a token counts.
+            Default: all count.
         level: "token": one weight a token; "sequence": the product over the sequence.
         mode: "truncate" holds the weight within [low, high] (TIS); "mask" replaces a weight outside
             by 0 (IcePop, MIS).
@@ -538,7 +539,7 @@ def importance_weights(
         Truncation: Ionides 2008; Yao et al. 2025 (TIS). Masking: IcePop 2025. Conventions of verl
         ``compute_rollout_correction_weights``; TRL's four ``vllm_importance_sampling_mode``.
     """
-    cu_seqlens = _layout("logprobs", logprobs, mask, cu_seqlens)
+    mask, cu_seqlens = _layout("logprobs", logprobs, mask, cu_seqlens)
     sampler = _per_token("sampler_logprobs", sampler_logprobs, "logprobs", logprobs)
     if level not in ("token", "sequence"):
         raise ValueError(f"level must be token or sequence, got {level!r}")

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from oneshot.ops import _library
-from oneshot.ops._checks import check_choice, check_float, check_same_device
+from oneshot.ops._checks import as_int64, check_choice, check_float, check_same_device, check_values
 from oneshot.ops._numbers import number
 from oneshot.reference import routing as reference
 
@@ -197,15 +197,21 @@ def _check_rows(
                 "got None"
             )
         return torch.zeros((), dtype=torch.int64, device=x.device)
-    if rows.dtype != torch.int64:
-        raise TypeError(f"rows must be int64, got {rows.dtype}")
+    rows = as_int64("rows", rows)
     if rows.dim() >= x.dim() or rows.shape != x.shape[: rows.dim()]:
         raise ValueError(
             f"rows must have the leading dimensions of x {list(x.shape)} (all but the last, or "
             f"fewer), got {list(rows.shape)}"
         )
     check_same_device("rows", rows, "x", x)
+    if not rows.is_cuda:  # there the kernels look, and `_check_range` where plain indexing serves
+        _check_range(rows, mixtures)
     return rows
+
+
+def _check_range(rows: torch.Tensor, mixtures: int) -> None:
+    allowed = (rows >= 0) & (rows < mixtures)
+    check_values(allowed, f"rows must lie in [0, {mixtures})", rows)
 
 
 def _check_features(x: torch.Tensor, d_in: int, adapter: str) -> None:
@@ -232,9 +238,9 @@ def routing_weights(
 
     Args:
         logits: ``[tasks, H, K]`` or ``[..., tasks, H, K]``, float32, float64, bfloat16 or float16.
-        task_ids: int64 tensor of any shape (one id for each example, or for each packed row), or
-            one int for everything. Keep the tensor on the CPU, where the collator makes it: the
-            distinct ids are found on the host, so ids on a GPU cost one synchronisation.
+        task_ids: int64 or int32 tensor of any shape (one id for each example, or for each packed
+            row), or one int for everything. Keep the tensor on the CPU, where the collator makes
+            it: the distinct ids are found on the host, so ids on a GPU cost one synchronisation.
         noise: "none": what the paper's runs use, and evaluation always. "per_task" and
             "per_example": a relaxed Bernoulli draw, s = sigmoid((logits + log u - log(1 - u)) /
             temperature) with u uniform in (0, 1), for each distinct task or for each example; the
@@ -249,7 +255,7 @@ def routing_weights(
         ascending order; the number of examples with noise="per_example".
 
     Raises:
-        TypeError: logits are not floating point or task_ids are not int64.
+        TypeError: logits are not floating point or task_ids are not integers.
         ValueError: A shape or option does not fit, or an id lies outside ``[0, tasks)`` (negative
             ids do not count from the end).
 
@@ -267,8 +273,7 @@ def routing_weights(
     *layers, tasks, heads, skills = logits.shape
     logits = logits.to(real_type(logits.dtype)).reshape(math.prod(layers), tasks, heads, skills)
     if isinstance(task_ids, torch.Tensor):
-        if task_ids.dtype != torch.int64:
-            raise TypeError(f"task_ids must be int64, got {task_ids.dtype}")
+        task_ids = as_int64("task_ids", task_ids)
         chosen, index = _distinct(task_ids, tasks)
         chosen = chosen.to(logits.device, non_blocking=True)
         index = index.to(logits.device, non_blocking=True)
@@ -412,9 +417,9 @@ def routed_lora(
             ``[U, d_in, r]`` from ``mix_adapters(..., split_dim=-2)``, to be reused call after call.
         lora_b: Inventory ``[H, K, r, d_out / H]``; or mixed adapters ``[U, r, d_out]``.
         weights: ``[U, H, K]`` from `routing_weights`. Default: the adapters are mixed already.
-        rows: int64, which of the U mixtures: any number of the leading dimensions of x. ``[B]``
-            for one task an example, ``[B, T]`` or ``[N]`` for tasks packed together, ``[]`` for one
-            task. Default: mixture 0, if it is the only one.
+        rows: int64 or int32, which of the U mixtures: any number of the leading dimensions of x.
+            ``[B]`` for one task an example, ``[B, T]`` or ``[N]`` for tasks packed together,
+            ``[]`` for one task. Default: mixture 0, if it is the only one.
         scaling: Factor, usually alpha / r. Default: 1.
         base: ``[..., d_out]`` in the dtype of x, e.g. the output of the frozen layer; added on the
             way, which saves a pass over the output. Default: nothing is added.
@@ -461,6 +466,8 @@ def routed_lora(
             and _without_mixtures_is_cheaper(x.numel() // d_in, mixtures, lora_a, lora_b)
         )
     ):
+        if rows.is_cuda:
+            _check_range(rows, mixtures)
         spread = rows.reshape(*rows.shape, *(1,) * (x.dim() - 1 - rows.dim()))
         every = spread.expand(x.shape[:-1]).reshape(-1)
         y = reference.inventory_lora(x.reshape(-1, d_in), lora_a, lora_b, weights, every)
@@ -498,8 +505,8 @@ def routed_ia3(
         inventory: ``[H, K, d / H]``; or, without weights, mixed vectors ``[U, d]`` from
             ``mix_adapters(..., split_dim=-1)``.
         weights: ``[U, H, K]`` from `routing_weights`. Default: the vectors are mixed already.
-        rows: int64, which of the U mixtures, any number of the leading dimensions of x. Default:
-            mixture 0, if it is the only one.
+        rows: int64 or int32, which of the U mixtures, any number of the leading dimensions of x.
+            Default: mixture 0, if it is the only one.
 
     Returns:
         ``[..., d]`` in the dtype of x.
@@ -528,5 +535,7 @@ def routed_ia3(
     _check_features(x, mixed.shape[1], "inventory")
     check_same_device("inventory", inventory, "x", x)
     rows = _check_rows(rows, x, mixed.shape[0], "inventory" if weights is None else "weights")
+    if rows.is_cuda:
+        _check_range(rows, mixed.shape[0])
     own = mixed.to(x.dtype)[rows]
     return x * own.reshape(*rows.shape, *(1,) * (x.dim() - 1 - rows.dim()), x.shape[-1])

@@ -527,11 +527,13 @@ def _value_terms(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Half the (clipped) squared error of each token, its derivative, and whether clipped."""
     value, target = tokens.flat(values), tokens.flat(returns)
-    old = value if old_values is None else tokens.flat(old_values)
-    bounded = value.clamp(old - clip, old + clip)
-    plain_error, bounded_error = value - target, bounded - target
-    clipped = bounded_error * bounded_error > plain_error * plain_error
-    error = torch.where(clipped | bounded_error.isnan(), bounded_error, plain_error)
+    error = value - target
+    clipped = torch.zeros_like(tokens.valid)
+    if old_values is not None:
+        old = tokens.flat(old_values)
+        bounded_error = value.clamp(old - clip, old + clip) - target
+        clipped = bounded_error * bounded_error > error * error
+        error = torch.where(clipped | old.isnan(), bounded_error, error)  # a NaN is not hidden
     return 0.5 * error * error, torch.where(clipped, 0, error), clipped
 
 

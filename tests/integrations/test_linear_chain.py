@@ -189,8 +189,8 @@ def test_no_grad_is_respected():
 def test_bad_paths_are_explained():
     chain, *_ = chain_and_oracle("shared", torch.float32)
     path = chain.argmax
-    with pytest.raises(TypeError, match="path must be int64"):
-        chain.log_prob(path.int())
+    with pytest.raises(TypeError, match="path must be int64 or int32"):
+        chain.log_prob(path.float())
     with pytest.raises(ValueError, match=r"path must end in \[4, 5\], got the shape \[4, 4\]"):
         chain.log_prob(path[:, 1:])
     path[0, 1] = STATES
@@ -198,3 +198,35 @@ def test_bad_paths_are_explained():
         chain.log_prob(path)
     with pytest.raises(ValueError, match="trans_axis"):
         LinearChain(torch.zeros(3), torch.zeros(4, 3, 3), torch.zeros(4, 5, 3))
+
+
+def test_samples_of_any_shape():
+    chain, *_ = chain_and_oracle("shared", torch.float32)
+    assert torch.equal(chain.sample(5, seed=1), chain.sample((5,), seed=1))
+    assert chain.sample((0,)).shape == (0, BATCH, STEPS)
+    assert chain.sample((2, 0)).dtype == torch.int64
+
+
+def test_lengths_and_paths_of_other_types():
+    chain, *_ = chain_and_oracle("shared", torch.float64)
+    init, trans, emit, lengths, final = chain._inputs
+    narrow = LinearChain(init, trans, emit, lengths.int(), final)
+    path = chain.argmax
+    assert torch.equal(narrow.log_prob(path.int()), chain.log_prob(path))
+    with pytest.raises(TypeError, match=r"lengths must be a torch\.Tensor, got list"):
+        LinearChain(init, trans, emit, lengths.tolist(), final)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_log_prob_is_never_above_zero(dtype):
+    """Also of samples: each is relative to the first, none to its own score."""
+    emit = (torch.randn(3, 300, 4) * 20 + 500).to(dtype).requires_grad_()
+    trans = (torch.randn(4, 4) * 3).to(dtype)
+    chain = LinearChain(torch.zeros(4).to(dtype), trans, emit)
+    wide = LinearChain(torch.zeros(4).double(), trans.double(), emit.double())
+    paths = torch.cat((chain.argmax[None], chain.sample(5, seed=2)))
+    got, want = chain.log_prob(paths), wide.score(paths) - wide.log_partition
+    assert (got <= 0).all()
+    torch.testing.assert_close(got.double(), want, rtol=1e-6, atol=1e-8)
+    grads = [torch.autograd.grad(x.sum(), emit)[0] for x in (got, want)]
+    torch.testing.assert_close(*grads, rtol=1e-4, atol=1e-5)

@@ -244,3 +244,30 @@ def test_hmm_of_torch_struct_needs_no_folding(torch_struct):
         init.double(), transition.T.double().expand(5, 3, 3), emission[observed[0]].double()
     )
     torch.testing.assert_close(ours.entropy[0].double(), exact.entropy, atol=1e-6, rtol=1e-6)
+
+
+def test_divergence_of_nearly_equal_chains_keeps_its_digits():
+    """The partitions are some 10^4, the divergence 10^-7."""
+    edges = torch.randn(3, 1999, 4, 4) * 5
+    nudged = edges + 1e-5 * torch.randn_like(edges)
+    mine, other = LinearChainCRF(edges), LinearChainCRF(nudged)
+    wide, other_wide = LinearChainCRF(edges.double()), LinearChainCRF(nudged.double())
+    got = mine.kl(other)
+    assert (got > 0).all()
+    torch.testing.assert_close(got.double(), wide.kl(other_wide), rtol=1e-5, atol=0)
+    # To second order half the variance of the score difference: by finite differences of KL.
+    twice = LinearChainCRF(edges.double() + 2 * (nudged.double() - edges.double()))
+    torch.testing.assert_close(wide.kl(twice) / 4, wide.kl(other_wide), rtol=1e-3, atol=0)
+    assert (mine.kl(mine) == 0).all()
+    torch.testing.assert_close(mine.cross_entropy(mine), mine.entropy, rtol=1e-5, atol=1e-5)
+
+
+def test_log_prob_of_parts_is_never_above_zero():
+    edges = torch.zeros(2, 1999, 4, 4)
+    path = torch.randint(4, (2, 2000))
+    parts = LinearChainCRF.struct.to_parts(path, 4)
+    chain = LinearChainCRF(edges + 30.0 * parts)
+    got = chain.log_prob(parts)
+    assert (got < 0).all()
+    want = LinearChainCRF((edges + 30.0 * parts - 30.0).double())
+    torch.testing.assert_close(got.double(), -want.partition, rtol=1e-5, atol=1e-12)

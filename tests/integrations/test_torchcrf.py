@@ -188,10 +188,14 @@ def test_errors_that_pytorch_crf_does_not_raise():
     crf = CRF(TAGS, batch_first=True)
     with pytest.raises(ValueError, match="it has holes"):
         crf(emissions, labels, holes)
-    with pytest.raises(TypeError, match=r"mask must be bool or uint8, got torch\.float32"):
-        crf(emissions, labels, mask.float())
-    with pytest.raises(TypeError, match="path must be int64"):
-        crf(emissions, labels.int(), mask)
+    with pytest.raises(ValueError, match=r"mask must be bool, or numbers .* got 0\.0 to 0\.5"):
+        crf(emissions, labels, mask * 0.5)
+    with pytest.raises(TypeError, match=r"tags must be int64 or int32, got torch\.float32"):
+        crf(emissions, labels.float(), mask)
+    with pytest.raises(TypeError, match=r"tags must be a torch\.Tensor, got list"):
+        crf(emissions, labels.tolist(), mask)
+    with pytest.raises(ValueError, match="emissions must have at least one token, got T = 0"):
+        crf(emissions[:, :0], labels[:, :0])
     with pytest.raises(ValueError, match="num_tags must be at least 1, got 0"):
         CRF(0)
 
@@ -249,3 +253,62 @@ def test_numbers_of_pytorch_crf(torchcrf, size, steps, tags, batch_first, dtype)
             torch.testing.assert_close(grad, expect, **tolerance)
     assert ours.decode(emissions, mask) == theirs.decode(emissions, mask)
     assert ours.decode(emissions) == theirs.decode(emissions)
+
+
+def test_tags_and_masks_of_other_types():
+    crf = layer()
+    emissions, labels, mask = batch()
+    want = crf(emissions, labels, mask, "none")
+    for kind in (torch.int64, torch.uint8, torch.float32):
+        assert torch.equal(crf(emissions, labels.int(), mask.to(kind), "none"), want)
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("masked", [False, True])
+def test_compiles_as_a_whole(masked, reduction):
+    torch._dynamo.reset()
+    crf = layer(dtype=torch.float32)
+    emissions, labels, mask = batch(dtype=torch.float32)
+    mask = mask if masked else None
+    compiled = torch.compile(crf, fullgraph=True, backend="aot_eager")
+    leaves = [emissions.clone().requires_grad_() for _ in range(2)]
+    got, want = (
+        f(x, labels, mask, reduction) for f, x in zip((compiled, crf), leaves, strict=True)
+    )
+    torch.testing.assert_close(got, want)
+    for value in (got, want):
+        value.sum().backward()
+    torch.testing.assert_close(leaves[0].grad, leaves[1].grad)
+    with pytest.raises(RuntimeError, match="tags must lie in"):
+        compiled(emissions, labels.masked_fill(labels == 0, TAGS), mask, reduction)
+    if masked:
+        mask = mask.clone()
+        mask[0, 2] = False
+        with pytest.raises(RuntimeError, match="it has holes"):
+            compiled(emissions, labels, mask, reduction)
+
+
+@pytest.mark.parametrize(("steps", "margin"), [(2000, 37.7), (512, 20.0), (4000, 20.0)])
+def test_the_likelihood_of_a_certain_tagging_keeps_its_digits(steps, margin):
+    """Score and partition are some 10^5; their difference is far below one rounding error of it."""
+    crf = layer(tags=9, dtype=torch.float32)
+    labels = torch.randint(9, (4, steps))
+    noise = torch.randn(4, steps, 9)
+    emissions = (noise + margin * torch.nn.functional.one_hot(labels, 9)).requires_grad_()
+    got = crf(emissions + 300.0, labels, reduction="none")
+    exact = (emissions.detach() + 300.0).double()
+    own = [exact.gather(2, labels[..., None])]
+    log_alpha = crf.start_transitions.double() + exact[:, 0] - own[0][:, 0]
+    trans = crf.transitions.double()
+    log_alpha = log_alpha - crf.start_transitions.double()[labels[:, 0], None]
+    for t in range(1, steps):
+        log_alpha = (log_alpha[:, :, None] + trans - trans[labels[:, t - 1], labels[:, t]][:, None,
+                     None]).logsumexp(1) + exact[:, t] - own[0][:, t]  # fmt: skip
+    last = crf.end_transitions.double()
+    want = -(log_alpha + last - last[labels[:, -1], None]).logsumexp(1)
+    assert (got <= 0).all()
+    torch.testing.assert_close(got.double(), want, rtol=1e-5, atol=1e-11)
+    got.sum().backward()
+    onehot = torch.nn.functional.one_hot(labels, 9)
+    expect = onehot - crf.marginals(emissions.detach() + 300.0)
+    torch.testing.assert_close(emissions.grad, expect, rtol=1e-3, atol=1e-6)

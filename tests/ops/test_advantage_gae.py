@@ -109,7 +109,7 @@ def test_gae_reads_strided_and_permuted_input():
             r"rewards must have the shape \[B, T\], got \[3\]",
         ),
         ({"mask": torch.ones(2, 4).bool()}, ValueError, "mask must have the shape of rewards"),
-        ({"mask": torch.ones(2, 3)}, TypeError, "mask must be bool"),
+        ({"mask": torch.full((2, 3), 0.3)}, ValueError, "mask must be bool, .* got 0.3"),
         ({"bootstrap": torch.ones(3)}, ValueError, r"bootstrap must have the shape \[2\]"),
         ({"values": torch.ones(2, 4), "bootstrap": torch.ones(2)}, ValueError, "bootstrap must be"),
         ({"rewards": torch.ones(2, 3).long()}, TypeError, "rewards must be float32"),

@@ -356,10 +356,10 @@ def test_an_id_outside_the_labels_is_named(value):
         ({"log_emissions": torch.zeros(2, 4, 5).long()}, TypeError, "log_emissions must be float"),
         ({"log_emissions": torch.zeros(2, 3, 4, 5)}, ValueError, r"\[S, K, L\] with K, L >= 1"),
         ({"log_emissions": torch.zeros(2, 0, 5)}, ValueError, "K, L >= 1, got"),
-        ({"observations": torch.zeros(2, 3, 2).int()}, TypeError, "observations must be int64"),
+        ({"observations": torch.zeros(2, 3, 2).short()}, TypeError, "observations must be int64"),
         ({"observations": torch.zeros(2, 3, 2)}, ValueError, r"\[B, T, S, L\].*got \[2, 3, 2\]"),
         ({"observations": torch.zeros(2, 3, 2, 4)}, ValueError, "observations must have the shape"),
-        ({"observations": torch.zeros(2, 3, 2, 5).double()}, TypeError, "observations must have"),
+        ({"observations": torch.zeros(2, 3, 2, 5).double()}, TypeError, "observations and log_em"),
         (
             {"observations": torch.zeros(2, 3, 3).long()},
             ValueError,
@@ -367,7 +367,7 @@ def test_an_id_outside_the_labels_is_named(value):
         ),
         ({"observations": torch.zeros(2).long()}, ValueError, r"\[B, T, S\] of log_emissions"),
         ({"weights": torch.zeros(3)}, ValueError, r"weights must have the shape \[2\].*got \[3\]"),
-        ({"weights": torch.zeros(2).half()}, TypeError, "weights must have the dtype"),
+        ({"weights": torch.zeros(2).double()}, TypeError, "weights and log_emissions must be"),
     ],
 )
 def test_errors_name_the_argument(change, error, message):

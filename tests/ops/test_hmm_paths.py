@@ -331,8 +331,8 @@ def test_paths_are_data():
     [
         ({"seed": -1}, ValueError, r"seed must lie in \[0, 9223372036854775808\), got -1"),
         ({"seed": 2**63}, ValueError, "seed must lie in"),
-        ({"seed": 1.0}, TypeError, "seed must be an int, got float"),
-        ({"seed": True}, TypeError, "seed must be an int, got bool"),
+        ({"seed": 1.0}, TypeError, "seed must be an integer, got float"),
+        ({"seed": True}, TypeError, "seed must be an integer, got bool"),
         ({"num_samples": 0}, ValueError, r"num_samples must lie in \[1, 4294967296\), got 0"),
         ({"num_samples": 2.0}, TypeError, "num_samples must be an int"),
         ({"sequence_ids": torch.zeros(3)}, TypeError, "sequence_ids must be int64"),

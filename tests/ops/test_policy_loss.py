@@ -491,7 +491,7 @@ def test_kernel_equals_reference(case, dtype):
 ERRORS = {
     "shape": ({"old_logprobs": torch.zeros(2, 6)}, ValueError, r"old_logprobs must have the shape"),
     "advantages": ({"advantages": torch.zeros(3)}, ValueError, r"advantages must be \[2\]"),
-    "mask": ({"mask": torch.ones(2, 7)}, TypeError, "mask must be bool"),
+    "mask": ({"mask": torch.full((2, 7), 0.5)}, ValueError, "mask must be bool, .* got 0.5"),
     "integers": ({"logprobs": torch.zeros(2, 7, dtype=torch.int64)}, TypeError, "logprobs must be"),
     "objective": ({"objective": "pppo"}, ValueError, "objective must be one of ppo"),
     "ratio": ({"ratio": "word"}, ValueError, "ratio must be one of token"),

@@ -473,7 +473,7 @@ LORA = {"x": torch.ones(4, 8), "lora_a": A, "lora_b": B, "weights": torch.ones(2
             r"rows must have the leading dimensions of x",
         ),
         ({"rows": torch.zeros(4, 8).long()}, ValueError, "rows must have the leading dimensions"),
-        ({"rows": torch.zeros(4)}, TypeError, "rows must be int64, got torch.float32"),
+        ({"rows": torch.zeros(4)}, TypeError, "rows must be int64 or int32, got torch.float32"),
         ({"base": torch.ones(4, 11)}, ValueError, r"base must have shape \[4, 12\]"),
         ({"base": torch.ones(4, 12).half()}, ValueError, "base must have .* the dtype of x"),
         ({"plan": "merged"}, ValueError, "plan must be one of 'auto', 'mixtures', 'inventory'"),
