@@ -1,4 +1,4 @@
-# oneshot._C: torch ops on the LibTorch stable ABI, and the pybind11 face for NumPy.
+# oneshot._C: torch ops on the LibTorch stable ABI, in a pybind11 module that says what was built.
 # No find_package(Torch): with a CUDA build of torch and no toolkit it is a fatal error, and the
 # stable ABI needs only an include folder and libtorch_cpu.
 find_package(Python REQUIRED COMPONENTS Interpreter Development.Module)
@@ -22,11 +22,9 @@ find_package(pybind11 REQUIRED CONFIG)
 set(torch_sources ${ONESHOT_FAMILIES} ${ONESHOT_TORCH_PARTS})
 list(TRANSFORM torch_sources PREPEND csrc/torch/)
 list(TRANSFORM torch_sources APPEND .cpp)
-list(TRANSFORM ONESHOT_FAMILIES PREPEND csrc/python/ OUTPUT_VARIABLE python_sources)
-list(TRANSFORM python_sources APPEND .cpp)
 
 # NO_EXTRAS: link-time optimisation buys nothing here and costs most of the build.
-pybind11_add_module(_C MODULE NO_EXTRAS csrc/python/module.cpp ${torch_sources} ${python_sources})
+pybind11_add_module(_C MODULE NO_EXTRAS csrc/python/module.cpp ${torch_sources})
 # torch carries a pybind11 of its own, which in torch 2.11 refuses the stable ABI: the one asked for is found first.
 target_include_directories(_C SYSTEM PRIVATE ${pybind11_INCLUDE_DIR} ${TORCH_DIR}/include)
 # Symbols newer than torch 2.10 become compile errors: one build runs on every torch >= 2.10.

@@ -132,13 +132,3 @@ def load() -> None:
         )
     elif module is not None:
         module.isa()  # an unusable ONESHOT_CPU_ISA is an error now, not inside the first op
-
-
-def require_native() -> ModuleType:
-    """The native module; raises what :func:`native` found when it is off."""
-    module, reason = native()
-    if module is None:
-        raise reason or NativeLibraryNotBuilt(
-            "the native library of oneshot is switched off by ONESHOT_DISABLE_NATIVE=1"
-        )
-    return module

@@ -1,5 +1,5 @@
 // oneshot._C: importing it registers the torch ops (static initialisers of csrc/torch).
-#include "python/bindings.h"
+#include <pybind11/pybind11.h>
 
 #include "cpu/isa.h"
 
@@ -10,9 +10,4 @@ PYBIND11_MODULE(_C, m) {
   m.attr("version") = ONESHOT_VERSION;
   m.attr("torch_version") = ONESHOT_TORCH_VERSION;
   m.attr("compiler") = __VERSION__;
-  oneshot::bind_advantage(m);
-  oneshot::bind_hmm(m);
-  oneshot::bind_logprob(m);
-  oneshot::bind_policy_loss(m);
-  oneshot::bind_routing(m);
 }

@@ -22,7 +22,9 @@ def check_states(
 ) -> None:
     """Raise `error` unless all of `states` lie in [low, high)."""
     allowed = (states >= low) & (states < high)
-    check_values(allowed, f"{name} must lie in [{low}, {high}) {where}", states, error)
+    # A compiled message cannot hold a number that varies.
+    bound = "the number of states" if torch.compiler.is_compiling() else high
+    check_values(allowed, f"{name} must lie in [{low}, {bound}) {where}", states, error)
 
 
 def at_most_zero(log_prob: torch.Tensor) -> torch.Tensor:

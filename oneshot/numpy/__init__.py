@@ -1,4 +1,9 @@
-"""The CPU kernels on NumPy arrays, without a torch tensor in between (needs the native library)."""
+"""The ops on NumPy arrays: same arguments, checks, dtypes and bits; gradients are returned.
+
+Arrays and tensors share their memory, so a call costs what the op costs. Float arguments are
+brought to the widest of them: float64 (also lists of Python numbers) is computed in float64.
+Python's global lock is released while a kernel runs.
+"""
 
 from oneshot.numpy.advantage import gae, group_advantages, whiten
 from oneshot.numpy.hmm import hmm_posteriors, hmm_viterbi

@@ -177,14 +177,25 @@ def liger(
 
     Returns:
         Keyword arguments of :func:`oneshot.ops.policy_loss`.
+
+    Raises:
+        ValueError: luspo with a KL term or ratios per token, where Liger divides by the width.
     """
+    if loss_type == "luspo" and (importance_sampling_level != "sequence" or beta != 0):
+        raise ValueError(
+            "loss_type='luspo' needs importance_sampling_level='sequence' and beta=0: with a "
+            "factor per token Liger divides by the padded width, which policy_loss does not; got "
+            f"importance_sampling_level={importance_sampling_level!r}, beta={beta}"
+        )
     return _trl_family(
         "Liger", loss_type, epsilon_low, epsilon_high, delta, beta, importance_sampling_level,
         use_bias_correction_kl, max_completion_length, num_items_in_batch,
     )  # fmt: skip
 
 
-_VERL_KL = {"kl": "k1", "mse": "k2", "low_var_kl": "k3", "kl+": "k1+", "low_var_kl+": "k3+"}
+# k2 with the gradient of k2 is k2 itself.
+_VERL_KL = {"kl": "k1", "mse": "k2", "k2+": "k2", "mse+": "k2", "low_var_kl": "k3"}
+_VERL_KL |= {"kl+": "k1+", "low_var_kl+": "k3+"}
 
 
 def verl(

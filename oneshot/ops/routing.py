@@ -204,14 +204,21 @@ def _check_rows(
             f"fewer), got {list(rows.shape)}"
         )
     check_same_device("rows", rows, "x", x)
-    if not rows.is_cuda:  # there the kernels look, and `_check_range` where plain indexing serves
+    if not _is_checked_late(rows):
         _check_range(rows, mixtures)
     return rows
 
 
+def _is_checked_late(rows: torch.Tensor) -> bool:
+    """Whether nothing may wait for the values: kernels look at them, plain indexing does not."""
+    return rows.is_cuda or torch.compiler.is_compiling()
+
+
 def _check_range(rows: torch.Tensor, mixtures: int) -> None:
     allowed = (rows >= 0) & (rows < mixtures)
-    check_values(allowed, f"rows must lie in [0, {mixtures})", rows)
+    # A compiled message cannot hold a number that varies.
+    bound = "the number of mixtures" if torch.compiler.is_compiling() else mixtures
+    check_values(allowed, f"rows must lie in [0, {bound})", rows)
 
 
 def _check_features(x: torch.Tensor, d_in: int, adapter: str) -> None:
@@ -272,7 +279,7 @@ def routing_weights(
     temperature = number("temperature", temperature)
     *layers, tasks, heads, skills = logits.shape
     logits = logits.to(real_type(logits.dtype)).reshape(math.prod(layers), tasks, heads, skills)
-    if isinstance(task_ids, torch.Tensor):
+    if not isinstance(task_ids, int):
         task_ids = as_int64("task_ids", task_ids)
         chosen, index = _distinct(task_ids, tasks)
         chosen = chosen.to(logits.device, non_blocking=True)
@@ -281,10 +288,8 @@ def routing_weights(
             chosen = chosen[index.flatten()]
             index = torch.arange(index.numel(), device=index.device).view(index.shape)
     else:
-        if isinstance(task_ids, bool) or not isinstance(task_ids, int):
-            raise TypeError(
-                f"task_ids must be an int64 tensor or an int, got {type(task_ids).__name__}"
-            )
+        if isinstance(task_ids, bool):
+            raise TypeError("task_ids must be an int64 tensor or an int, got bool")
         if not 0 <= task_ids < tasks:
             raise ValueError(f"task_ids must lie in [0, {tasks}), got {task_ids}")
         logits = logits.narrow(1, task_ids, 1)
@@ -323,6 +328,7 @@ def mix_adapters(inventory: torch.Tensor, weights: torch.Tensor, *, split_dim: i
         Caccia et al. (2023), multi-head routing (MHR, Poly-S): the same weights for block h of A
         and block h of B; H = 1 is Polytropon (Ponti et al. 2022).
     """
+    check_float("inventory", inventory)
     if inventory.dim() not in (3, 4):
         raise ValueError(
             f"inventory must have shape [H, K, d] or [H, K, p, q], got {list(inventory.shape)}"
@@ -442,6 +448,7 @@ def routed_lora(
     """
     check_choice("plan", plan, PLANS)
     scaling = number("scaling", scaling)
+    check_float("x", x)
     d_in, d_out = _check_lora(x, lora_a, lora_b, weights)
     _check_features(x, d_in, "lora_a")
     if weights is not None:
@@ -453,6 +460,7 @@ def routed_lora(
     rows = _check_rows(rows, x, mixtures, "lora_a" if weights is None else "weights")
     shape = (*x.shape[:-1], d_out)
     if base is not None:
+        check_float("base", base)
         if base.shape != shape or base.dtype != x.dtype:
             raise ValueError(
                 f"base must have shape {list(shape)} and the dtype of x {x.dtype}, "
@@ -466,7 +474,7 @@ def routed_lora(
             and _without_mixtures_is_cheaper(x.numel() // d_in, mixtures, lora_a, lora_b)
         )
     ):
-        if rows.is_cuda:
+        if _is_checked_late(rows):
             _check_range(rows, mixtures)
         spread = rows.reshape(*rows.shape, *(1,) * (x.dim() - 1 - rows.dim()))
         every = spread.expand(x.shape[:-1]).reshape(-1)
@@ -527,6 +535,7 @@ def routed_ia3(
             )
         mixed = inventory
     else:
+        check_float("inventory", inventory)
         if inventory.dim() != 3:
             raise ValueError(
                 f"inventory must have shape [H, K, d / H], got {list(inventory.shape)}"
@@ -535,7 +544,7 @@ def routed_ia3(
     _check_features(x, mixed.shape[1], "inventory")
     check_same_device("inventory", inventory, "x", x)
     rows = _check_rows(rows, x, mixed.shape[0], "inventory" if weights is None else "weights")
-    if rows.is_cuda:
+    if _is_checked_late(rows):
         _check_range(rows, mixed.shape[0])
     own = mixed.to(x.dtype)[rows]
     return x * own.reshape(*rows.shape, *(1,) * (x.dim() - 1 - rows.dim()), x.shape[-1])

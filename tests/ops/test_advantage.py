@@ -326,7 +326,7 @@ def test_numpy_face_gives_the_same_bits():
         face.group_advantages(scores, group_sizes=[5, 6])
     with pytest.raises(ValueError, match="cu_seqlens must rise"):
         face.gae(scores, scores, cu_seqlens=[0, 3, 2, 12])
-    with pytest.raises(TypeError, match="group_ids must be integers, got float64"):
+    with pytest.raises(TypeError, match=r"group_ids must be int64 or int32, got torch\.float64"):
         face.group_advantages(scores, group_ids=[0.5] * 12)
 
 

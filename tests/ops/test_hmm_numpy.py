@@ -32,10 +32,9 @@ def test_equal_to_the_ops(shape):
     ("changes", "message"),
     [
         ({"log_emit": np.zeros((7, 5))}, r"log_emit must have the shape \[B, T, K\]"),
-        ({"log_trans": np.zeros((3, 5, 5))}, r"log_trans must have .* got \[3, 5, 5\]"),
-        ({"log_init": np.zeros(4)}, r"log_init must have the shape \[5\] or \[3, 5\], got \[4\]"),
-        ({"lengths": [7, 8, 1]}, r"lengths must lie in \[0, 7\], got 1 to 8"),
-        ({"lengths": [7, 7]}, r"lengths must have the shape \[3\], got \[2\]"),
+        ({"log_trans": np.zeros((3, 5, 5))}, r"log_trans has 3 dimensions \[3, 5, 5\]"),
+        ({"log_init": np.zeros(4)}, r"log_init must have the shape \[5\] or \[3, 5\] .*got \[4\]"),
+        ({"lengths": [7, 7]}, r"lengths must have the shape \[3\], .*got \[2\]"),
     ],
 )
 def test_wrong_input_is_named(changes, message):

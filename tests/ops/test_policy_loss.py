@@ -876,9 +876,9 @@ def test_numpy_errors():
     x = torch.zeros(2, 3).numpy()
     with pytest.raises(ValueError, match="old_logprobs must have the shape of logprobs"):
         oneshot.numpy.policy_loss(x, x[:1], x)
-    with pytest.raises(ValueError, match="advantages must have the shape of logprobs"):
+    with pytest.raises(ValueError, match=r"advantages must be \[2\] .*got \[3\]"):
         oneshot.numpy.policy_loss(x, x, x[0])
-    with pytest.raises(ValueError, match="cu_seqlens must rise from 0 to 6"):
+    with pytest.raises(RuntimeError, match="cu_seqlens must rise from 0 to 6"):
         oneshot.numpy.policy_loss(x.ravel(), None, x.ravel(), cu_seqlens=[0, 7, 6])
     with pytest.raises(ValueError, match="objective must be one of"):
         oneshot.numpy.policy_loss(x, x, x, objective="none")
