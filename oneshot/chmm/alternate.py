@@ -4,10 +4,11 @@ Phase I:  CHMM on the sources; tagger on the CHMM's posteriors.
 Phase II: again and again: the tagger's predictions become one more source (they replace those of
           the loop before); a new CHMM on all of them; the tagger goes on, from its best weights,
           on the new posteriors.
-The result is the tagger of the best loop by entity F1 on valid (the paper's system), and beside it
-the best CHMM, which reads the sources and the tagger of the loop before. Every stage (a CHMM or a
-tagger) is a function of the one before, the seed and its number, and ends in a checkpoint: a killed
-run continues with the stage it was in, bit for bit.
+The result is the tagger of the best loop by entity F1 on valid (the paper's system; without gold
+labels of valid, F1 against the labels of the CHMM that taught it), and beside it the best CHMM
+(without gold labels: that of the last loop), which reads the sources and the tagger of the loop
+before. Every stage (a CHMM or a tagger) is a function of the one before, the seed and its number,
+and ends in a checkpoint: a killed run continues with the stage it was in, bit for bit.
 """
 
 from __future__ import annotations
@@ -23,15 +24,24 @@ from oneshot.chmm import metrics
 from oneshot.chmm.alternate_state import Floats, State, load, publish, save
 from oneshot.chmm.batches import Examples
 from oneshot.chmm.config import ChmmConfig
-from oneshot.chmm.data import Sentence
+from oneshot.chmm.data import TAGGER_SOURCE, Sentence, WeakDataset
+from oneshot.chmm.errors import NoGoldError
 from oneshot.chmm.fit import open_log
 from oneshot.chmm.labels import Ids, LabelSpace
 from oneshot.chmm.model import CHMM, log_likelihood_per_token
 from oneshot.chmm.plots import plot_curves
-from oneshot.chmm.prepare import Prepared, prepare
+from oneshot.chmm.prepare import Prepared, prepare, read_checked
 from oneshot.chmm.tagger import Tagger, hard_labels, one_hot, train_tagger
-from oneshot.chmm.tagger_source import TAGGER_SOURCE, with_tagger
-from oneshot.chmm.trainer import make_model, make_optimizer, train_chmm
+from oneshot.chmm.tagger_source import with_tagger
+from oneshot.chmm.trainer import (
+    Row,
+    make_model,
+    make_optimizer,
+    resolve_selection,
+    still_rising,
+    train_chmm,
+    why_not_gold,
+)
 from oneshot.runs.folder import open_run, write_config
 from oneshot.runs.jsonl import read_jsonl
 from oneshot.runs.log import MetricsLog
@@ -52,12 +62,14 @@ class AlternateResult:
         history: The rows of metrics.jsonl, one for each stage.
         tagger: The row of the final tagger.
         chmm: The row of the best CHMM.
+        notes: What was assumed about the data.
     """
 
     output: Path
     history: list[dict[str, Any]]
     tagger: dict[str, Any]
     chmm: dict[str, Any]
+    notes: tuple[str, ...]
 
 
 def alternate(
@@ -78,7 +90,10 @@ def alternate(
     if config.run.threads is not None:
         torch.set_num_threads(config.run.threads)
     folder, newest = open_run(Path(config.run.output), config, resume, MAY_CHANGE)
-    prepared = prepared or prepare(config)
+    if prepared is None:
+        dataset = read_checked(config)
+        check_tagger(config, dataset)
+        prepared = prepare(config, dataset)
     digest = prepared.dataset.digest()
     state = State()
     if newest is not None:
@@ -86,6 +101,8 @@ def alternate(
     write_config(folder, config)
     stages = 2 * (config.alternate.loops + 1)
     log = open_log(folder, stages, state.stage or None, config.run.progress)
+    for note in prepared.dataset.notes:
+        log.say(note)
     try:
         while state.stage < stages:
             state.stage += 1
@@ -105,9 +122,29 @@ def alternate(
     publish(folder)
     history = read_jsonl(folder / "metrics.jsonl")
     plot_curves(history, folder / "curves.png")
-    return AlternateResult(
-        folder, history, history[2 * state.best_loop + 1], history[2 * state.best_chmm_loop]
-    )
+    best_tagger, best_chmm = history[2 * state.best_loop + 1], history[2 * state.best_chmm_loop]
+    return AlternateResult(folder, history, best_tagger, best_chmm, prepared.dataset.notes)
+
+
+def check_tagger(config: ChmmConfig, dataset: WeakDataset) -> None:
+    """Raises what would otherwise go wrong with the tagger after the first CHMM."""
+    selects_by_gold(config, dataset.split("valid"))
+    new_tagger(config, dataset.labels, config.run.seed)
+
+
+def selects_by_gold(config: ChmmConfig, valid: Sequence[Sentence]) -> bool:
+    """Whether gold labels choose the tagger's epoch (`tagger.selection`).
+
+    Raises:
+        NoGoldError: They should, and are missing or name no entity.
+    """
+    lacking = why_not_gold(valid)
+    if config.tagger.selection == "gold" and lacking is not None:
+        raise NoGoldError(
+            f"tagger.selection: gold needs gold labels in split 'valid', but {lacking}; use weak "
+            "or auto"
+        )
+    return config.tagger.selection != "weak" and lacking is None
 
 
 def chmm_stage(
@@ -124,6 +161,12 @@ def chmm_stage(
     seed = derive_seed(config.run.seed, "alternate chmm", loop)
     model = make_model(config, labels, sources, examples, priors, seed)
 
+    epochs: list[Row] = []
+
+    def after_epoch(row: Row) -> None:
+        epochs.append(row)
+        _tell(log, row)
+
     train_chmm(
         model,
         make_optimizer(model, config.training),
@@ -131,8 +174,10 @@ def chmm_stage(
         examples["valid"],
         config.training,
         seed,
-        after_epoch=lambda now, row: _tell(log, {"epoch": now.epoch, **row}),
+        after_epoch=lambda now, row: after_epoch({"epoch": now.epoch, **row}),
     )
+    if still_rising(epochs, resolve_selection(config.training, examples["valid"].sentences)):
+        log.say("  the last epoch was the best by far: a higher training.epochs would help")
     predictions = {
         split: model.predict(x, constrained=config.training.constrained)
         for split, x in examples.items()
@@ -164,7 +209,7 @@ def tagger_stage(
     else:
         epochs, lr = config.alternate.epochs, lr * config.alternate.lr_factor
     valid = examples["valid"].sentences
-    wanted = state.paths if options.selection == "weak" else metrics.gold_of(valid)
+    wanted = metrics.gold_of(valid) if selects_by_gold(config, valid) else state.paths
 
     def score(tagger: Tagger) -> float:
         found = hard_labels(labels, tagger.predict([s.tokens for s in valid]))

@@ -16,11 +16,11 @@ from torch import Tensor
 
 from oneshot.chmm.checkpoint import read_state, reading, save_model, write_state
 from oneshot.chmm.config import ChmmConfig
+from oneshot.chmm.data import TAGGER_SOURCE
 from oneshot.chmm.labels import Ids
 from oneshot.chmm.model import CHMM
 from oneshot.chmm.prepare import Prepared
 from oneshot.chmm.tagger import Tagger
-from oneshot.chmm.tagger_source import TAGGER_SOURCE
 from oneshot.runs import checkpoints
 from oneshot.runs.checkpoints import CheckpointError
 
@@ -82,12 +82,10 @@ def save(
             save_file(_targets(state), checkpoint / "targets.safetensors")
             _carry(before, checkpoint, "tagger", "best_tagger", "predictions.safetensors")
             if state.best_chmm_loop == loop:
-                sources = prepared.dataset.sources
-                if state.tagger is not None:
-                    sources = (*sources, TAGGER_SOURCE)
                 best = checkpoint / "best_chmm"
-                save_model(best, chmm, sources, config)
-                if state.tagger is not None:  # the source, without which this CHMM is of no use
+                has_tagger = state.tagger is not None
+                save_model(best, chmm, prepared.dataset, config, tagger=has_tagger)
+                if has_tagger:  # the source, without which this CHMM is of no use
                     _link(checkpoint / "tagger", best / TAGGER_SOURCE)
             else:
                 _carry(before, checkpoint, "best_chmm")

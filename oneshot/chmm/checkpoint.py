@@ -1,6 +1,7 @@
 """What CHMM runs write: a trained CHMM to use, and what a killed run resumes from.
 
-A CHMM folder holds model.safetensors and chmm.json (labels, sources, structure, encoder, rule).
+A CHMM folder holds model.safetensors and chmm.json (labels, sources, structure, encoder, the rule
+of silence and how files are read).
 `oneshot.runs.checkpoints` writes checkpoints so that they survive `kill -9` at any moment.
 """
 
@@ -8,7 +9,6 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from oneshot.chmm.config import ChmmConfig, DataConfig, EncoderConfig, ModelConfig
+from oneshot.chmm.data import TAGGER_SOURCE, WeakDataset
 from oneshot.chmm.labels import LabelSpace
 from oneshot.chmm.model import CHMM
 from oneshot.chmm.trainer import Progress
@@ -37,7 +38,7 @@ class SavedModel:
         model: The CHMM.
         sources: Names of its sources; `TAGGER_SOURCE` is the tagger in the subfolder "tagger".
         encoder: Encoder of the embeddings.
-        data: The abstention rule.
+        data: The abstention rule, and how files are read.
         soft: Whether the tagger's votes are soft.
     """
 
@@ -48,18 +49,33 @@ class SavedModel:
     soft: bool
 
 
-def save_model(folder: Path, model: CHMM, sources: Sequence[str], config: ChmmConfig) -> None:
-    """Writes a CHMM folder (creates it)."""
+def save_model(
+    folder: Path, model: CHMM, dataset: WeakDataset, config: ChmmConfig, *, tagger: bool = False
+) -> None:
+    """Writes a CHMM folder (creates it).
+
+    Args:
+        folder: Where.
+        model: The CHMM.
+        dataset: What it was trained on.
+        config: How it was trained.
+        tagger: Whether a tagger is its last source.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     save_file(_contiguous(model.state_dict()), folder / MODEL)
     info = {
         "entity_types": list(model.labels.entity_types),
-        "sources": list(sources),
+        "sources": [*dataset.sources, *([TAGGER_SOURCE] if tagger else [])],
         "dim": model.dim,
         "model": asdict(model.config),
         "encoder": asdict(config.encoder),
-        "rule": config.data.rule,
-        "o_is_silence": config.data.o_is_silence,
+        "data": {
+            "rule": config.data.rule,
+            "stray_inside": config.data.stray_inside,
+            "overlaps": config.data.overlaps,
+            "empty": config.data.empty,
+            "o_is_silence": dataset.o_is_silence,
+        },
         "soft_tagger": config.alternate.variant == "paper",
     }
     (folder / INFO).write_text(json.dumps(info, indent=1) + "\n", encoding="utf-8")
@@ -77,7 +93,7 @@ def load_model(folder: Path) -> SavedModel:
         config = ModelConfig(**info["model"])
         model = CHMM(info["dim"], len(info["sources"]), labels, config)
         model.load_state_dict(load_file(folder / MODEL))
-        data = DataConfig(path="", rule=info["rule"], o_is_silence=info["o_is_silence"])
+        data = DataConfig(path="", **info["data"])
         encoder, soft = EncoderConfig(**info["encoder"]), bool(info["soft_tagger"])
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         raise CheckpointError(f"{folder}: no readable CHMM ({error})") from error

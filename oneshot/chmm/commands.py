@@ -7,7 +7,7 @@ import dataclasses
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, get_args
 
 if TYPE_CHECKING:
     from oneshot.chmm.config import ChmmConfig
@@ -43,17 +43,34 @@ def _fit(words: list[str]) -> int:
     parsed = parser.parse_args(words)
     config = instantiate(ChmmConfig, parser, parsed)
     from oneshot.chmm.fit import fit
+    from oneshot.chmm.sources import remarks
 
     _quiet()
     result = fit(config, resume=parsed.resume)
     for split, figures in result.figures.items():
+        print(f"{split:5}  {_summary(figures)}")
+    for remark in remarks(result.sources):
+        print(remark)
+    chosen_by = {"f1": "F1 on the gold labels of valid", "likelihood": "log-likelihood of valid"}
+    last = result.history[-1]["step"]
+    print(f"epoch {result.best_epoch} of {last}, chosen by {chosen_by[result.selection]}")
+    if result.unfinished:
         print(
-            f"{split:5}  F1 {100 * figures['f1']:.2f}  P {100 * figures['precision']:.2f}  "
-            f"R {100 * figures['recall']:.2f}  log-likelihood/token "
-            f"{figures['log_likelihood_per_token']:.4f}"
+            "training stopped too early: the last epoch was the best by far. Continue with "
+            f"--resume --training.epochs {3 * config.training.epochs}"
         )
-    print(f"epoch {result.best_epoch}; model {result.output / 'chmm'}")
+    print(f"sources {result.output / 'sources.md'}\nmodel   {result.output / 'chmm'}")
     return 0
+
+
+def _summary(figures: dict[str, Any]) -> str:
+    """Scores of a split, or what there is without gold labels."""
+    likelihood = f"log-likelihood/token {figures['log_likelihood_per_token']:.4f}"
+    if "f1" not in figures:
+        found = ", ".join(f"{count} {name}" for name, count in figures["entities"].items())
+        return f"{likelihood}  entities found: {found}"
+    scores = (("F1", "f1"), ("P", "precision"), ("R", "recall"))
+    return "  ".join([*(f"{name} {100 * figures[key]:.2f}" for name, key in scores), likelihood])
 
 
 def _alt(words: list[str]) -> int:
@@ -76,20 +93,37 @@ def _alt(words: list[str]) -> int:
             for split in ("valid", "test")
             if f"{kind}/{split}_f1" in row
         ]
+        if not scores:
+            scores = [
+                f"{title} {row[key]:.4f}"
+                for key, title in (
+                    ("chmm/valid_log_likelihood", "valid log-likelihood/token"),
+                    ("tagger/score", "F1 against the CHMM's labels of valid"),
+                )
+                if key in row
+            ]
         print(f"{title:10}  loop {(row['step'] - 1) // 2}  " + "  ".join(scores))
     print(f"tagger {result.output / 'tagger'}\nCHMM   {result.output / 'chmm'}")
     return 0
 
 
 def _label(words: list[str]) -> int:
+    from oneshot.chmm.data import SPLITS, Form
+
     parser = argparse.ArgumentParser(
         prog="oneshot chmm label",
         description="Labels and posteriors of every sentence of a split, one JSON object a line.",
     )
     parser.add_argument("model", type=Path, help="folder `chmm` or `tagger` of a run")
-    parser.add_argument("data", type=Path, help="folder of weak labels")
-    parser.add_argument("--split", default="test", choices=("train", "valid", "test"))
-    parser.add_argument("--form", default="auto", help="format of the data (default: auto)")
+    parser.add_argument(
+        "data",
+        type=Path,
+        help="folder of weak labels; for a tagger also a text file, a sentence per line",
+    )
+    parser.add_argument("--split", choices=SPLITS, help="default: test, or the only split there is")
+    parser.add_argument(
+        "--form", default="auto", choices=get_args(Form), help="format of the data (default: auto)"
+    )
     parser.add_argument("--output", type=Path, required=True, help="file to write")
     parser.add_argument(
         "--unconstrained", action="store_true", help="allow label pairs that BIO forbids"
@@ -105,6 +139,7 @@ def _label(words: list[str]) -> int:
         parsed.output,
         form=parsed.form,
         constrained=not parsed.unconstrained,
+        say=lambda text: print(text, file=sys.stderr),
     )
     print(f"{count} sentences in {parsed.output}")
     return 0
@@ -151,7 +186,7 @@ def _eval(words: list[str]) -> int:
     )
     Console(width=max(120, errors.width)).print(Markdown(markdown(rows)))
     print(parsed.output / "results.md")
-    return 0
+    return int(any("failed" in row for row in rows))
 
 
 def _synthetic(words: list[str]) -> int:

@@ -3,15 +3,26 @@
 One class serves `oneshot chmm fit`, `alt` and `eval`, so one YAML file describes a data set and
 its hyper-parameters for all three; `fit` reads neither `tagger` nor `alternate`. Where the version
 of the code used for the paper (branch `prev` of Yinghao-Li/CHMM-ALT) and the later one (`master`)
-differ, the field says so. This module imports neither torch nor transformers.
+differ, the field says so; selection by gold labels, which they always have, is theirs where there
+are any. This module imports neither torch nor transformers.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+from oneshot.chmm.labels import Overlaps
 from oneshot.runs.config import require
+
+
+def _check_choices(section: str, config: Any) -> None:
+    """A ValueError names a field that has none of the values of its Literal type."""
+    for name, kind in get_type_hints(type(config)).items():
+        if get_origin(kind) is Literal:
+            value, allowed = getattr(config, name), get_args(kind)
+            expected = f"one of {', '.join(map(repr, allowed))}"
+            require(value in allowed, f"{section}.{name}", expected, value)
 
 
 @dataclass(frozen=True)
@@ -19,7 +30,8 @@ class DataConfig:
     """Sentences with the votes of weak sources."""
 
     path: str
-    """Folder with train, valid and test (see `oneshot.chmm.data.load`)."""
+    """Folder with train, and valid and test if there are any (see `oneshot.chmm.data.load`).
+    Without valid, every tenth sentence of train is held out in its place."""
     form: Literal["auto", "chmm_json", "wrench", "conll", "skweak"] = "auto"
     """Format of the files; "auto" looks at them."""
     sources: Literal["recommended", "all"] | tuple[str, ...] = "recommended"
@@ -28,12 +40,20 @@ class DataConfig:
     """Entity types in order; by default those of the data set."""
     stray_inside: Literal["error", "begin"] = "error"
     """What an I- that continues no entity is in BIO files."""
+    overlaps: Overlaps = "error"
+    """Spans of one source that share a token: an error, or keep the first or the longest."""
+    empty: Literal["error", "skip"] = "error"
+    """A document without tokens: an error, or leave it out."""
     rule: Literal["reference", "abstain", "vote_o"] = "reference"
     """What the silence of a source means where another one speaks: almost nothing ("reference",
     the authors' observation normalisation), exactly nothing ("abstain"), or O ("vote_o", the
     authors' setting for CoNLL-2003)."""
-    o_is_silence: bool = False
-    """With "abstain": an O said counts as silence too."""
+    o_is_silence: bool | None = None
+    """Whether a source that says O is silent. Default: unless the files have both, O and a sign for
+    silence."""
+
+    def __post_init__(self) -> None:
+        _check_choices("data", self)
 
 
 @dataclass(frozen=True)
@@ -66,6 +86,7 @@ class ModelConfig:
     equally reliable on all tokens of a sentence."""
 
     def __post_init__(self) -> None:
+        _check_choices("model", self)
         for name in ("transition_network", "emission_network"):
             value = getattr(self, name)
             require(0 <= value <= 1, f"model.{name}", "in [0, 1]", value)
@@ -99,6 +120,7 @@ class InitialConfig:
     """Prior recall of the label O."""
 
     def __post_init__(self) -> None:
+        _check_choices("initial", self)
         require(self.pretrain_epochs > 0, "initial.pretrain_epochs", "> 0", self.pretrain_epochs)
         require(self.pretrain_lr > 0, "initial.pretrain_lr", "> 0", self.pretrain_lr)
         for name in ("precision", "recall", "out_precision", "out_recall"):
@@ -124,9 +146,10 @@ class TrainingConfig:
     """Learning rate of the start distribution and of constant matrices."""
     weight_decay: float = 1e-5
     """L2 penalty (inside Adam's gradient)."""
-    selection: Literal["f1", "likelihood"] = "f1"
+    selection: Literal["auto", "f1", "likelihood"] = "auto"
     """What decides which epoch is kept: entity F1 on the GOLD labels of valid (the authors'), or
-    the log-likelihood of the votes of valid, for which nobody labels anything."""
+    the log-likelihood of the votes of valid, which needs no gold label; "auto": F1 where every
+    sentence of valid has gold labels and one of them is an entity, else likelihood."""
     tolerance: int = 10
     """Training ends after more epochs than this without a better one."""
     constrained: bool = False
@@ -134,6 +157,7 @@ class TrainingConfig:
     continues no entity afterwards."""
 
     def __post_init__(self) -> None:
+        _check_choices("training", self)
         for name in ("epochs", "batch_size", "nn_lr", "hmm_lr"):
             value = getattr(self, name)
             require(value > 0, f"training.{name}", "> 0", value)
@@ -161,9 +185,9 @@ class TaggerConfig:
     """Global gradient norm above which gradients are scaled down."""
     max_pieces: int = 512
     """Word-pieces of one input; longer documents are cut at sentence ends."""
-    selection: Literal["gold", "weak"] = "gold"
+    selection: Literal["auto", "gold", "weak"] = "auto"
     """Labels of valid whose entity F1 decides which epoch is kept: gold (the authors'), or the
-    weak ones that the tagger is trained on."""
+    weak ones that the tagger is trained on; "auto" as for the CHMM."""
     tolerance: int = 60
     """Training ends after more epochs than this without a better one (`master`: 10)."""
     frozen_layers: int | None = None
@@ -172,6 +196,7 @@ class TaggerConfig:
     """Matrix products in bfloat16."""
 
     def __post_init__(self) -> None:
+        _check_choices("tagger", self)
         for name in ("epochs", "batch_size", "lr", "max_grad_norm"):
             value = getattr(self, name)
             require(value > 0, f"tagger.{name}", "> 0", value)
@@ -204,6 +229,7 @@ class AlternateConfig:
     instead of one per batch."""
 
     def __post_init__(self) -> None:
+        _check_choices("alternate", self)
         require(self.loops >= 0, "alternate.loops", ">= 0", self.loops)
         require(self.epochs > 0, "alternate.epochs", "> 0", self.epochs)
         require(self.lr_factor > 0, "alternate.lr_factor", "> 0", self.lr_factor)

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from oneshot import models
-from oneshot.chmm.pieces import Chunk, PieceCutter, collate
+from oneshot.chmm.pieces import Chunk, PieceCutter, collate, longest_input
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -59,9 +59,11 @@ def embed(
         FileNotFoundError, ModuleNotFoundError, OSError: As in `models.load_encoder`.
     """
     encoder = models.load_encoder(source)
-    longest = getattr(encoder.config, "max_position_embeddings", max_pieces)
-    if max_pieces > longest:
-        raise ValueError(f"max_pieces must be at most {longest} for {source}, got {max_pieces}")
+    longest = longest_input(encoder)
+    if longest is not None and max_pieces > longest:
+        raise ValueError(
+            f"encoder.max_pieces must be at most {longest} for {source}, got {max_pieces}"
+        )
     chunks = PieceCutter(models.load_tokenizer(source), max_pieces).chunks(documents)
     folder = models.cache_folder() / "embeddings" if cache is None else cache
     file = folder / f"{_digest(encoder, chunks)}.safetensors"

@@ -3,3 +3,7 @@
 
 class NonFiniteLossError(FloatingPointError):
     """A loss became NaN or infinite; training stopped before it could spoil the weights."""
+
+
+class NoGoldError(ValueError):
+    """Something needs gold labels, and the sentences have none."""

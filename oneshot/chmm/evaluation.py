@@ -4,7 +4,8 @@
 <output>/<data set>/alt-seed<k>/            the run folder of a CHMM-ALT cell
 <output>/results.md, results.json, results.png
 
-A killed evaluation continues with the cell it was in when it is started again.
+A killed evaluation continues with the cell it was in when it is started again. A cell that fails is a
+line of the table that says why, and is tried again when the evaluation is started again.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +31,7 @@ from oneshot.chmm.baselines.snorkel import Snorkel
 from oneshot.chmm.baselines.source import BestSource
 from oneshot.chmm.baselines.vote import MajorityVote
 from oneshot.chmm.config import ChmmConfig
+from oneshot.chmm.errors import NoGoldError
 from oneshot.chmm.labels import Ids
 from oneshot.chmm.prepare import Prepared, observe, prepare
 from oneshot.chmm.report import write_report
@@ -48,11 +51,23 @@ class Cell:
     folder: Path
 
     def figures(self, predict: Callable[[str], tuple[Sequence[Ids], Any, float | None]]) -> Figures:
-        """Scores on valid and test. `predict`: labels, posteriors, log-likelihood of a split."""
+        """Figures on valid and test: scores, or without gold labels what there is to say.
+
+        Args:
+            predict: Labels, posteriors and log-likelihood of a split.
+        """
         result: Figures = {}
-        for split in ("valid", "test"):
-            sentences = self.prepared.dataset.split(split)
-            told = metrics.evaluate(self.prepared.dataset.labels, sentences, *predict(split))
+        dataset = self.prepared.dataset
+        for split in [name for name in ("valid", "test") if name in dataset.splits]:
+            labels, posteriors, log_likelihood = predict(split)
+            if dataset.has_gold(split):
+                sentences = dataset.split(split)
+                told = metrics.evaluate(
+                    dataset.labels, sentences, labels, posteriors, log_likelihood
+                )
+            else:
+                told = metrics.without_gold(dataset.labels, labels, log_likelihood)
+                told["entities"] = sum(told["entities"].values())
             result |= {f"{split}_{name}": value for name, value in told.items()}
         return result
 
@@ -74,7 +89,9 @@ def evaluate(
         say: Is told what is being done.
 
     Returns:
-        The rows of results.json: data set, method, seed, figures.
+        The rows of results.json: data set, method, seed, figures; of a cell without figures
+        "missing", which says what it lacks, and "failed", if that is more than a package or gold
+        labels.
 
     Raises:
         ValueError: An unknown method, or a cell in `output` that another config has made.
@@ -95,22 +112,35 @@ def evaluate(
                 run = dataclasses.replace(config.run, seed=seed, output=str(file.with_suffix("")))
                 cell_config = dataclasses.replace(config, run=run)
                 if not file.exists():
-                    prepared = prepared or prepare(config)
+                    if prepared is None:
+                        prepared = prepare(config)
+                        for note in prepared.dataset.notes:
+                            say(f"{name}: {note}")
                     say(f"{name}: {method}, seed {seed}")
-                    _fill(file, method, Cell(cell_config, prepared, file.with_suffix("")))
+                    cell = Cell(cell_config, prepared, file.with_suffix(""))
+                    lacking = _fill(file, method, cell)
+                    if lacking is not None:
+                        say(f"{name}: {method}, seed {seed}: {lacking['missing']}")
+                        rows.append({"dataset": name, "method": method, "seed": seed, **lacking})
+                        continue
                 rows += _read(file, name, method, cell_config)
         write_report(rows, output)
     return rows
 
 
-def _fill(file: Path, method: str, cell: Cell) -> None:
+def _fill(file: Path, method: str, cell: Cell) -> Figures | None:
+    """Writes the file of a cell; if it has no figures, writes nothing and returns why."""
     if cell.config.run.threads is not None:
         torch.set_num_threads(cell.config.run.threads)
     start, cpu = time.perf_counter(), time.process_time()
     try:
         found = METHODS[method](cell)
-    except ImportError as error:
-        found = {method: {"missing": str(error)}}
+    except (ImportError, NoGoldError) as error:
+        return {"row": method, "seconds": 0.0, "missing": str(error)}
+    except Exception as error:  # whatever it is, it costs this cell alone
+        traceback.print_exc()
+        text = f"{type(error).__name__}: {error}"
+        return {"row": method, "seconds": 0.0, "missing": text, "failed": True}
     told = {
         "config": to_dict(cell.config),
         "seconds": round(time.perf_counter() - start, 1),
@@ -121,6 +151,7 @@ def _fill(file: Path, method: str, cell: Cell) -> None:
     temporary = file.with_suffix(".writing")
     temporary.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
     temporary.replace(file)
+    return None
 
 
 def _read(file: Path, dataset: str, method: str, config: ChmmConfig) -> list[Figures]:
@@ -183,30 +214,34 @@ def _chmm(title: str, **changes: Any) -> Callable[[Cell], dict[str, Figures]]:
 def _tagger(
     title: str, targets: Callable[[Cell], Sequence[Ids]]
 ) -> Callable[[Cell], dict[str, Figures]]:
-    """A tagger on hard labels of train, with the epochs of phase I."""
+    """A tagger on hard labels of train, with the epochs of phase I.
+
+    Without gold labels of valid nothing but the weak ones could choose an epoch: it is the last.
+    """
 
     def run(cell: Cell) -> dict[str, Figures]:
         dataset, config = cell.prepared.dataset, cell.config
         labels, valid = dataset.labels, dataset.split("valid")
+        wanted = targets(cell)
         tagger = new_tagger(config, labels, config.run.seed)
 
         def predict(split: str) -> tuple[Sequence[Ids], Any, None]:
             soft = tagger.predict([s.tokens for s in dataset.split(split)])
             return hard_labels(labels, soft), soft, None
 
+        def score(_: Any) -> float:
+            gold = metrics.gold_of(valid)
+            return metrics.entity_scores(labels, gold, predict("valid")[0])["micro"].f1
+
         train_tagger(
             tagger,
             [s.tokens for s in dataset.split("train")],
-            one_hot(targets(cell), len(labels)),
+            one_hot(wanted, len(labels)),
             config.tagger,
             config.run.seed,
             epochs=config.tagger.epochs,
             lr=config.tagger.lr,
-            score=lambda _: (
-                metrics.entity_scores(labels, metrics.gold_of(valid), predict("valid")[0])[
-                    "micro"
-                ].f1
-            ),
+            score=score if dataset.has_gold("valid") else None,
         )
         return {title: cell.figures(predict)}
 
@@ -249,9 +284,13 @@ METHODS: Mapping[str, Callable[[Cell], dict[str, Figures]]] = {
     "skweak": _baseline(
         "skweak HMM", lambda c: Skweak(c.prepared.dataset.labels, c.prepared.dataset.sources)
     ),
-    "hmm": _baseline("HMM, EM, BIO", lambda c: ClassicalHMM(c.prepared.dataset.labels)),
+    "hmm": _baseline(
+        "HMM, EM, BIO",
+        lambda c: ClassicalHMM(c.prepared.dataset.labels, rule=c.config.data.rule),
+    ),
     "hmm-io": _baseline(
-        "HMM, EM, IO", lambda c: ClassicalHMM(c.prepared.dataset.labels, scheme="io")
+        "HMM, EM, IO",
+        lambda c: ClassicalHMM(c.prepared.dataset.labels, rule=c.config.data.rule, scheme="io"),
     ),
     "hmm-gradient": _chmm(
         "HMM by gradient", model={"transition_network": 0.0, "emission_network": 0.0}
@@ -272,7 +311,8 @@ METHODS: Mapping[str, Callable[[Cell], dict[str, Figures]]] = {
     ),
     "alt": _alternate,
     "supervised": _tagger(
-        "tagger on gold labels", lambda c: metrics.gold_of(c.prepared.dataset.split("train"))
+        "tagger on gold labels",
+        lambda c: metrics.gold_of(c.prepared.dataset.split("train"), "train"),
     ),
 }
 SEEDED = ("snorkel", "hmm-gradient", *(m for m in METHODS if m.startswith("chmm")),

@@ -4,8 +4,9 @@
 <output>/metrics.jsonl      one line per epoch; tensorboard/ and curves.png show the same
 <output>/checkpoints/       what a killed run resumes from
 <output>/chmm/              the trained CHMM, for `oneshot chmm label`
-<output>/results.json       figures of every split with gold labels
-<output>/sources.png        mean emission matrix of each source; transitions.png likewise
+<output>/results.json       figures of every split
+<output>/sources.md         what each source is worth; sources.json and sources.png likewise
+<output>/transitions.png    mean transition matrix
 """
 
 from __future__ import annotations
@@ -18,13 +19,22 @@ from typing import Any
 
 import torch
 
-from oneshot.chmm import checkpoint, metrics
+from oneshot.chmm import checkpoint, metrics, sources
 from oneshot.chmm.batches import Examples
 from oneshot.chmm.config import ChmmConfig
-from oneshot.chmm.model import CHMM
-from oneshot.chmm.plots import plot_curves, plot_matrices
+from oneshot.chmm.model import CHMM, Predictions
+from oneshot.chmm.plots import plot_curves, plot_sources, plot_transitions
 from oneshot.chmm.prepare import Prepared, prepare
-from oneshot.chmm.trainer import Progress, Row, make_model, make_optimizer, train_chmm
+from oneshot.chmm.trainer import (
+    Progress,
+    Row,
+    Selection,
+    make_model,
+    make_optimizer,
+    resolve_selection,
+    still_rising,
+    train_chmm,
+)
 from oneshot.runs import checkpoints
 from oneshot.runs.folder import open_run, write_config
 from oneshot.runs.jsonl import read_jsonl
@@ -50,7 +60,11 @@ class FitResult:
         model: The CHMM of the best epoch.
         history: The rows of metrics.jsonl; step 0 is the start.
         best_epoch: The epoch that was kept.
-        figures: `metrics.evaluate` of every split with gold labels.
+        figures: Of every split: `metrics.evaluate`, or `metrics.without_gold`.
+        selection: What chose the epoch.
+        unfinished: Whether the last epoch was the best by far, so that more would help.
+        sources: `sources.analyse` on train.
+        notes: What was assumed about the data.
     """
 
     output: Path
@@ -58,6 +72,10 @@ class FitResult:
     history: list[dict[str, Any]]
     best_epoch: int
     figures: dict[str, dict[str, Any]]
+    selection: Selection
+    unfinished: bool
+    sources: sources.SourceTable
+    notes: tuple[str, ...]
 
 
 def fit(config: ChmmConfig, *, resume: bool = False, prepared: Prepared | None = None) -> FitResult:
@@ -88,6 +106,8 @@ def fit(config: ChmmConfig, *, resume: bool = False, prepared: Prepared | None =
     write_config(folder, config)  # not before everything that can be wrong with it has been seen
     done = progress.epoch if progress else None
     log = open_log(folder, config.training.epochs, done, config.run.progress)
+    for note in dataset.notes:
+        log.say(note)
 
     def after_epoch(now: Progress, row: Row) -> None:
         log.step(now.epoch, row)
@@ -110,30 +130,44 @@ def fit(config: ChmmConfig, *, resume: bool = False, prepared: Prepared | None =
         log.close()
     # A kill between the last checkpoint and the removal of the one before leaves nothing to train.
     checkpoints.prune(folder / "checkpoints", 1)
-    checkpoint.save_model(folder / "chmm", model, dataset.sources, config)
+    checkpoint.save_model(folder / "chmm", model, dataset, config)
     history = read_jsonl(folder / "metrics.jsonl")
     plot_curves(history, folder / "curves.png")
-    plot_matrices(model, examples["train"], dataset.sources, folder)
-    figures = evaluate(model, examples, config.training.constrained)
+    plot_transitions(model, examples["train"], folder / "transitions.png")
+    predictions = {
+        split: model.predict(x, constrained=config.training.constrained)
+        for split, x in examples.items()
+    }
+    figures = evaluate(model, examples, predictions)
     (folder / "results.json").write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
-    return FitResult(folder, model, history, progress.best_epoch, figures)
+    table = sources.analyse(
+        dataset.labels, dataset.sources, dataset.split("train"), predictions["train"].labels
+    )
+    (folder / "sources.json").write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
+    (folder / "sources.md").write_text(sources.markdown(table), encoding="utf-8")
+    plot_sources(table, folder / "sources.png")
+    selection = resolve_selection(config.training, dataset.split("valid"))
+    unfinished = still_rising(history, selection)
+    return FitResult(
+        folder, model, history, progress.best_epoch, figures, selection, unfinished, table,
+        dataset.notes,
+    )  # fmt: skip
 
 
 def evaluate(
-    model: CHMM, examples: Mapping[str, Examples], constrained: bool
+    model: CHMM, examples: Mapping[str, Examples], predictions: Mapping[str, Predictions]
 ) -> dict[str, dict[str, Any]]:
-    """`metrics.evaluate` of every split with gold labels."""
+    """Figures of every split: `metrics.evaluate`, or `metrics.without_gold`."""
     figures = {}
     for split, x in examples.items():
+        found = predictions[split]
+        log_likelihood = float(found.log_likelihood.sum())
         if all(s.gold is not None for s in x.sentences):
-            found = model.predict(x, constrained=constrained)
             figures[split] = metrics.evaluate(
-                model.labels,
-                x.sentences,
-                found.labels,
-                found.posteriors,
-                float(found.log_likelihood.sum()),
+                model.labels, x.sentences, found.labels, found.posteriors, log_likelihood
             )
+        else:
+            figures[split] = metrics.without_gold(model.labels, found.labels, log_likelihood)
     return figures
 
 

@@ -1,13 +1,17 @@
-"""`oneshot chmm label`: a trained CHMM or tagger on sentences, one JSON object a line.
+"""`oneshot chmm label`: a trained CHMM or tagger on sentences, one JSON object per line.
 
-{"tokens": [...], "labels": ["O", "B-x", ...], "spans": [[start, end, type], ...],
- "posteriors": [[p(O), p(B-x), ...], ...]}
+{"id": "17", "tokens": [...], "labels": ["O", "B-x", ...], "spans": [[start, end, type], ...],
+ "label_names": ["O", "B-x", ...], "posteriors": [[p(O), p(B-x), ...], ...]}
+
+`id` is the name of the record in its file, `tokens` are the file's own. `posteriors` has a row for
+each token and a column for each of `label_names`, with seven significant digits.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,35 +20,43 @@ import numpy.typing as npt
 from oneshot.chmm import data
 from oneshot.chmm.batches import Examples
 from oneshot.chmm.checkpoint import INFO, SavedModel, load_model
-from oneshot.chmm.config import TaggerConfig
-from oneshot.chmm.data import Form, Sentence
+from oneshot.chmm.data import TAGGER_SOURCE, Form, Sentence
 from oneshot.chmm.embeddings import embed
 from oneshot.chmm.labels import Ids, LabelSpace
 from oneshot.chmm.model import Predictions
 from oneshot.chmm.prepare import observe
+from oneshot.chmm.readers import files
 from oneshot.chmm.tagger import Tagger, hard_labels
-from oneshot.chmm.tagger_source import TAGGER_SOURCE, with_tagger
+from oneshot.chmm.tagger_source import with_tagger
+
+BLANKS = re.compile("[ \t]+")
+# Line ends for some readers that JSON may leave as they are.
+SEPARATORS = {"\x85": "\\u0085", "\u2028": "\\u2028", "\u2029": "\\u2029"}
 
 
 def label(
     model: Path,
     dataset: Path,
-    split: str,
+    split: str | None,
     output: Path,
     *,
     form: Form = "auto",
     constrained: bool = True,
+    say: Callable[[str], object] = lambda _: None,
 ) -> int:
-    """Labels a split and writes the lines above.
+    """Labels a split, or a text, and writes the lines above.
 
     Args:
         model: A CHMM folder (of `fit` or `alt`) or a tagger folder (of `alt`).
-        dataset: Folder of weak labels, as for training; gold labels are not needed.
-        split: train, valid or test.
+        dataset: Folder of weak labels, read as for training; gold labels are not needed, and a
+            tagger does not look at the votes. For a tagger also a text file: a sentence per line,
+            tokens divided by blanks or tabs.
+        split: train, valid or test. Default: test, or the only split there is.
         output: The file; replaced in one move.
         form: Format of the data set.
         constrained: Only label sequences that BIO allows (CHMM). A tagger's are always reduced to
             whole entities.
+        say: Is told what was assumed about the data.
 
     Returns:
         Number of sentences.
@@ -54,23 +66,84 @@ def label(
             not those of the model.
     """
     if (model / INFO).exists():
+        if dataset.is_file():
+            raise ValueError(
+                f"{dataset}: a CHMM needs the votes of its sources, expected a folder of weak "
+                "labels; text alone can be labelled with a tagger"
+            )
         saved = load_model(model)
-        names = [name for name in saved.sources if name != TAGGER_SOURCE]
-        told = data.load(
-            dataset, form=form, sources=names, entity_types=saved.model.labels.entity_types
-        )
-        labels, sentences = saved.model.labels, told.split(split)
+        labels = saved.model.labels
+        sentences = _chmm_sentences(saved, dataset, split, form, say)
         found = _by_chmm(saved, model, sentences, constrained)
-        ids, posteriors = found.labels, found.posteriors
-    else:
-        tagger = _tagger(model)
-        labels = tagger.labels
-        told = data.load(dataset, form=form, sources="all", entity_types=labels.entity_types)
-        sentences = told.split(split)
-        posteriors = tagger.predict([s.tokens for s in sentences])
-        ids = hard_labels(labels, posteriors)
-    _write(output, labels, sentences, ids, posteriors)
+        _write(output, labels, sentences, found.labels, found.posteriors)
+        return len(sentences)
+    if not (model / "config.json").exists():
+        raise FileNotFoundError(f"{model}: neither a CHMM ({INFO}) nor a tagger (config.json)")
+    tagger = Tagger.open(model)
+    sentences = _tagger_sentences(tagger, dataset, split, form, say)
+    posteriors = tagger.predict([s.tokens for s in sentences])
+    _write(output, tagger.labels, sentences, hard_labels(tagger.labels, posteriors), posteriors)
     return len(sentences)
+
+
+def _chmm_sentences(
+    saved: SavedModel, folder: Path, split: str | None, form: Form, say: Callable[[str], object]
+) -> Sequence[Sentence]:
+    told = data.load(
+        folder,
+        form=form,
+        sources=[name for name in saved.sources if name != TAGGER_SOURCE],
+        entity_types=saved.model.labels.entity_types,
+        stray_inside=saved.data.stray_inside,
+        overlaps=saved.data.overlaps,
+        empty=saved.data.empty,
+        o_is_silence=saved.data.o_is_silence,
+    )
+    return _chosen(told, split, say)
+
+
+def _tagger_sentences(
+    tagger: Tagger, path: Path, split: str | None, form: Form, say: Callable[[str], object]
+) -> Sequence[Sentence]:
+    """Sentences of a text, or of a data set, whose votes play no part: nothing in them is wrong."""
+    if path.is_file():
+        return read_text(path)
+    told = data.load(
+        path,
+        form=form,
+        sources="all",
+        entity_types=tagger.labels.entity_types,
+        stray_inside="begin",
+        overlaps="first",
+        empty="skip",
+    )
+    return _chosen(told, split, say)
+
+
+def _chosen(
+    dataset: data.WeakDataset, split: str | None, say: Callable[[str], object]
+) -> Sequence[Sentence]:
+    if split is None:
+        split = next(iter(dataset.splits)) if len(dataset.splits) == 1 else "test"
+    for note in (*dataset.notes, f"split {split!r}"):
+        say(note)
+    return dataset.split(split)
+
+
+def read_text(path: Path) -> list[Sentence]:
+    """The sentences of a text file, one per line; the id is the number of the line, from 1.
+
+    Raises:
+        ValueError: No UTF-8 text, or no token in it.
+    """
+    sentences = []
+    for number, line in enumerate(files.read_text(path).split("\n"), start=1):
+        if tokens := tuple(x for x in BLANKS.split(line) if x):
+            votes = np.empty((len(tokens), 0), np.int64)
+            sentences.append(Sentence(tokens, votes, id=str(number)))
+    if not sentences:
+        raise ValueError(f"{path}: no token in it")
+    return sentences
 
 
 def _by_chmm(
@@ -81,23 +154,9 @@ def _by_chmm(
     embeddings = embed(words, saved.encoder.source, saved.encoder.max_pieces)
     examples = Examples(sentences, embeddings, observe(sentences, len(labels), saved.data))
     if TAGGER_SOURCE in saved.sources:
-        probabilities = _tagger(folder / TAGGER_SOURCE).predict(words)
+        probabilities = Tagger.open(folder / TAGGER_SOURCE).predict(words)
         examples = with_tagger(examples, probabilities, labels, saved.data, saved.soft)
     return saved.model.predict(examples, constrained=constrained)
-
-
-def _tagger(folder: Path) -> Tagger:
-    """A tagger with the label space that its config tells."""
-    path = folder / "config.json"
-    if not path.exists():
-        raise FileNotFoundError(f"{folder}: neither a CHMM ({INFO}) nor a tagger (config.json)")
-    config = json.loads(path.read_text(encoding="utf-8"))
-    names = [name for _, name in sorted(config["id2label"].items(), key=lambda x: int(x[0]))]
-    labels = LabelSpace(tuple(name[2:] for name in names[1::2]))
-    if list(labels.names) != names:
-        raise ValueError(f"{folder}: expected the labels O, B-x, I-x, ..., got {names}")
-    longest = config.get("max_position_embeddings", 512)
-    return Tagger.load(str(folder), labels, TaggerConfig(max_pieces=longest))
 
 
 def _write(
@@ -105,17 +164,22 @@ def _write(
     labels: LabelSpace,
     sentences: Sequence[Sentence],
     ids: Sequence[Ids],
-    posteriors: Sequence[npt.NDArray[np.float32]],
+    posteriors: Sequence[npt.NDArray[np.floating]],
 ) -> None:
     output.parent.mkdir(parents=True, exist_ok=True)
     temporary = output.with_name(f"{output.name}.writing")
     with temporary.open("w", encoding="utf-8") as file:
         for sentence, found, p in zip(sentences, ids, posteriors, strict=True):
             line = {
+                "id": sentence.id,
                 "tokens": sentence.tokens,
                 "labels": labels.to_names(found),
                 "spans": labels.to_spans(found),
-                "posteriors": [[round(float(x), 6) for x in row] for row in p],
+                "label_names": labels.names,
+                "posteriors": [[float(f"{x:.7g}") for x in row] for row in p],
             }
-            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+            text = json.dumps(line, ensure_ascii=False)
+            for character, escaped in SEPARATORS.items():
+                text = text.replace(character, escaped)
+            file.write(text + "\n")
     temporary.replace(output)

@@ -17,6 +17,7 @@ import numpy.typing as npt
 ABSTAIN = -1
 
 Ids = npt.NDArray[np.int64]
+Overlaps = Literal["error", "first", "longest"]
 
 
 class Span(NamedTuple):
@@ -94,23 +95,38 @@ class LabelSpace:
             ids[t] = i
         return ids
 
-    def from_spans(self, spans: Iterable[Sequence[object]], length: int, outside: int = 0) -> Ids:
-        """Ids of non-overlapping spans over `length` tokens.
+    def from_spans(
+        self,
+        spans: Iterable[Sequence[object]],
+        length: int,
+        outside: int = 0,
+        overlaps: Overlaps = "error",
+    ) -> Ids:
+        """Ids of spans over `length` tokens.
 
         Args:
             spans: (start, end, type), in any order.
             length: Number of tokens.
             outside: Id of a token that no span covers: 0, or `ABSTAIN`.
+            overlaps: Of spans that share a token (identical ones too): an error, or keep the one
+                that comes first in `spans`, or the longest one (of equals, the first).
 
         Raises:
             ValueError: Not a span, outside the tokens, of unknown type, or overlapping another.
         """
+        checked = [(*self._checked(span, length), span) for span in spans]
+        if overlaps == "longest":
+            checked.sort(key=lambda x: x[0] - x[1])  # stable: of equals, the first
         ids = np.full(length, outside, np.int64)
         covered = np.zeros(length, bool)
-        for span in spans:
-            start, end, begin = self._checked(span, length)
+        for start, end, begin, span in checked:
             if covered[start:end].any():
-                raise ValueError(f"span {list(span)} overlaps another one of the same source")
+                if overlaps == "error":
+                    raise ValueError(
+                        f"span {list(span)} overlaps another one of the same source (data.overlaps:"
+                        " first or longest keeps one of them)"
+                    )
+                continue
             covered[start:end] = True
             ids[start:end] = begin + 1
             ids[start] = begin

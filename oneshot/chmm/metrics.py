@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from oneshot.chmm.data import Sentence
+from oneshot.chmm.errors import NoGoldError
 from oneshot.chmm.labels import Ids, LabelSpace
 
 Posteriors = Sequence[npt.NDArray[np.floating]]
@@ -99,9 +101,10 @@ def calibration(gold: Sequence[Ids], posteriors: Posteriors, n_bins: int = 10) -
         n_bins: Bins of the reliability diagram.
 
     Raises:
-        ValueError: Numbers of sentences or of tokens differ.
+        ValueError: Numbers of sentences or of tokens differ, or a row is no distribution.
     """
     _check_aligned("posteriors", gold, posteriors)
+    _check_distributions(posteriors)
     truth = np.concatenate(gold)
     p = np.concatenate(posteriors).astype(np.float64)
     of_gold = p[np.arange(len(truth)), truth]
@@ -159,16 +162,58 @@ def evaluate(
     return result
 
 
-def gold_of(sentences: Sequence[Sentence]) -> list[Ids]:
-    """The gold labels; a ValueError where a sentence has none, or there is no sentence."""
+def without_gold(
+    labels: LabelSpace, predicted: Sequence[Ids], log_likelihood: float | None = None
+) -> dict[str, Any]:
+    """What there is to say about one split without gold labels, ready for JSON.
+
+    Args:
+        labels: The label space.
+        predicted: Label ids of each sentence.
+        log_likelihood: Of all votes together, nats; is reported per token.
+
+    Returns:
+        entities, the number of predicted ones by type; with log_likelihood
+        log_likelihood_per_token.
+    """
+    spans = Counter(span.type for ids in predicted for span in labels.to_spans(ids))
+    result: dict[str, Any] = {"entities": {name: spans[name] for name in labels.entity_types}}
+    if log_likelihood is not None:
+        result["log_likelihood_per_token"] = log_likelihood / sum(map(len, predicted))
+    return result
+
+
+def gold_of(sentences: Sequence[Sentence], split: str | None = None) -> list[Ids]:
+    """The gold labels of all sentences.
+
+    Args:
+        sentences: At least one.
+        split: Where they are from, for the message.
+
+    Raises:
+        NoGoldError: A sentence has none.
+        ValueError: No sentence.
+    """
     if not sentences:
         raise ValueError("sentences is empty: nothing to score")
     result = []
     for number, sentence in enumerate(sentences):
         if sentence.gold is None:
-            raise ValueError(f"sentence {number} has no gold labels to score against")
+            where = "" if split is None else f"split {split!r}, "
+            raise NoGoldError(f"{where}sentence {number} has no gold labels to score against")
         result.append(sentence.gold)
     return result
+
+
+def _check_distributions(posteriors: Posteriors) -> None:
+    for number, p in enumerate(posteriors):
+        wrong = ~np.isfinite(p).all(1) | (p < 0).any(1) | (np.abs(p.sum(1) - 1) > 1e-3)
+        if wrong.any():
+            row = p[int(wrong.argmax())].tolist()
+            raise ValueError(
+                f"posteriors, sentence {number}, token {int(wrong.argmax())}: expected "
+                f"probabilities that sum to 1, got {row}"
+            )
 
 
 def _check_aligned(name: str, gold: Sequence[Ids], other: Sequence[npt.NDArray[Any]]) -> None:

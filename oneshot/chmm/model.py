@@ -34,6 +34,12 @@ class Potentials(NamedTuple):
     log_emit: Tensor  # [B, T, L]
     lengths: Tensor  # int64 [B]
 
+    def double(self) -> Potentials:
+        """The same in float64."""
+        return Potentials(
+            self.log_init.double(), self.log_trans.double(), self.log_emit.double(), self.lengths
+        )
+
 
 @dataclass(frozen=True)
 class Predictions:
@@ -41,12 +47,13 @@ class Predictions:
 
     Attributes:
         labels: Viterbi label ids [T] of each sentence.
-        posteriors: float32 [T, L] of each: p(label | all votes).
+        posteriors: float64 [T, L] of each: p(label | all votes). Many sources that agree make
+            probabilities below the range of float32.
         log_likelihood: Of each sentence's votes, nats.
     """
 
     labels: list[Ids]
-    posteriors: list[npt.NDArray[np.float32]]
+    posteriors: list[npt.NDArray[np.float64]]
     log_likelihood: npt.NDArray[np.float64]
 
 
@@ -108,17 +115,17 @@ class CHMM(nn.Module):
         """
         result = Predictions(
             [np.empty(0, np.int64)] * len(examples),
-            [np.empty((0, len(self.labels)), np.float32)] * len(examples),
+            [np.empty((0, len(self.labels)))] * len(examples),
             np.empty(len(examples)),
         )
         for rows in in_order([len(e) for e in examples.embeddings], PREDICTION_STEPS):
             chain = self.potentials(collate(examples, rows))
-            posteriors = ops.hmm_posteriors(*chain)
+            posteriors = ops.hmm_posteriors(*chain.double())
             path = ops.hmm_viterbi(*(self._legal(chain) if constrained else chain)).path
             for k, i in enumerate(rows):
                 steps = slice(1, int(chain.lengths[k]))
                 result.labels[i] = path[k, steps].numpy()
-                result.posteriors[i] = posteriors.gamma[k, steps].float().numpy()
+                result.posteriors[i] = posteriors.gamma[k, steps].numpy()
                 result.log_likelihood[i] = posteriors.log_likelihood[k]
         return result
 
@@ -129,8 +136,12 @@ class CHMM(nn.Module):
         return matrices.expand(1, len(batch.embeddings), *matrices.shape[-3:])[0]
 
     @torch.no_grad()
-    def source_reliability(self, examples: Examples) -> npt.NDArray[np.float64]:
-        """[S, L, L]: mean emission matrices over all words: what each source says, by label."""
+    def mean_emissions(self, examples: Examples) -> npt.NDArray[np.float64]:
+        """[S, L, L]: mean emission matrix of each source over all words.
+
+        These are parameters, averaged over words that mostly do not have the label of the row:
+        where votes say little they are the prior. `sources.analyse` says what a source is worth.
+        """
         total = np.zeros((self.n_sources, len(self.labels), len(self.labels)))
         for rows in in_order([len(e) for e in examples.embeddings], PREDICTION_STEPS):
             batch = collate(examples, rows)

@@ -2,7 +2,9 @@
 
 A chunk is one input of the encoder. A document that does not fit is cut after the last sentence
 end that does, or, without one, between two words. Words are tokenized one by one, as transformers
-does with `is_split_into_words=True`.
+does with `is_split_into_words=True`. Byte-level vocabularies (RoBERTa, ModernBERT) write the blank
+before a word into its first piece; there a document's pieces are those of its words joined by
+blanks.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 SENTENCE_ENDS = frozenset(".!?")
 
@@ -64,6 +66,7 @@ class PieceCutter:
         self._first, self._last = special
         self._room = max_pieces - 2
         self._known: dict[str, list[int]] = {}
+        self._before = " " if self._sees_blanks() else ""  # of a word that is not the first
 
     def chunks(self, documents: Sequence[Sequence[str]]) -> list[Chunk]:
         """All chunks of the documents, in order.
@@ -71,12 +74,25 @@ class PieceCutter:
         A word of more pieces than fit into a chunk is cut: only its first piece carries a label.
         A word that the tokenizer drops becomes the unknown piece.
         """
-        self._learn(word for document in documents for word in document)
-        return [
-            self._chunk(number, document, start, end)
-            for number, document in enumerate(documents)
-            for start, end in self._ranges(document)
-        ]
+        result = []
+        for number, document in enumerate(documents):
+            words = [word if t == 0 else self._before + word for t, word in enumerate(document)]
+            self._learn(words)
+            result += [
+                self._chunk(number, words, start, end)
+                for start, end in self._ranges(document, words)
+            ]
+        return result
+
+    def _sees_blanks(self) -> bool:
+        """Whether the pieces of a word in a text are those of the word with a blank before it."""
+        alone, after, both = (
+            self._tokenizer(x, add_special_tokens=False, padding=False, truncation=False)[
+                "input_ids"
+            ]
+            for x in ("a", " a", "a a")
+        )
+        return bool(both == alone + after != alone + alone)
 
     def _learn(self, words: Iterable[str]) -> None:
         new = list(dict.fromkeys(word for word in words if word not in self._known))
@@ -90,31 +106,56 @@ class PieceCutter:
             truncation=False,
         )["input_ids"]
         for word, pieces in zip(new, found, strict=True):
-            self._known[word] = pieces[: self._room] or [self._tokenizer.unk_token_id]
+            self._known[word] = pieces[: self._room] or [self._unknown(word)]
 
-    def _ranges(self, document: Sequence[str]) -> Iterable[tuple[int, int]]:
+    def _unknown(self, word: str) -> int:
+        unknown: int | None = self._tokenizer.unk_token_id
+        if unknown is None:
+            raise ValueError(
+                f"the tokenizer makes no piece of the word {word!r} and has no piece for unknown "
+                "words; take such words out of the data"
+            )
+        return unknown
+
+    def _ranges(self, document: Sequence[str], words: Sequence[str]) -> Iterable[tuple[int, int]]:
         start = used = 0
         safe = 0  # where the last sentence that fits ends
-        for t, word in enumerate(document):
+        for t, word in enumerate(words):
             used += len(self._known[word])
             if used > self._room:
                 cut = safe if safe > start else t
                 yield start, cut
                 start = cut
-                used = sum(len(self._known[w]) for w in document[start : t + 1])
+                used = sum(len(self._known[w]) for w in words[start : t + 1])
                 if used > self._room:  # the sentence up to here and this word are too long
                     yield start, t
                     start, used = t, len(self._known[word])
-            if word in SENTENCE_ENDS:
+            if document[t] in SENTENCE_ENDS:
                 safe = t + 1
         yield start, len(document)
 
-    def _chunk(self, number: int, document: Sequence[str], start: int, end: int) -> Chunk:
+    def _chunk(self, number: int, words: Sequence[str], start: int, end: int) -> Chunk:
         ids, heads = [self._first], []
-        for word in document[start:end]:
+        for word in words[start:end]:
             heads.append(len(ids))
             ids += self._known[word]
         return Chunk(number, start, [*ids, self._last], heads)
+
+
+def longest_input(model: PreTrainedModel) -> int | None:
+    """Word-pieces that a model takes, special tokens included; None where nothing limits them.
+
+    RoBERTa and its kin number positions from behind the padding id, so that a table of 514 has room
+    for 512 pieces.
+    """
+    longest = getattr(model.config, "max_position_embeddings", None)
+    if not isinstance(longest, int) or longest <= 0:
+        return None
+    for name, module in model.named_modules():
+        padding = getattr(module, "padding_idx", None)
+        if name.rpartition(".")[2] == "position_embeddings" and padding is not None:
+            return longest - padding - 1
+    return longest
 
 
 def collate(chunks: Sequence[Chunk], pad: int) -> PieceBatch:

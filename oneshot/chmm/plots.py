@@ -1,4 +1,4 @@
-"""PNGs of CHMM runs: curves, and matrices as heat-maps."""
+"""PNGs of CHMM runs: curves, what sources are worth, and transitions."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from oneshot.chmm.batches import Examples
     from oneshot.chmm.model import CHMM
+    from oneshot.chmm.sources import SourceTable
 
 PANELS = (
     ("Log-likelihood, nats per token", ("train/log_likelihood", "valid/log_likelihood")),
@@ -22,18 +23,18 @@ PANELS = (
     ("Entity F1 (test)", ("chmm/test_f1", "tagger/test_f1")),
     ("Precision (test)", ("chmm/test_precision", "tagger/test_precision")),
     ("Recall (test)", ("chmm/test_recall", "tagger/test_recall")),
-    (
-        "CHMM log-likelihood, nats per token",
-        ("chmm/train_log_likelihood", "chmm/valid_log_likelihood", "chmm/test_log_likelihood"),
-    ),
 )
+# Only where there is nothing better: agreement with the weak labels that the tagger was trained on.
+# The log-likelihoods of an alternation are no curve: each CHMM of it explains other votes.
+WITHOUT_GOLD = (("Tagger's score by weak labels (valid)", ("tagger/score",)),)
 
 
 def plot_curves(history: Sequence[dict[str, Any]], path: Path) -> None:
     """Draws the rows of metrics.jsonl; panels without numbers are left out."""
+    scored = any("tagger/valid_f1" in row for row in history)
     panels = [
         (title, keys)
-        for title, keys in PANELS
+        for title, keys in (PANELS if scored else (*PANELS, *WITHOUT_GOLD))
         if any(key in row for row in history for key in keys)
     ]
     if not panels:
@@ -47,43 +48,70 @@ def plot_curves(history: Sequence[dict[str, Any]], path: Path) -> None:
                 label = key.replace("/", " ").replace("_", " ")
                 axes.plot(*zip(*points, strict=True), marker="o", markersize=3, label=label)
         axes.set_title(title, fontsize=9)
+        stages = any(key.startswith(("chmm/", "tagger/")) for key in keys)
+        axes.set_xlabel("stage" if stages else "epoch", fontsize=7)
         axes.tick_params(labelsize=7)
         axes.grid(alpha=0.3)
         axes.legend(fontsize=6)
     _save(figure, path)
 
 
-def plot_matrices(model: CHMM, examples: Examples, sources: Sequence[str], folder: Path) -> None:
-    """Draws sources.png (emissions) and transitions.png, means over all words of the examples."""
-    names = model.labels.names
-    emissions = model.source_reliability(examples)
-    columns = min(5, len(sources))
-    rows = -(-len(sources) // columns)
-    figure = _figure(2.4 * columns + 0.4, 2.5 * rows)
-    for number, (source, matrix) in enumerate(zip(sources, emissions, strict=True), start=1):
-        _heat_map(figure.add_subplot(rows, columns, number), matrix, names, source)
-    figure.supxlabel("what the source says", fontsize=8)
-    figure.supylabel("true label", fontsize=8)
-    _save(figure, folder / "sources.png")
+def plot_sources(table: SourceTable, path: Path) -> None:
+    """Draws agreement and coverage of each source and type, with the number of votes."""
+    types = list(next(iter(table.values()))["by_type"])
+    figure = _figure(2.4 + 1.4 * len(types), 1.4 + 0.34 * len(table))
+    for number, (key, title) in enumerate(
+        (
+            ("agreement", "share of the source's votes that agree with the final label"),
+            ("coverage", "share of the final labels that the source gives"),
+        ),
+        start=1,
+    ):
+        axes = figure.add_subplot(1, 2, number)
+        values = [[x["by_type"][kind][key] for kind in types] for x in table.values()]
+        matrix = np.array([[np.nan if v is None else v for v in row] for row in values])
+        _heat_map(figure, axes, matrix, (types, list(table)), title)
+        for s, figures in enumerate(table.values()):
+            for k, kind in enumerate(types):
+                if not np.isnan(matrix[s, k]):
+                    text = f"{matrix[s, k]:.2f}"
+                    if key == "agreement":
+                        text += f" of {figures['by_type'][kind]['votes']}"
+                    _write(axes, k, s, matrix[s, k], text)
+    _save(figure, path)
 
-    figure = _figure(3.4, 3.2)
-    _heat_map(
-        figure.add_subplot(), model.mean_transitions(examples), names, "transitions (from row)"
-    )
-    _save(figure, folder / "transitions.png")
+
+def plot_transitions(model: CHMM, examples: Examples, path: Path) -> None:
+    """Draws the mean transition matrix over all words of the examples."""
+    names = model.labels.names
+    figure = _figure(1.6 + 0.42 * len(names), 1.4 + 0.36 * len(names))
+    axes = figure.add_subplot()
+    matrix = model.mean_transitions(examples)
+    _heat_map(figure, axes, matrix, (names, names), "p(label | label before), mean over words")
+    axes.set_ylabel("label before", fontsize=7)
+    for (i, j), value in np.ndenumerate(matrix):
+        _write(axes, j, i, value, f"{value:.2f}")
+    _save(figure, path)
 
 
 def _heat_map(
-    axes: Any, matrix: npt.NDArray[np.floating], names: Sequence[str], title: str
+    figure: Figure,
+    axes: Any,
+    matrix: npt.NDArray[np.floating],
+    names: tuple[Sequence[str], Sequence[str]],
+    title: str,
 ) -> None:
-    axes.imshow(matrix, vmin=0, vmax=1, cmap="Blues")
-    axes.set_title(title, fontsize=8)
-    axes.set_xticks(range(len(names)), names, rotation=90, fontsize=6)
-    axes.set_yticks(range(len(names)), names, fontsize=6)
-    if len(names) <= 9:
-        for (i, j), value in np.ndenumerate(matrix):
-            colour = "white" if value > 0.6 else "black"
-            axes.text(j, i, f"{value:.2f}", ha="center", va="center", fontsize=6, color=colour)
+    """A matrix of shares with a colour bar; what is not a number stays white and empty."""
+    image = axes.imshow(matrix, vmin=0, vmax=1, cmap="Blues", aspect="auto")
+    axes.set_title(title, fontsize=7)
+    axes.set_xticks(range(len(names[0])), names[0], rotation=90, fontsize=6)
+    axes.set_yticks(range(len(names[1])), names[1], fontsize=6)
+    figure.colorbar(image, ax=axes).ax.tick_params(labelsize=6)
+
+
+def _write(axes: Any, x: int, y: int, value: float, text: str) -> None:
+    colour = "white" if value > 0.6 else "black"
+    axes.text(x, y, text, ha="center", va="center", fontsize=5, color=colour)
 
 
 def _figure(width: float, height: float) -> Figure:

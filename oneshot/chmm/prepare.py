@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -13,6 +14,9 @@ from oneshot.chmm.config import ChmmConfig, DataConfig
 from oneshot.chmm.data import Sentence, WeakDataset
 from oneshot.chmm.embeddings import embed
 from oneshot.chmm.observations import observations
+from oneshot.chmm.trainer import resolve_selection, why_not_gold
+
+HELD_OUT = 10  # without a split valid, one sentence of so many of train takes its place
 
 
 @dataclass(frozen=True)
@@ -27,11 +31,9 @@ def prepare(config: ChmmConfig, dataset: WeakDataset | None = None) -> Prepared:
     """Reads the data (unless given), embeds the words and applies the abstention rule.
 
     Raises:
-        ValueError: Malformed data, or no split train or valid.
+        ValueError: Malformed data, or data that the config cannot be run on.
     """
-    dataset = dataset or read(config.data)
-    for split in ("train", "valid"):
-        dataset.split(split)
+    dataset = read_checked(config) if dataset is None else dataset
     examples = {}
     for split, sentences in dataset.splits.items():
         embeddings = embed(
@@ -42,6 +44,53 @@ def prepare(config: ChmmConfig, dataset: WeakDataset | None = None) -> Prepared:
     return Prepared(dataset, examples)
 
 
+def read_checked(config: ChmmConfig) -> WeakDataset:
+    """The data set with splits train and valid, after all that can be wrong with it is seen.
+
+    Raises:
+        ValueError: Malformed data, no split train, or no gold labels to select by where the config
+            asks for them.
+    """
+    dataset = with_valid(read(config.data), config.data.path)
+    valid = dataset.split("valid")
+    selection = resolve_selection(config.training, valid)
+    lacking = why_not_gold(valid)
+    notes = [*dataset.notes]
+    if config.training.selection == "auto" and lacking is not None:
+        notes.append(f"valid cannot be scored by gold labels ({lacking}): {selection} selects")
+    for split in dataset.splits:
+        having = sum(s.gold is not None for s in dataset.split(split))
+        if 0 < having < len(dataset.split(split)):
+            notes.append(
+                f"split {split!r} is not scored: {having} of {len(dataset.split(split))} sentences "
+                "have gold labels"
+            )
+    return dataclasses.replace(dataset, notes=tuple(notes))
+
+
+def with_valid(dataset: WeakDataset, path: str) -> WeakDataset:
+    """The data set; without a split valid, every tenth sentence of train is moved there.
+
+    Of fewer than ten sentences it is the last one; a single sentence is in both.
+
+    Raises:
+        ValueError: No split train.
+    """
+    if "train" not in dataset.splits:
+        raise ValueError(
+            f"data.path: {path} has no file of the split 'train', only "
+            f"{', '.join(dataset.splits)}; give the sentences to learn from that name"
+        )
+    if "valid" in dataset.splits:
+        return dataset
+    everything = dataset.split("train")
+    held_out = everything[HELD_OUT - 1 :: HELD_OUT] or everything[-1:]
+    left = tuple(s for s in everything if not any(s is x for x in held_out)) or everything
+    splits = {**dataset.splits, "train": left, "valid": held_out}
+    note = f"no split 'valid': {len(held_out)} of {len(everything)} sentences of train are held out"
+    return dataclasses.replace(dataset, splits=splits, notes=(*dataset.notes, note))
+
+
 def read(config: DataConfig) -> WeakDataset:
     """The data set with the sources that the config names."""
     return data.load(
@@ -50,9 +99,12 @@ def read(config: DataConfig) -> WeakDataset:
         sources=config.sources,
         entity_types=config.entity_types,
         stray_inside=config.stray_inside,
+        overlaps=config.overlaps,
+        empty=config.empty,
+        o_is_silence=config.o_is_silence,
     )
 
 
 def observe(sentences: Sequence[Sentence], n_labels: int, config: DataConfig) -> list[Tensor]:
     """Observations [T, S, L] by the config's rule."""
-    return observations(sentences, n_labels, config.rule, o_is_silence=config.o_is_silence)
+    return observations(sentences, n_labels, config.rule)

@@ -17,6 +17,7 @@ COLUMNS = {
     "R": ("test_recall", 100, 2),
     "F1": ("test_f1", 100, 2),
     "valid F1": ("valid_f1", 100, 2),
+    "entities": ("test_entities", 1, 0),
     "LL/token": ("test_log_likelihood_per_token", 1, 3),
     "NLL of gold": ("test_nll", 1, 3),
     "ECE": ("test_ece", 1, 3),
@@ -28,26 +29,49 @@ def write_report(rows: Sequence[Row], output: Path) -> None:
     output.mkdir(parents=True, exist_ok=True)
     (output / "results.json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
     (output / "results.md").write_text(markdown(rows), encoding="utf-8")
-    plot(rows, output / "results.png")
+    if scored := [row for row in rows if "test_f1" in row]:
+        plot(scored, output / "results.png")
 
 
 def markdown(rows: Sequence[Row]) -> str:
-    """One table for each data set: scores on test, mean +- standard deviation over seeds."""
+    """One table for each data set: scores on test, mean +- standard deviation over seeds.
+
+    Without a split test they are those on valid. A column that no method fills is left out.
+    """
     parts = []
     for dataset in dict.fromkeys(row["dataset"] for row in rows):
-        parts.append(f"### {dataset}\n")
-        parts.append("| method | seeds | " + " | ".join(COLUMNS) + " | minutes |")
-        parts.append("|---" * (len(COLUMNS) + 3) + "|")
+        columns, on_valid = _columns([row for row in rows if row["dataset"] == dataset])
+        parts.append(f"### {dataset}{' (valid: there is no split test)' if on_valid else ''}\n")
+        parts.append("| method | seeds | " + " | ".join(columns) + " | minutes |")
+        parts.append("|---" * (len(columns) + 3) + "|")
         for title, cells in _grouped(rows, dataset):
             minutes = statistics.fmean(cell["seconds"] for cell in cells) / 60
-            figures = [_mean(cells, *column) for column in COLUMNS.values()]
-            if "missing" in cells[0]:
-                figures = [cells[0]["missing"], *[""] * (len(COLUMNS) - 1)]
+            filled = [cell for cell in cells if "missing" not in cell]
+            figures = [_mean(filled, *column) for column in columns.values()]
+            lacking = [cell["missing"] for cell in cells if "missing" in cell]
+            if lacking:
+                text = " ".join(lacking[0].split()).replace("|", "\\|")
+                figures[0] = f"{figures[0]} {text}".strip()
             parts.append(
                 f"| {title} | {len(cells)} | " + " | ".join(figures) + f" | {minutes:.1f} |"
             )
         parts.append("")
     return "\n".join(parts) + "\n"
+
+
+def _columns(rows: Sequence[Row]) -> tuple[dict[str, tuple[str, float, int]], bool]:
+    """The columns that have a value, with the split's keys; and whether that split is valid."""
+    keys = {key for row in rows for key, value in row.items() if value is not None}
+    on_valid = "valid_entities" in keys or "valid_f1" in keys
+    on_valid &= not keys & {"test_entities", "test_f1"}
+    if not keys & {f"{split}_{x}" for split in ("valid", "test") for x in ("entities", "f1")}:
+        return {"P": COLUMNS["P"]}, False  # no method has figures
+    columns = {}
+    for name, (key, factor, digits) in COLUMNS.items():
+        own = key.replace("test_", "valid_") if on_valid else key
+        if own in keys and not (on_valid and name == "valid F1"):
+            columns[name] = (own, factor, digits)
+    return columns, on_valid
 
 
 def plot(rows: Sequence[Row], path: Path) -> None:
@@ -61,7 +85,7 @@ def plot(rows: Sequence[Row], path: Path) -> None:
     FigureCanvasAgg(figure)
     for number, dataset in enumerate(datasets, start=1):
         axes = figure.add_subplot(1, len(datasets), number)
-        groups = [g for g in _grouped(rows, dataset) if "missing" not in g[1][0]]
+        groups = _grouped(rows, dataset)
         for place, (_, cells) in enumerate(groups):
             scores = [100 * cell["test_f1"] for cell in cells]
             axes.barh(place, statistics.fmean(scores), color="tab:blue", alpha=0.7)
@@ -89,7 +113,7 @@ def _mean(cells: Sequence[Row], key: str, factor: float, digits: int) -> str:
     if not values:
         return ""
     text = f"{statistics.fmean(values):.{digits}f}"
-    # An NLL is inf where a gold label has probability 0; that has no spread.
+    # The NLL of a vote is inf where no source names the gold label; that has no spread.
     if len(values) == 1 or not all(map(math.isfinite, values)):
         return text
     return f"{text} ± {statistics.stdev(values):.{digits}f}"

@@ -8,6 +8,7 @@ What it leaves out: several devices, gradient checkpointing, mixed precision oth
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +24,7 @@ from oneshot.chmm.batches import in_order, shuffled
 from oneshot.chmm.config import TaggerConfig
 from oneshot.chmm.errors import NonFiniteLossError
 from oneshot.chmm.labels import Ids, LabelSpace
-from oneshot.chmm.pieces import Chunk, PieceBatch, PieceCutter, collate
+from oneshot.chmm.pieces import Chunk, PieceBatch, PieceCutter, collate, longest_input
 from oneshot.runs.seeding import derive_seed
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 Documents = Sequence[Sequence[str]]
 Targets = Sequence[npt.NDArray[np.floating]]
 
+OPTIONS = "tagger.json"  # in the folder of a saved tagger: max_pieces, bfloat16
 PREDICTION_PIECES = 4096  # padded pieces of a batch that needs no gradient
 
 
@@ -74,9 +76,10 @@ class Tagger:
         bfloat16: bool = False,
     ) -> None:
         self.model, self.tokenizer, self.labels = model, tokenizer, labels
-        longest = getattr(model.config, "max_position_embeddings", max_pieces)
-        if max_pieces > longest:
+        longest = longest_input(model)
+        if longest is not None and max_pieces > longest:
             raise ValueError(f"tagger.max_pieces must be at most {longest}, got {max_pieces}")
+        self.max_pieces = max_pieces
         self._cutter = PieceCutter(tokenizer, max_pieces)
         self._bfloat16 = bfloat16
         self._pad = tokenizer.pad_token_id or 0
@@ -100,10 +103,40 @@ class Tagger:
             bfloat16=config.bfloat16,
         )
 
+    @classmethod
+    def open(cls, folder: Path) -> Tagger:
+        """A saved tagger, with the label space and the options that it was saved with.
+
+        A token classifier from elsewhere is one too, if its labels are O, B-x, I-x, ...
+
+        Raises:
+            FileNotFoundError: The folder has no config.json.
+            ValueError: Other labels.
+        """
+        path = folder / "config.json"
+        if not path.exists():
+            raise FileNotFoundError(f"{folder}: no tagger (it has no config.json)")
+        names = json.loads(path.read_text(encoding="utf-8")).get("id2label", {})
+        names = [name for _, name in sorted(names.items(), key=lambda x: int(x[0]))]
+        types = tuple(dict.fromkeys(name[2:] for name in names[1::2]))
+        if not types or list(LabelSpace(types).names) != names:
+            raise ValueError(f"{folder}: expected the labels O, B-x, I-x, ..., got {names}")
+        labels = LabelSpace(types)
+        model, tokenizer = (
+            models.load_tagger(str(folder), labels.names),
+            models.load_tokenizer(str(folder)),
+        )
+        options: dict[str, Any] = {"max_pieces": longest_input(model) or TaggerConfig.max_pieces}
+        if (folder / OPTIONS).exists():
+            options = json.loads((folder / OPTIONS).read_text(encoding="utf-8"))
+        return cls(model, tokenizer, labels, **options)
+
     def save(self, folder: Path) -> None:
-        """Writes a folder in the Hugging Face layout."""
+        """Writes a folder in the Hugging Face layout, and the options of inputs beside it."""
         self.model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
+        options = {"max_pieces": self.max_pieces, "bfloat16": self._bfloat16}
+        (folder / OPTIONS).write_text(json.dumps(options) + "\n", encoding="utf-8")
 
     def chunks(self, documents: Documents) -> list[Chunk]:
         """Inputs of the model."""

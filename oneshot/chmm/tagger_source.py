@@ -15,8 +15,6 @@ from oneshot.chmm.labels import LabelSpace
 from oneshot.chmm.prepare import observe
 from oneshot.chmm.tagger import hard_labels
 
-TAGGER_SOURCE = "tagger"  # its name among the sources
-
 
 def with_tagger(
     examples: Examples,

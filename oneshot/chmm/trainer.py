@@ -2,7 +2,7 @@
 
 Every update is an E step and a gradient M step at once: the gradient of log p(votes) is that of the
 expected complete-data log-likelihood under the current posteriors. No gold label takes part in it;
-gold labels of valid choose the epoch unless `training.selection` is "likelihood".
+gold labels of valid choose the epoch, where there are any (`training.selection`).
 
 What it leaves out, on purpose: learning rate schedules, clipping, dropout, the encoder's gradient.
 """
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -18,14 +19,18 @@ from torch import Tensor
 from oneshot.chmm import metrics
 from oneshot.chmm.batches import Examples, collate, shuffled
 from oneshot.chmm.config import ChmmConfig, TrainingConfig
-from oneshot.chmm.data import Priors
-from oneshot.chmm.errors import NonFiniteLossError
+from oneshot.chmm.data import Priors, Sentence
+from oneshot.chmm.errors import NoGoldError, NonFiniteLossError
 from oneshot.chmm.initialisation import initial_matrices, start
 from oneshot.chmm.labels import LabelSpace
 from oneshot.chmm.model import CHMM, log_likelihood_per_token
 from oneshot.runs.seeding import derive_seed
 
 Row = dict[str, float]
+Selection = Literal["f1", "likelihood"]
+
+SCORE = {"f1": "valid/f1", "likelihood": "valid/log_likelihood"}  # the figure that selects
+STILL_RISING = 0.01  # share of the whole gain that the last epoch of a finished training adds
 
 
 @dataclass
@@ -62,7 +67,7 @@ def train_chmm(
         model: Is trained in place.
         optimizer: Of `make_optimizer`.
         train: Votes to learn from.
-        valid: Votes that choose the epoch, with gold labels if `config.selection` is "f1".
+        valid: Votes that choose the epoch, by gold labels if there are any (`config.selection`).
         config: Epochs, batch size, selection.
         seed: Of the order of the sentences.
         progress: Continue there (model and optimizer have their weights and moments back).
@@ -71,20 +76,21 @@ def train_chmm(
     Raises:
         NonFiniteLossError: The log-likelihood of a batch is NaN or infinite; nothing was updated
             by it.
-        ValueError: Selection by "f1" without gold labels.
+        NoGoldError: Selection by "f1" without gold labels.
     """
     now = progress or Progress()
+    selection = resolve_selection(config, valid.sentences)
     lengths = [len(x) for x in train.embeddings]
 
     def judge(row: Row) -> None:
         predictions = model.predict(valid, constrained=config.constrained)
         row["valid/log_likelihood"] = log_likelihood_per_token(predictions)
-        if config.selection == "f1" or all(s.gold is not None for s in valid.sentences):
+        if all(s.gold is not None for s in valid.sentences):
             gold = metrics.gold_of(valid.sentences)
             scores = metrics.entity_scores(model.labels, gold, predictions.labels)["micro"]
             row["valid/f1"] = scores.f1
             row["valid/precision"], row["valid/recall"] = scores.precision, scores.recall
-        score = row["valid/f1" if config.selection == "f1" else "valid/log_likelihood"]
+        score = row[SCORE[selection]]
         if score >= now.best_score:
             now.best_epoch, now.best_score = now.epoch, score
             now.best = {name: x.clone() for name, x in model.state_dict().items()}
@@ -112,6 +118,48 @@ def train_chmm(
         judge({"train/log_likelihood": total / train.tokens})
     model.load_state_dict(now.best)
     return now
+
+
+def resolve_selection(config: TrainingConfig, valid: Sequence[Sentence]) -> Selection:
+    """What decides which epoch is kept; "auto" is by F1 where gold labels can tell.
+
+    Raises:
+        NoGoldError: "f1" was asked for, and gold labels are missing or name no entity.
+    """
+    if config.selection == "likelihood":
+        return "likelihood"
+    lacking = why_not_gold(valid)
+    if lacking is None:
+        return "f1"
+    if config.selection == "f1":
+        raise NoGoldError(
+            f"training.selection: f1 needs gold labels in split 'valid', but {lacking}; use "
+            "likelihood or auto"
+        )
+    return "likelihood"
+
+
+def why_not_gold(sentences: Sequence[Sentence]) -> str | None:
+    """Why gold labels cannot choose an epoch; None where they can."""
+    having = sum(s.gold is not None for s in sentences)
+    if having < len(sentences):
+        return f"{having} of its {len(sentences)} sentences have them"
+    if not any((s.gold > 0).any() for s in sentences if s.gold is not None):
+        return "they name no entity, so that every F1 is 0"
+    return None
+
+
+def still_rising(rows: Sequence[Mapping[str, Any]], selection: Selection) -> bool:
+    """Whether the last epoch was the best and added more than 1 % of the gain of all epochs.
+
+    Args:
+        rows: Figures of epoch 0 and all others.
+        selection: Of `resolve_selection`.
+    """
+    scores = [row[SCORE[selection]] for row in rows]
+    if len(scores) < 2 or scores[-1] <= max(scores[:-1]):
+        return False
+    return bool(scores[-1] - max(scores[:-1]) > STILL_RISING * (scores[-1] - scores[0]))
 
 
 def make_model(

@@ -54,14 +54,14 @@ def test_arrays_are_read_only(tmp_path):
         sentence.gold[0] = 1
 
 
-def test_tokens_are_cleaned_and_gold_is_optional(tmp_path):
+def test_tokens_stay_as_they_are_and_gold_is_optional(tmp_path):
     row = record()
     row["data"]["text"] = ["a\u200bb", "\u00ad\x07", " "]
     del row["label"]
     (sentence,) = load(
         write(tmp_path, {"lf": META["lf"], "entity_types": ["X", "Y"]}, train=[row])
     ).split("train")
-    assert sentence.tokens == ("ab", "[UNK]", "[UNK]")
+    assert sentence.tokens == ("a\u200bb", "\u00ad\x07", " ")
     assert sentence.gold is None
 
 
@@ -89,6 +89,31 @@ def test_malformed_record_is_named(tmp_path, row, message):
         load(tmp_path, form="chmm_json")
 
 
+def test_empty_documents_and_overlapping_spans_can_be_left_out(tmp_path):
+    spans = ((0, 1, "X"), (0, 2, "Y"), (1, 3, "Y"), (0, 2, "Y"))
+    empty = {"data": {"text": []}, "weak_labels": [[], [], []], "label": []}
+    write(tmp_path, train=[empty, record(weak=(spans, (), ()))])
+    with pytest.raises(ValueError, match=r"record '0': .*data\.empty: skip"):
+        load(tmp_path)
+    with pytest.raises(ValueError, match=r"source 'tag-a': .*data\.overlaps: first or longest"):
+        load(tmp_path, empty="skip")
+    expected = {"first": [1, 3, 4], "longest": [3, 4, ABSTAIN]}
+    for overlaps, votes in expected.items():
+        dataset = load(tmp_path, empty="skip", overlaps=overlaps, sources=["tag-a"])
+        (sentence,) = dataset.split("train")
+        assert sentence.votes[:, 0].tolist() == votes
+        assert sentence.id == "1"  # as in the file, so that outputs find their document again
+        left_out = f"source 'tag-a': spans that overlap the {overlaps} one, left out: "
+        assert f"{left_out}{4 - len({(v + 1) // 2 for v in votes if v > 0})}" in dataset.notes
+        assert "documents without a token, left out: 1" in dataset.notes
+    write(tmp_path, train=[record(label=((0, 2, "X"), (1, 3, "X")))] * 2)
+    with pytest.raises(ValueError, match=r"label: span .* overlaps"):
+        load(tmp_path, overlaps="first")
+    write(tmp_path, META | {"train_size": 1}, train=[empty])
+    with pytest.raises(ValueError, match="split 'train' has no sentence"):
+        load(tmp_path, empty="skip")
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -96,7 +121,7 @@ def test_malformed_record_is_named(tmp_path, row, message):
         ({"lf": ["a", "a", "b"], "priors": None}, "sources must be different names"),
         ({"lf_rec": ["tag-z"]}, "no source 'tag-z'; the data set has tag-a, tag-b, link-c"),
         ({"num_lf": 4}, "num_lf: meta.json says 4, but there are 3"),
-        ({"test_size ": 2}, "test_size: meta.json says 2, but there are 1"),
+        ({"test_size ": 2}, r"test_size: meta.json says 2, but there are 1; .*delete test_size"),
         ({"entity_types": []}, "entity_types must be names"),
         ({"priors": {"tag-z": {}}}, "priors: 'tag-z' is no source of lf"),
         ({"priors": {"tag-a": {"Z": [1, 1]}}}, "priors: 'tag-a': 'Z' is no entity type"),
@@ -138,3 +163,7 @@ def test_files_that_are_missing_or_no_json(tmp_path):
         load(tmp_path, sources="some")
     with pytest.raises(ValueError, match="stray_inside must be 'error' or 'begin', got 'drop'"):
         load(tmp_path, form="chmm_json", stray_inside="drop")
+    with pytest.raises(ValueError, match="overlaps must be 'error' or 'first' or 'longest', got 1"):
+        load(tmp_path, overlaps=1)
+    with pytest.raises(ValueError, match="empty must be 'error' or 'skip', got 'keep'"):
+        load(tmp_path, empty="keep")

@@ -29,6 +29,10 @@ def test_wrong_arrays():
         ValueError, match=r"test, sentence 0: votes must be label ids -1 \.\. 2, got 3"
     ):
         WeakDataset(labels, ("a",), {"test": (sentence([[0], [3]]),)})
+    with pytest.raises(ValueError, match=r"must not have the name 'tagger', .*; rename it"):
+        WeakDataset(labels, ("tagger",), {"test": (sentence([[0]]),)})
+    with pytest.raises(ValueError, match="split 'test' has no sentence"):
+        WeakDataset(labels, ("a",), {"test": ()})
     with pytest.raises(ValueError, match=r"gold must be label ids 0 \.\. 2, got -1"):
         WeakDataset(labels, ("a",), {"test": (sentence([[0]], [-1]),)})
 

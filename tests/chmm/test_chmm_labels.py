@@ -73,6 +73,21 @@ def test_wrong_spans(spans, message):
         LABELS.from_spans(spans, 3)
 
 
+@pytest.mark.parametrize(
+    ("spans", "first", "longest"),
+    [
+        ([[0, 2, "X"], [0, 2, "X"]], [1, 2, 0, 0], [1, 2, 0, 0]),
+        ([[0, 2, "X"], [0, 2, "Y"]], [1, 2, 0, 0], [1, 2, 0, 0]),
+        ([[1, 2, "Y"], [0, 3, "X"], [3, 4, "Y"]], [0, 3, 0, 3], [1, 2, 2, 3]),
+        ([[2, 4, "Y"], [1, 3, "X"], [0, 2, "X"]], [1, 2, 3, 4], [1, 2, 3, 4]),
+        ([[3, 4, "X"], [0, 4, "Y"], [0, 1, "X"]], [1, 0, 0, 1], [3, 4, 4, 4]),
+    ],
+)
+def test_overlapping_spans(spans, first, longest):
+    assert LABELS.from_spans(spans, 4, overlaps="first").tolist() == first
+    assert LABELS.from_spans(spans, 4, overlaps="longest").tolist() == longest
+
+
 def test_entities_are_those_of_seqeval():
     """All sequences of 4 labels, legal or not."""
     scheme = pytest.importorskip("seqeval.scheme")

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from oneshot.chmm.data import ABSTAIN, load
+from oneshot.chmm.readers import detect
 
 
 def write(folder, meta=None, **splits):
@@ -29,12 +30,16 @@ def test_wrench(tmp_path):
     assert dataset.labels.entity_types == ("X", "Y")
     assert dataset.sources == ("source1", "source2")
     sentence = dataset.split("train")[1]
-    assert sentence.votes.tolist() == [[0, 1], [0, 2], [3, 0]]  # O is said, not silence
+    # The form has one sign for O and silence, as spans have none for either.
+    assert sentence.votes.tolist() == [[-1, 1], [-1, 2], [3, -1]]
+    assert sentence.id == "1"
+    said = load(tmp_path, o_is_silence=False).split("train")[1]
+    assert said.votes.tolist() == [[0, 1], [0, 2], [3, 0]]
     assert sentence.gold.tolist() == [1, 2, 0]
     meta = {"lf": ["a", "b"], "lf_rec": ["b"], "entity_types": ["Y", "X"]}
     chosen = load(write(tmp_path, meta, train=[wrench_record()]))
     assert chosen.sources == ("b",)
-    assert chosen.split("train")[0].votes.tolist() == [[3], [4], [0]]
+    assert chosen.split("train")[0].votes.tolist() == [[3], [4], [ABSTAIN]]
 
 
 @pytest.mark.parametrize(
@@ -53,6 +58,102 @@ def test_wrench(tmp_path):
 def test_malformed_wrench_record_is_named(tmp_path, row, message):
     write(tmp_path, None, train=[wrench_record(), row])
     with pytest.raises(ValueError, match=rf"train\.json, record '1'(: |, ).*{message}"):
+        load(tmp_path)
+
+
+def test_a_sign_for_silence_makes_o_a_vote(tmp_path):
+    weak = (("O", "B-X"), ("-", "I-X"), ("B-Y", "O"))
+    dataset = load(write(tmp_path, None, train=[wrench_record(weak=weak)]))
+    assert not dataset.o_is_silence
+    assert dataset.split("train")[0].votes.tolist() == [[0, 1], [-1, 2], [3, 0]]
+    silent = load(tmp_path, o_is_silence=True)
+    assert silent.split("train")[0].votes.tolist() == [[-1, 1], [-1, 2], [3, -1]]
+
+
+def test_both_kinds_of_json_are_the_same_data(tmp_path):
+    """The same votes as spans and as names: every baseline sees the same set."""
+    (tmp_path / "spans").mkdir()
+    (tmp_path / "names").mkdir()
+    meta = {"lf": ["a", "b"], "entity_types": ["X", "Y"]}
+    spans = {"data": {"text": ["a", "b", "c"]}, "label": [[0, 2, "X"]],
+             "weak_labels": [[[2, 3, "Y"]], [[0, 2, "X"]]]}  # fmt: skip
+    one = load(write(tmp_path / "spans", meta, train=[spans]))
+    other = load(write(tmp_path / "names", meta, train=[wrench_record()]))
+    assert one.digest() == other.digest()
+    assert any("O is read as silence" in note for note in other.notes)
+
+
+@pytest.mark.parametrize(
+    ("record", "form"),
+    [
+        ({"weak_labels": [["O", "B-X"]], "label": None}, "wrench"),
+        ({"weak_labels": [["O", "B-X"]]}, "wrench"),
+        ({"weak_labels": [["-", "-"]], "label": []}, "wrench"),
+        ({"weak_labels": [[[0, 1, "X"]], []]}, "chmm_json"),
+        ({"weak_labels": [[], [[0, 1, "X"]]]}, "chmm_json"),
+        ({"weak_labels": [[], []], "label": [[0, 1, "X"]]}, "chmm_json"),
+    ],
+)
+def test_json_without_gold_is_told_apart_by_its_votes(tmp_path, record, form):
+    """A first record without a vote or a label decides nothing."""
+    silent = {"data": {"text": ["a"]}, "weak_labels": [[], []]}
+    write(tmp_path, None, train=[silent, {"data": {"text": ["a"]}, **record}])
+    assert detect(tmp_path) == form
+
+
+@pytest.mark.parametrize("bom", ["", "\ufeff"])
+def test_byte_order_mark_and_separators_inside_tokens(tmp_path, bom):
+    """Only blanks and tabs divide columns, only line ends divide lines."""
+    words = ["10\u00a0000", "می\u200cخواهم", "a\u2028b", "c\u0085d", "\u3000"]
+    text = bom + "# token one two gold\n" + "".join(f"{w}  B-X - O\n" for w in words)
+    (tmp_path / "train.txt").write_text(text, encoding="utf-8")
+    dataset = load(tmp_path)
+    assert dataset.sources == ("one", "two")
+    assert dataset.split("train")[0].tokens == tuple(words)
+    assert any("divided by white space" in note for note in dataset.notes)
+    (tmp_path / "train.txt").unlink()
+    record = {"data": {"text": words}, "weak_labels": [[[0, 1, "X"]]]}
+    (tmp_path / "meta.json").write_text(json.dumps({"lf": ["a"], "entity_types": ["X"]}))
+    text = bom + json.dumps({"k": record}, ensure_ascii=False)
+    (tmp_path / "train.json").write_text(text, encoding="utf-8")
+    (sentence,) = load(tmp_path).split("train")
+    assert (sentence.tokens, sentence.id) == (tuple(words), "k")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("validation.json", r"validation\.json: rename it to valid\.json"),
+        ("dev.json", r"dev\.json: rename it to valid\.json"),
+        ("VAL.json", r"rename it to valid\.json"),
+        ("validation.jsonl", r"rename it to valid\.jsonl"),
+    ],
+)
+def test_splits_under_other_names_are_not_passed_over(tmp_path, name, message):
+    write(tmp_path, None, train=[wrench_record()])
+    (tmp_path / name).write_text("{}")
+    with pytest.raises(ValueError, match=message):
+        load(tmp_path)
+
+
+def test_files_that_are_not_read_are_named(tmp_path):
+    (tmp_path / "train.jsonl").write_text("{}")
+    with pytest.raises(FileNotFoundError, match=r"found none; there is train\.jsonl"):
+        load(tmp_path)
+    write(tmp_path, None, train=[wrench_record()], valid=[wrench_record()], dev=[wrench_record()])
+    notes = load(tmp_path).notes
+    assert {"dev.json is no split and is not read", "train.jsonl is no split and is not read"} <= (
+        set(notes)
+    )
+    with pytest.raises(FileNotFoundError, match="expected a folder that holds train, valid, test"):
+        load(tmp_path / "train.json")
+
+
+@pytest.mark.parametrize("name", ["train.json", "train.txt", "train.spacy"])
+def test_a_pointer_of_git_lfs_is_named(tmp_path, name):
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 3\n"
+    (tmp_path / name).write_text(pointer)
+    with pytest.raises(ValueError, match=rf"{name}: a pointer of Git LFS.*git lfs pull"):
         load(tmp_path)
 
 
@@ -85,7 +186,7 @@ def test_conll_with_tabs_and_without_names(tmp_path):
     dataset = load(tmp_path)
     assert dataset.sources == ("source1", "source2")
     (sentence,) = dataset.split("test")
-    assert sentence.tokens == ("New York", "[UNK]")
+    assert sentence.tokens == ("New York", "")
     assert sentence.votes.tolist() == [[ABSTAIN, 1], [ABSTAIN, 2]]
 
 
@@ -139,6 +240,15 @@ def test_skweak(tmp_path):
     assert one.gold.tolist() == [0, 3, 4]
     assert two.gold is None
     assert two.votes.tolist() == [[ABSTAIN, ABSTAIN]]
+
+    # spaCy marks tokens that nobody annotated: they are not O.
+    for missing in ([first[1:2]], [first[0:1]], [first[1:3]]):
+        first.set_ents([], missing=missing, default="outside")
+        DocBin(docs=[first, second]).to_disk(tmp_path / "train.spacy")
+        token = missing[0].start
+        with pytest.raises(ValueError, match=rf"document 0: ents: token {token}: expected an ann"):
+            load(tmp_path)
+    first.set_ents([Span(first, 1, 3, "Y")], default="outside")
 
     first.spans["rules"] = [Span(first, 0, 2, "Y"), Span(first, 1, 3, "X")]
     DocBin(docs=[second, first]).to_disk(tmp_path / "train.spacy")

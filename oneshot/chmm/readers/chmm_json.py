@@ -10,7 +10,7 @@ each source of lf]}, ...}. A record without label has no gold.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -18,37 +18,39 @@ from oneshot.chmm.data import ABSTAIN, SPLITS, LabelSpace, Priors, Sentence, Wea
 from oneshot.chmm.readers import files
 
 
-def read(
-    folder: Path,
-    entity_types: tuple[str, ...] | None,
-    stray_inside: Literal["error", "begin"],
-) -> tuple[WeakDataset, tuple[str, ...] | None]:
+def read(folder: Path, options: files.Reading) -> tuple[WeakDataset, tuple[str, ...] | None]:
     """The set and its recommended sources; spans leave no use for `stray_inside`."""
     path = folder / "meta.json"
     meta = files.read_json(path)
     with files.located(path):
         sources = files.names(meta, "lf")
         recommended = files.names(meta, "lf_rec") if "lf_rec" in meta else None
-        labels = LabelSpace(entity_types or files.names(meta, "entity_types"))
+        labels = LabelSpace(options.entity_types or files.names(meta, "entity_types"))
         _check_count(meta, "num_lf", len(sources))
         priors = _priors(meta["priors"], sources, labels) if meta.get("priors") else None
 
-    splits = {}
+    splits, sizes = {}, {}
     for split, file in files.require_splits(folder, ".json").items():
         sentences = []
-        for key, record in files.read_records(file).items():
+        records = files.read_records(file)
+        sizes[split] = len(records)
+        for key, record in records.items():
             with files.located(file, f"record {key!r}"):
-                sentences.append(_sentence(record, labels, sources))
+                if options.skips(files.field(record, "data", "text")):
+                    continue
+                sentences.append(_sentence(key, record, labels, sources, options))
         splits[split] = tuple(sentences)
     with files.located(path):
         for split in SPLITS:
-            if split in splits:
-                _check_count(meta, f"{split}_size", len(splits[split]))
+            if split in sizes:
+                _check_count(meta, f"{split}_size", sizes[split])
     return WeakDataset(labels, sources, splits, priors), recommended
 
 
-def _sentence(record: Any, labels: LabelSpace, sources: tuple[str, ...]) -> Sentence:
-    tokens = files.clean_tokens(files.field(record, "data", "text"))
+def _sentence(
+    key: str, record: Any, labels: LabelSpace, sources: tuple[str, ...], options: files.Reading
+) -> Sentence:
+    tokens = files.tokens(files.field(record, "data", "text"))
     weak = files.field(record, "weak_labels")
     if not isinstance(weak, list) or len(weak) != len(sources):
         came = len(weak) if isinstance(weak, list) else type(weak).__name__
@@ -56,12 +58,13 @@ def _sentence(record: Any, labels: LabelSpace, sources: tuple[str, ...]) -> Sent
     votes = np.empty((len(tokens), len(sources)), np.int64)
     for s, spans in enumerate(weak):
         with files.located(f"source {sources[s]!r}"):
-            votes[:, s] = labels.from_spans(_list(spans), len(tokens), ABSTAIN)
+            _list(spans)
+        votes[:, s] = options.votes(labels, sources[s], spans, len(tokens), ABSTAIN)
     gold = None
     if record.get("label") is not None:
         with files.located("label"):
             gold = labels.from_spans(_list(record["label"]), len(tokens))
-    return Sentence(tokens, votes, gold)
+    return Sentence(tokens, votes, gold, key)
 
 
 def _list(spans: Any) -> list[Any]:
@@ -74,7 +77,10 @@ def _check_count(meta: dict[str, Any], key: str, count: int) -> None:
     """A figure of meta.json, if there, must be the count; keys may end in white space."""
     told = {name.strip(): value for name, value in meta.items()}.get(key, count)
     if told != count:
-        raise ValueError(f"{key}: meta.json says {told!r}, but there are {count}")
+        raise ValueError(
+            f"{key}: meta.json says {told!r}, but there are {count}; if this is a part of the data "
+            f"set on purpose, delete {key} from meta.json"
+        )
 
 
 def _priors(told: Any, sources: tuple[str, ...], labels: LabelSpace) -> Priors:

@@ -8,23 +8,22 @@ files of a folder need the same names. A -DOCSTART- line is no token.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
-from typing import Literal
 
 from oneshot.chmm.data import WeakDataset
 from oneshot.chmm.readers import bio_text, files
 
+# Only these divide columns: a no-break space or another separator of Unicode belongs to a token.
+TAB, SPACES, BLANKS = re.compile("\t"), re.compile("[ \t]+"), " \t"
 
-def read(
-    folder: Path,
-    entity_types: tuple[str, ...] | None,
-    stray_inside: Literal["error", "begin"],
-) -> tuple[WeakDataset, tuple[str, ...] | None]:
+
+def read(folder: Path, options: files.Reading) -> tuple[WeakDataset, tuple[str, ...] | None]:
     """The set; nothing is recommended in this form."""
     rows: dict[str, list[bio_text.Row]] = {}
     before: tuple[Path, tuple[str, ...] | None, int] | None = None
     for split, path in files.require_splits(folder, ".conll", ".txt", ".tsv").items():
-        sources, rows[split] = _read_file(path)
+        sources, rows[split] = _read_file(path, options)
         width = len(rows[split][0].columns)
         if before and before[1:] != (sources, width):
             raise ValueError(
@@ -33,18 +32,21 @@ def read(
             )
         before = path, sources, width
     assert before is not None  # require_splits found a file
-    return bio_text.dataset(folder, rows, before[1], entity_types, stray_inside), None
+    return bio_text.dataset(folder, rows, before[1], options), None
 
 
-def _read_file(path: Path) -> tuple[tuple[str, ...] | None, list[bio_text.Row]]:
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not UTF-8 text ({error})") from None
-    separator = "\t" if "\t" in lines[0] else None
+def _read_file(
+    path: Path, options: files.Reading
+) -> tuple[tuple[str, ...] | None, list[bio_text.Row]]:
+    lines = files.read_text(path).split("\n")
+    separator = TAB if "\t" in lines[0] else SPACES
+    options.notes.say(
+        f"the columns of {path.name} are divided by {'tabs' if separator is TAB else 'white space'}"
+        " (as in its first line); the first is the token, the last is gold"
+    )
     sources = None
     if lines[0].startswith("#") and lines[0][1:].split()[:1] == ["token"]:
-        header = [name.strip() for name in lines[0][1:].strip().split(separator)]
+        header = [name.strip() for name in separator.split(lines[0][1:].strip())]
         if len(header) < 3:
             raise ValueError(f"{path}, line 1: expected '# token NAME ... gold', got {lines[0]!r}")
         sources = tuple(header[1:-1])
@@ -54,14 +56,18 @@ def _read_file(path: Path) -> tuple[tuple[str, ...] | None, list[bio_text.Row]]:
     rows: list[bio_text.Row] = []
     sentence: list[list[str]] = []
     for number, line in enumerate([*lines, ""], start=1):
-        if line.startswith("-DOCSTART-") or not line.strip():
+        if line.startswith("-DOCSTART-") or not line.strip(BLANKS):
             if sentence:
                 where = f"{path}, lines {number - len(sentence)}-{number - 1}"
                 tokens, *columns, gold = zip(*sentence, strict=True)
-                rows.append(bio_text.Row(where, files.clean_tokens(tokens), columns, gold))
+                rows.append(
+                    bio_text.Row(str(len(rows)), where, files.tokens(tokens), columns, gold)
+                )
                 sentence = []
             continue
-        fields = [x.strip() for x in line.rstrip("\r").split(separator)]
+        fields = [
+            x.strip(" ") for x in separator.split(line if separator is TAB else line.strip(BLANKS))
+        ]
         width = width or max(len(fields), 3)
         if len(fields) != width:
             raise ValueError(

@@ -1,20 +1,99 @@
-"""What the readers share: finding and parsing files, cleaning tokens, saying where a fault is."""
+"""What the readers share: finding and parsing files, options, saying where a fault is."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 from oneshot.chmm.data import SPLITS
+from oneshot.chmm.labels import Ids, LabelSpace, Overlaps
 
-EMPTY_TOKEN = "[UNK]"
+# Other names of splits in use, and the name that is read.
+ALIASES = {
+    **dict.fromkeys(("validation", "val", "dev", "development"), "valid"),
+    **dict.fromkeys(("training", "unlabeled", "unlabelled"), "train"),
+    "testing": "test",
+}
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 
 
-def split_files(folder: Path, *suffixes: str) -> dict[str, Path]:
-    """The files train, valid and test with one of the suffixes, those that exist."""
+class Notes:
+    """What a reader assumed or left out, in the order in which it came up."""
+
+    def __init__(self) -> None:
+        self._counts: Counter[str] = Counter()
+
+    def say(self, what: str) -> None:
+        """A fact about the files, once."""
+        self._counts[what] = 0
+
+    def count(self, what: str, number: int = 1) -> None:
+        """Adds to how often something happened; 0 adds no note."""
+        if number:
+            self._counts[what] += number
+
+    def lines(self) -> tuple[str, ...]:
+        """The facts, and `what: number` of what was counted."""
+        return tuple(f"{x}: {n}" if n else x for x, n in self._counts.items())
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How files are read: the arguments of `data.load` that readers obey, and what they noted."""
+
+    entity_types: tuple[str, ...] | None = None
+    stray_inside: Literal["error", "begin"] = "error"
+    overlaps: Overlaps = "error"
+    empty: Literal["error", "skip"] = "error"
+    notes: Notes = dataclasses.field(default_factory=Notes)
+
+    def check(self) -> None:
+        """A ValueError names the argument that has none of its values."""
+        allowed = {
+            "stray_inside": ("error", "begin"),
+            "overlaps": get_args(Overlaps),
+            "empty": ("error", "skip"),
+        }
+        for name, values in allowed.items():
+            value = getattr(self, name)
+            if value not in values:
+                expected = " or ".join(map(repr, values))
+                raise ValueError(f"{name} must be {expected}, got {value!r}")
+
+    def votes(self, labels: LabelSpace, source: str, spans: Any, length: int, silent: int) -> Ids:
+        """Label ids of one source's spans; `overlaps` decides between those that share a token."""
+        with located(f"source {source!r}"):
+            ids = labels.from_spans(spans, length, silent, self.overlaps)
+        left_out = len(spans) - int(((ids > 0) & (ids % 2 == 1)).sum())
+        what = f"source {source!r}: spans that overlap the {self.overlaps} one, left out"
+        self.notes.count(what, left_out)
+        return ids
+
+    def skips(self, tokens: Any) -> bool:
+        """Whether a document is left out because it has no token."""
+        if self.empty == "error" or not isinstance(tokens, list | tuple) or tokens:
+            return False
+        self.notes.count("documents without a token, left out")
+        return True
+
+
+def split_files(folder: Path, *suffixes: str, notes: Notes | None = None) -> dict[str, Path]:
+    """The files train, valid and test with one of the suffixes, those that exist.
+
+    Args:
+        folder: Where they are.
+        suffixes: Of the names.
+        notes: Is told which other files of these kinds are there.
+
+    Raises:
+        ValueError: Two files of one split, or a split under another name and not under its own.
+    """
     found = {}
     for split in SPLITS:
         paths = [folder / f"{split}{suffix}" for suffix in suffixes]
@@ -23,7 +102,34 @@ def split_files(folder: Path, *suffixes: str) -> dict[str, Path]:
             raise ValueError(f"{folder}: expected one file {split}, got {paths[0].name} and more")
         if paths:
             found[split] = paths[0]
+    for path in _others(folder, suffixes):
+        known_as = ALIASES.get(path.stem.lower())
+        if known_as is not None and known_as not in found:
+            raise ValueError(f"{path}: rename it to {known_as}{path.suffix}, the name that is read")
+        if notes is not None:
+            notes.say(f"{path.name} is no split and is not read")
     return found
+
+
+def passed_over(folder: Path, *suffixes: str) -> str:
+    """The end of an error message: files that look like data and have the wrong name."""
+    names = [path.name for path in _others(folder, (*suffixes, ".jsonl", ".csv", ".parquet"))]
+    return f"; there is {', '.join(names)}" if names else ""
+
+
+def _others(folder: Path, suffixes: Sequence[str]) -> list[Path]:
+    """Files of these kinds that are no split; those in JSON Lines, whose name says they are one."""
+    stems = {*SPLITS, *ALIASES}
+    return [
+        path
+        for path in sorted(folder.iterdir())
+        if path.is_file()
+        and path.name != "meta.json"
+        and (
+            (path.suffix in suffixes and path.stem not in SPLITS)
+            or (path.suffix == ".jsonl" and path.stem.lower() in stems)
+        )
+    ]
 
 
 def require_splits(folder: Path, *suffixes: str) -> dict[str, Path]:
@@ -31,8 +137,27 @@ def require_splits(folder: Path, *suffixes: str) -> dict[str, Path]:
     found = split_files(folder, *suffixes)
     if not found:
         names = ", ".join(f"{split}{suffixes[0]}" for split in SPLITS)
-        raise FileNotFoundError(f"{folder}: expected {names} or some of them, found none")
+        others = passed_over(folder, *suffixes)
+        raise FileNotFoundError(f"{folder}: expected {names} or some of them, found none{others}")
     return found
+
+
+def check_pointer(path: Path) -> None:
+    """A ValueError if the file is what Git LFS leaves where it has not fetched the contents."""
+    with path.open("rb") as file:
+        if file.read(len(LFS_POINTER)) == LFS_POINTER:
+            raise ValueError(
+                f"{path}: a pointer of Git LFS, not the file itself; fetch it with `git lfs pull`"
+            )
+
+
+def read_text(path: Path) -> str:
+    """A text file, without a byte order mark; a ValueError has the file and what is wrong."""
+    check_pointer(path)
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not UTF-8 text ({error})") from None
 
 
 def read_json(path: Path) -> Any:
@@ -40,11 +165,9 @@ def read_json(path: Path) -> Any:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(read_text(path))
     except json.JSONDecodeError as error:
         raise ValueError(f"{path}: not JSON ({error})") from None
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not UTF-8 text ({error})") from None
 
 
 def read_records(path: Path) -> dict[str, Any]:
@@ -85,16 +208,19 @@ def names(meta: dict[str, Any], key: str) -> tuple[str, ...]:
     return tuple(value)
 
 
-def clean_tokens(tokens: Any) -> tuple[str, ...]:
-    """Tokens without characters that cannot be printed; what is then empty is `EMPTY_TOKEN`."""
-    if not isinstance(tokens, Sequence) or isinstance(tokens, str) or not tokens:
-        raise ValueError(f"expected a list of tokens, at least one, got {tokens!r}")
-    wrong = [token for token in tokens if not isinstance(token, str)]
+def tokens(value: Any) -> tuple[str, ...]:
+    """The tokens as they are; a ValueError unless they are a list of text, at least one."""
+    if not isinstance(value, Sequence) or isinstance(value, str):
+        raise ValueError(f"expected a list of tokens, at least one, got {value!r}")
+    if not value:
+        raise ValueError(
+            f"expected a list of tokens, at least one, got {value!r} (data.empty: skip leaves such "
+            "documents out)"
+        )
+    wrong = [token for token in value if not isinstance(token, str)]
     if wrong:
         raise ValueError(f"expected tokens that are text, got {wrong[0]!r}")
-    return tuple(
-        "".join(c for c in token if c.isprintable()).strip() or EMPTY_TOKEN for token in tokens
-    )
+    return tuple(value)
 
 
 @contextmanager

@@ -7,26 +7,24 @@ on which nobody has set them has none. A group that a document lacks is a silent
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from oneshot.chmm.data import ABSTAIN, LabelSpace, Sentence, WeakDataset
+from oneshot.chmm.labels import Ids
 from oneshot.chmm.readers import files
 
 
-def read(
-    folder: Path,
-    entity_types: tuple[str, ...] | None,
-    stray_inside: Literal["error", "begin"],
-) -> tuple[WeakDataset, tuple[str, ...] | None]:
-    """The set; nothing is recommended in this form, and spans leave no use for `stray_inside`."""
+def read(folder: Path, options: files.Reading) -> tuple[WeakDataset, tuple[str, ...] | None]:
+    """The set; nothing is recommended in this form."""
     docs = {
         split: (file, _documents(file))
         for split, file in files.require_splits(folder, ".spacy").items()
     }
     everything = [doc for _, split in docs.values() for doc in split]
     sources = tuple(dict.fromkeys(name for doc in everything for name in doc.spans))
+    entity_types = options.entity_types
     if entity_types is None:
         found = {
             span.label_
@@ -43,12 +41,15 @@ def read(
         sentences = []
         for number, doc in enumerate(documents):
             with files.located(file, f"document {number}"):
-                sentences.append(_sentence(doc, labels, sources))
+                if options.skips([token.text for token in doc]):
+                    continue
+                sentences.append(_sentence(str(number), doc, labels, sources, options))
         splits[split] = tuple(sentences)
     return WeakDataset(labels, sources, splits), None
 
 
 def _documents(path: Path) -> list[Any]:
+    files.check_pointer(path)
     try:
         import spacy
         from spacy.tokens import DocBin
@@ -63,17 +64,29 @@ def _documents(path: Path) -> list[Any]:
     return documents
 
 
-def _sentence(doc: Any, labels: LabelSpace, sources: tuple[str, ...]) -> Sentence:
-    votes = np.empty((len(doc), len(sources)), np.int64)
+def _sentence(
+    number: str, doc: Any, labels: LabelSpace, sources: tuple[str, ...], options: files.Reading
+) -> Sentence:
+    tokens = files.tokens([token.text for token in doc])
+    votes = np.empty((len(tokens), len(sources)), np.int64)
     for s, name in enumerate(sources):
-        with files.located(f"source {name!r}"):
-            group = doc.spans.get(name, ())
-            votes[:, s] = labels.from_spans(_spans(group), len(doc), ABSTAIN)
-    gold = None
-    if doc.has_annotation("ENT_IOB"):
-        with files.located("ents"):
-            gold = labels.from_spans(_spans(doc.ents), len(doc))
-    return Sentence(files.clean_tokens([token.text for token in doc]), votes, gold)
+        spans = _spans(doc.spans.get(name, ()))
+        votes[:, s] = options.votes(labels, name, spans, len(tokens), ABSTAIN)
+    return Sentence(tokens, votes, _gold(doc, labels), number)
+
+
+def _gold(doc: Any, labels: LabelSpace) -> Ids | None:
+    """Label ids of `doc.ents`; spaCy marks a token that nobody annotated, which is not an O."""
+    unknown = [token.i for token in doc if not token.ent_iob_]
+    if len(unknown) == len(doc):
+        return None
+    with files.located("ents"):
+        if unknown:
+            raise ValueError(
+                f"token {unknown[0]}: expected an annotation, got none (a document has gold labels "
+                "at all tokens or at none; `doc.set_ents(..., default='outside')` makes the rest O)"
+            )
+        return labels.from_spans(_spans(doc.ents), len(doc))
 
 
 def _spans(group: Any) -> list[tuple[int, int, str]]:
