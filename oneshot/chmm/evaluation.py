@@ -4,8 +4,8 @@
 <output>/<data set>/alt-seed<k>/            the run folder of a CHMM-ALT cell
 <output>/results.md, results.json, results.png
 
-A killed evaluation continues with the cell it was in when it is started again. A cell that fails is a
-line of the table that says why, and is tried again when the evaluation is started again.
+A killed evaluation continues with the cell it was in when it is started again. A cell that fails is
+a line of the table that says why, and is tried again when the evaluation is started again.
 """
 
 from __future__ import annotations

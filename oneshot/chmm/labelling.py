@@ -36,7 +36,7 @@ SEPARATORS = {"\x85": "\\u0085", "\u2028": "\\u2028", "\u2029": "\\u2029"}
 
 def label(
     model: Path,
-    dataset: Path,
+    dataset: str | Path,
     split: str | None,
     output: Path,
     *,
@@ -65,6 +65,7 @@ def label(
         CheckpointError, FileNotFoundError, ValueError: No such model or data, or sources that are
             not those of the model.
     """
+    dataset = Path(dataset)
     if (model / INFO).exists():
         if dataset.is_file():
             raise ValueError(

@@ -66,7 +66,7 @@ def _columns(rows: Sequence[Row]) -> tuple[dict[str, tuple[str, float, int]], bo
     on_valid &= not keys & {"test_entities", "test_f1"}
     if not keys & {f"{split}_{x}" for split in ("valid", "test") for x in ("entities", "f1")}:
         return {"P": COLUMNS["P"]}, False  # no method has figures
-    columns = {}
+    columns: dict[str, tuple[str, float, int]] = {}
     for name, (key, factor, digits) in COLUMNS.items():
         own = key.replace("test_", "valid_") if on_valid else key
         if own in keys and not (on_valid and name == "valid F1"):

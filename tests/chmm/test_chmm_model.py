@@ -284,7 +284,7 @@ def test_mean_matrices_are_the_means_over_words(config):
     expected = np.concatenate(transitions).mean(0)
     np.testing.assert_allclose(model.mean_transitions(examples), expected, atol=1e-12)
     # a source that says j with certainty picks column j of its matrix
-    emissions = model.source_reliability(examples)
+    emissions = model.mean_emissions(examples)
     for j in range(SIZE):
         seen = []
         for i in range(3):
