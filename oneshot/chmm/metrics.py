@@ -207,7 +207,7 @@ def gold_of(sentences: Sequence[Sentence], split: str | None = None) -> list[Ids
 
 def _check_distributions(posteriors: Posteriors) -> None:
     for number, p in enumerate(posteriors):
-        wrong = ~np.isfinite(p).all(1) | (p < 0).any(1) | (np.abs(p.sum(1) - 1) > 1e-3)
+        wrong = ~np.isfinite(p).all(1) | (p < -1e-6).any(1) | (np.abs(p.sum(1) - 1) > 1e-3)
         if wrong.any():
             row = p[int(wrong.argmax())].tolist()
             raise ValueError(

@@ -14,7 +14,7 @@ import yaml
 
 from oneshot.runs import checkpoints
 from oneshot.runs.config import flat, to_dict
-from oneshot.runs.lock import hold
+from oneshot.runs.lock import LOCK, hold
 
 
 def open_run(
@@ -43,7 +43,7 @@ def open_run(
     if folder.exists() and not folder.is_dir():
         raise FileExistsError(f"run.output: {folder} is a file")
     written = folder / "config.yaml"
-    if not resume and folder.is_dir() and any(folder.iterdir()):
+    if not resume and folder.is_dir() and any(path.name != LOCK for path in folder.iterdir()):
         raise FileExistsError(
             f"run.output: {folder} is not empty; continue its run with --resume, or name another"
         )

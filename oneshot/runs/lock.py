@@ -6,6 +6,8 @@ import os
 from pathlib import Path
 from typing import IO
 
+LOCK = ".lock"  # name of the file
+
 _HELD: dict[Path, IO[str]] = {}
 
 
@@ -26,7 +28,7 @@ def hold(folder: Path) -> None:
         import fcntl
     except ImportError:
         return
-    file = (path / ".lock").open("a", encoding="utf-8")
+    file = (path / LOCK).open("a", encoding="utf-8")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:

@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 
 from oneshot.chmm.data import LabelSpace, Sentence
-from oneshot.chmm.metrics import calibration, entity_scores, evaluate, gold_of, source_scores
+from oneshot.chmm.errors import NoGoldError
+from oneshot.chmm.metrics import (
+    calibration,
+    entity_scores,
+    evaluate,
+    gold_of,
+    source_scores,
+    without_gold,
+)
 
 LABELS = LabelSpace(("X", "Y"))
 
@@ -101,6 +109,19 @@ def test_everything_of_a_split():
     assert "nll" not in evaluate(LABELS, sentences, predicted)
 
 
+@pytest.mark.parametrize("row", [[np.nan, 0.5], [np.inf, 0.0], [0.5, 0.4], [1.5, -0.5]])
+def test_rows_that_are_no_distribution(row):
+    p = [np.full((1, 2), 0.5), np.array([[0.5, 0.5], row])]
+    with pytest.raises(ValueError, match="posteriors, sentence 1, token 1: expected probabilities"):
+        calibration([np.array([0]), np.array([0, 1])], p)
+
+
+def test_without_gold():
+    result = without_gold(LABELS, [ids("B-X I-X O"), ids("B-X B-Y")], -10.0)
+    assert result == {"entities": {"X": 2, "Y": 1}, "log_likelihood_per_token": -2.0}
+    assert without_gold(LABELS, [ids("I-X")]) == {"entities": {"X": 0, "Y": 0}}
+
+
 def test_wrong_input():
     with pytest.raises(ValueError, match="predicted must be of 1 sentences like gold, got 2"):
         entity_scores(LABELS, [ids("O")], [ids("O"), ids("O")])
@@ -110,6 +131,8 @@ def test_wrong_input():
         entity_scores(LABELS, [ids("O")], [ids("O O")])
     with pytest.raises(ValueError, match="posteriors, sentence 0: expected 1 tokens"):
         calibration([ids("O")], [np.full((2, 5), 0.2)])
+    with pytest.raises(NoGoldError, match="split 'test', sentence 0 has no gold labels"):
+        gold_of([Sentence(("a",), np.zeros((1, 1), np.int64))], "test")
     with pytest.raises(ValueError, match="sentence 0 has no gold labels"):
         gold_of([Sentence(("a",), np.zeros((1, 1), np.int64))])
     with pytest.raises(ValueError, match="sentences is empty"):

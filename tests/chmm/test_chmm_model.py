@@ -276,6 +276,25 @@ def test_constant_matrices_equal_hmmlearn():
         np.testing.assert_array_equal(found.labels[i], theirs.decode(with_begin)[1][1:])
 
 
+@pytest.mark.parametrize("n_sources", [1, 10, 25, 60])
+def test_posteriors_of_sources_that_agree_do_not_underflow(n_sources):
+    """One token, S sources that all say O: p(label) is a closed form, down to 1e-200."""
+    config = ModelConfig(transition_network=0.0, emission_network=0.0)
+    model = CHMM(DIM, n_sources, LABELS, config)
+    right = 0.999
+    rows = torch.full((SIZE, SIZE), (1 - right) / (SIZE - 1)).fill_diagonal_(right)
+    model.emissions.start_at(rows.log().expand(n_sources, SIZE, SIZE))
+    says_o = torch.zeros(1, n_sources, SIZE)
+    says_o[:, :, 0] = 1
+    sentence = Sentence(("w",), np.zeros((1, n_sources), np.int64))
+    (found,) = model.predict(Examples([sentence], [torch.zeros(2, DIM)], [says_o])).posteriors
+    ratio = n_sources * (np.log(right) - np.log((1 - right) / (SIZE - 1)))
+    expected = np.full(SIZE, -ratio)
+    expected[0] = 0
+    expected -= np.log1p((SIZE - 1) * np.exp(-ratio))
+    np.testing.assert_allclose(np.log(found[0]), expected, rtol=1e-5, atol=1e-9)
+
+
 @pytest.mark.parametrize("config", CONFIGS, ids=str)
 def test_mean_matrices_are_the_means_over_words(config):
     examples = make_examples([5, 1, 12], seed=9)

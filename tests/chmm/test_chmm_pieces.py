@@ -5,7 +5,7 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from oneshot.chmm.pieces import PieceCutter, collate
+from oneshot.chmm.pieces import PieceCutter, collate, longest_input
 
 
 @pytest.fixture(scope="module")
@@ -101,3 +101,91 @@ def test_wrong_input_is_refused(tokenizer):
     )
     with pytest.raises(ValueError, match="one token before a text and one behind it"):
         PieceCutter(bare, 9)
+
+
+def byte_level(kind):
+    """Vocabularies that know where a word begins by the blank before it, or by a sign for it."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+
+    table = Tokenizer(models.BPE(unk_token="<unk>"))
+    table.pre_tokenizer = {
+        "bytes": pre_tokenizers.ByteLevel(add_prefix_space=False),
+        "bytes, prefix": pre_tokenizers.ByteLevel(add_prefix_space=True),
+        "bytes in a sequence": pre_tokenizers.Sequence(
+            [pre_tokenizers.Digits(), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+        ),
+        "sign": pre_tokenizers.Sequence(
+            [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace()]
+        ),
+    }[kind]
+    table.decoder = decoders.ByteLevel()
+    special = ["<s>", "<pad>", "</s>", "<unk>"]
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=400, special_tokens=special, initial_alphabet=alphabet, show_progress=False
+    )
+    table.train_from_iterator(["Anna met Bob and met Anna in Paris ."] * 9, trainer)
+    table.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
+    )
+    names = dict(zip(("bos_token", "pad_token", "eos_token", "unk_token"), special, strict=True))
+    return PreTrainedTokenizerFast(tokenizer_object=table, **names)
+
+
+@pytest.mark.parametrize("kind", ["bytes", "bytes, prefix", "bytes in a sequence", "sign"])
+@pytest.mark.parametrize("text", ["Anna met Bob .", "a", "Paris 2 a b", "é met \u200d in", "( met"])
+def test_words_are_the_pieces_of_the_text_they_make(kind, text):
+    """RoBERTa and ModernBERT were trained on texts, not on words without blanks."""
+    tokenizer = byte_level(kind)
+    words = text.split(" ")
+    expected = tokenizer(text)["input_ids"]
+    (chunk,) = PieceCutter(tokenizer, 64).chunks([words])
+    assert chunk.ids == expected
+    assert len(chunk.heads) == len(words)
+    cutter = PieceCutter(tokenizer, 64)
+    # A word pieces of which are known from the begin of a text is another one inside it.
+    both = cutter.chunks([words, [*words, *words]])
+    assert both[1].ids == tokenizer(f"{text} {text}")["input_ids"]
+    parts = PieceCutter(tokenizer, 8).chunks([words * 3])
+    assert [i for part in parts for i in part.ids[1:-1]] == (
+        tokenizer(" ".join(words * 3))["input_ids"][1:-1]
+    )
+
+
+ENCODERS = {
+    "Bert": {},
+    "DistilBert": {"dim": 16, "n_layers": 1, "n_heads": 2, "hidden_dim": 16},
+    "Electra": {"embedding_size": 16},
+    "Roberta": {},
+    "XLMRoberta": {},
+    "Camembert": {},
+    "MPNet": {},
+    "Data2VecText": {},
+    "Roberta, pad 3": {"pad_token_id": 3},
+}
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_the_longest_input_is_what_the_model_takes(name):
+    import transformers
+
+    kind = name.partition(",")[0]
+    config = getattr(transformers, f"{kind}Config")(
+        **{"vocab_size": 30, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
+           "intermediate_size": 16, "max_position_embeddings": 20, **ENCODERS[name]}
+    )  # fmt: skip
+    model = getattr(transformers, f"{kind}Model")(config).eval()
+    longest = longest_input(model)
+    offset = config.pad_token_id + 1 if kind not in ("Bert", "DistilBert", "Electra") else 0
+    assert longest == 20 - offset
+    ids = torch.full((1, longest + 1), 7)
+    assert model(input_ids=ids[:, 1:]).last_hidden_state.shape[1] == longest
+    with pytest.raises((IndexError, RuntimeError)):
+        model(input_ids=ids)
+
+
+def test_relative_positions_have_no_longest_input():
+    model = torch.nn.Linear(1, 1)
+    for value in (None, -1, 0):
+        model.config = type("Config", (), {"max_position_embeddings": value})
+        assert longest_input(model) is None

@@ -27,6 +27,27 @@ def test_infinity_has_no_spread():
     assert cells(table, "a")[7] == "inf"
 
 
+def test_without_gold_the_table_has_what_there_is():
+    shared = {"dataset": "set", "seed": 1, "seconds": 0}
+    rows = [
+        {**shared, "row": "a", "valid_entities": 12, "valid_log_likelihood_per_token": -1.25},
+        {**shared, "row": "b", "valid_entities": 9},
+        {**shared, "row": "c", "missing": "ValueError: one |\nline"},
+    ]
+    table = markdown(rows)
+    assert "### set (valid: there is no split test)" in table
+    assert "| method | seeds | entities | LL/token | minutes |" in table
+    assert cells(table, "a") == ["a", "1", "12", "-1.250", "0.0"]
+    assert cells(table, "b") == ["b", "1", "9", "", "0.0"]
+    assert r"| c | 1 | ValueError: one \| line |  | 0.0 |" in table
+
+
+def test_a_seed_that_failed_leaves_the_others():
+    failed = {"dataset": "set", "row": "a", "seed": 3, "seconds": 0, "missing": "out of memory"}
+    table = markdown([row("a", 1, 0.70), row("a", 2, 0.74), failed])
+    assert cells(table, "a")[2] == "72.00 ± 2.83 out of memory"
+
+
 def test_a_method_whose_package_is_missing_says_so():
     missing = {"dataset": "set", "row": "snorkel", "seconds": 0, "missing": "pip install snorkel"}
     assert cells(markdown([missing]), "snorkel")[2] == "pip install snorkel"

@@ -10,7 +10,7 @@ from oneshot.chmm import trainer
 from oneshot.chmm.batches import Examples, collate
 from oneshot.chmm.config import InitialConfig, ModelConfig, TrainingConfig
 from oneshot.chmm.data import LabelSpace, Sentence
-from oneshot.chmm.errors import NonFiniteLossError
+from oneshot.chmm.errors import NoGoldError, NonFiniteLossError
 from oneshot.chmm.initialisation import initial_matrices, start
 from oneshot.chmm.model import CHMM, log_likelihood_per_token
 
@@ -50,6 +50,46 @@ def make_model(train, config=None):
     matrices = initial_matrices(LABELS, votes, ["a", "b"], InitialConfig())
     start(model, matrices, train, InitialConfig(), 8, 0)
     return model
+
+
+def test_gold_labels_select_only_where_they_can(splits):
+    train, _ = splits
+    with_gold = list(train.sentences)
+    without = [dataclasses.replace(s, gold=None) for s in with_gold]
+    empty = [dataclasses.replace(s, gold=np.zeros(len(s), np.int64)) for s in with_gold]
+    auto, f1, likelihood = (
+        dataclasses.replace(CONFIG, selection=x) for x in ("auto", "f1", "likelihood")
+    )
+    for sentences, expected, message in (
+        (with_gold, "f1", None),
+        (without, "likelihood", "0 of its 60 sentences have them"),
+        ([*without[:59], with_gold[59]], "likelihood", "1 of its 60 sentences have them"),
+        (empty, "likelihood", "they name no entity"),
+    ):
+        assert trainer.resolve_selection(auto, sentences) == expected
+        assert trainer.resolve_selection(likelihood, sentences) == "likelihood"
+        if message is None:
+            assert trainer.resolve_selection(f1, sentences) == "f1"
+        else:
+            with pytest.raises(NoGoldError, match=rf"training\.selection: f1 .*'valid'.*{message}"):
+                trainer.resolve_selection(f1, sentences)
+
+
+@pytest.mark.parametrize(
+    ("scores", "expected"),
+    [
+        ([-5.0, -4.0, -3.0], True),  # a straight line
+        ([-5.0, -3.0, -3.0], False),  # equal to the best is no gain
+        ([-5.0, -3.0, -3.1], False),
+        ([-5.0, -3.0, -2.99], False),  # half a percent of the whole gain
+        ([-5.0, -3.0, -2.9], True),
+        ([-5.0], False),
+    ],
+)
+def test_a_training_that_stopped_too_early(scores, expected):
+    rows = [{"valid/log_likelihood": x, "valid/f1": 0.5} for x in scores]
+    assert trainer.still_rising(rows, "likelihood") is expected
+    assert not trainer.still_rising(rows, "f1")
 
 
 def run(splits, config, model_config=None, **options):

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from oneshot import ops
+from oneshot.chmm.baselines.tokens import require_sentences
 from oneshot.chmm.baselines.vote import MajorityVote
 from oneshot.chmm.data import Sentence
 from oneshot.chmm.labels import Ids, LabelSpace, bio_to_io, io_to_bio, io_to_bio_posteriors
@@ -88,7 +89,8 @@ class ClassicalHMM:
         self.history: list[float] = []
 
     def fit(self, sentences: Sequence[Sentence]) -> ClassicalHMM:
-        """EM on the votes; gold is not looked at."""
+        """EM on the votes; gold is not looked at. A ValueError where there is no sentence."""
+        require_sentences(sentences)
         self.parameters = self._initial(sentences)
         self.history = []
         tokens = sum(map(len, sentences))

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from oneshot.chmm.baselines.tokens import require_sentences
 from oneshot.chmm.data import Sentence
 from oneshot.chmm.labels import Ids, LabelSpace
 
@@ -46,7 +47,8 @@ class Skweak:
         self.model = HMM(_NAME, list(labels.entity_types), **options)
 
     def fit(self, sentences: Sequence[Sentence]) -> Skweak:
-        """EM on the votes; gold is not looked at."""
+        """EM on the votes; gold is not looked at. A ValueError where there is no sentence."""
+        require_sentences(sentences)
         silence = io.StringIO()  # it reports by print, and hmmlearn on stderr
         with contextlib.redirect_stdout(silence), contextlib.redirect_stderr(silence):
             self.model.fit(self._documents(sentences), n_iter=self.iterations)

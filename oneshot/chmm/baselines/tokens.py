@@ -16,8 +16,19 @@ from oneshot.chmm.labels import Ids, bio_to_io
 from oneshot.chmm.observations import resolve
 
 
+def require_sentences(sentences: Sequence[Sentence]) -> None:
+    """A ValueError if there is nothing to learn from."""
+    if not sentences:
+        raise ValueError("sentences must be at least one, got none")
+
+
 def io_table(sentences: Sequence[Sentence]) -> Ids:
-    """IO votes [tokens, S] of all sentences, `ABSTAIN` where a source says nothing."""
+    """IO votes [tokens, S] of all sentences, `ABSTAIN` where a source says nothing.
+
+    Raises:
+        ValueError: No sentence.
+    """
+    require_sentences(sentences)
     return bio_to_io(resolve(np.concatenate([s.votes for s in sentences]), o_is_silence=True))
 
 
