@@ -36,7 +36,8 @@ def write_report(rows: Sequence[Row], output: Path) -> None:
 def markdown(rows: Sequence[Row]) -> str:
     """One table for each data set: scores on test, mean +- standard deviation over seeds.
 
-    Without a split test they are those on valid. A column that no method fills is left out.
+    Without a split test they are those on valid; without gold labels, entities that were found and
+    log-likelihoods.
     """
     parts = []
     for dataset in dict.fromkeys(row["dataset"] for row in rows):
@@ -60,18 +61,22 @@ def markdown(rows: Sequence[Row]) -> str:
 
 
 def _columns(rows: Sequence[Row]) -> tuple[dict[str, tuple[str, float, int]], bool]:
-    """The columns that have a value, with the split's keys; and whether that split is valid."""
-    keys = {key for row in rows for key, value in row.items() if value is not None}
-    on_valid = "valid_entities" in keys or "valid_f1" in keys
-    on_valid &= not keys & {"test_entities", "test_f1"}
-    if not keys & {f"{split}_{x}" for split in ("valid", "test") for x in ("entities", "f1")}:
-        return {"P": COLUMNS["P"]}, False  # no method has figures
-    columns: dict[str, tuple[str, float, int]] = {}
-    for name, (key, factor, digits) in COLUMNS.items():
-        own = key.replace("test_", "valid_") if on_valid else key
-        if own in keys and not (on_valid and name == "valid F1"):
-            columns[name] = (own, factor, digits)
-    return columns, on_valid
+    """Columns with keys of the split that is shown, and whether that split is valid."""
+    keys = {key for row in rows for key in row}
+    on_valid = bool(keys & {"valid_f1", "valid_entities"}) and not (
+        keys & {"test_f1", "test_entities"}
+    )
+    split = "valid" if on_valid else "test"
+    left_out = set() if f"{split}_entities" in keys else {"entities"}
+    if on_valid:
+        left_out.add("valid F1")
+    if f"{split}_f1" not in keys and f"{split}_entities" in keys:
+        left_out = set(COLUMNS) - {"entities", "LL/token"}
+    return {
+        name: (key.replace("test_", f"{split}_"), factor, digits)
+        for name, (key, factor, digits) in COLUMNS.items()
+        if name not in left_out
+    }, on_valid
 
 
 def plot(rows: Sequence[Row], path: Path) -> None:
