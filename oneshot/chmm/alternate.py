@@ -30,7 +30,7 @@ from oneshot.chmm.fit import open_log
 from oneshot.chmm.labels import Ids, LabelSpace
 from oneshot.chmm.model import CHMM, log_likelihood_per_token
 from oneshot.chmm.plots import plot_curves
-from oneshot.chmm.prepare import Prepared, prepare, read_checked
+from oneshot.chmm.prepare import Prepared, loading_bars, prepare, read_checked
 from oneshot.chmm.tagger import Tagger, hard_labels, one_hot, train_tagger
 from oneshot.chmm.tagger_source import with_tagger
 from oneshot.chmm.trainer import (
@@ -87,6 +87,11 @@ def alternate(
         ValueError: Bad data, or a resumed run with another config or other data.
         NonFiniteLossError: A loss became NaN or infinite.
     """
+    with loading_bars(config.run.progress):
+        return _alternate(config, resume, prepared)
+
+
+def _alternate(config: ChmmConfig, resume: bool, prepared: Prepared | None) -> AlternateResult:
     if config.run.threads is not None:
         torch.set_num_threads(config.run.threads)
     folder, newest = open_run(Path(config.run.output), config, resume, MAY_CHANGE)

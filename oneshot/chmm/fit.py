@@ -24,7 +24,7 @@ from oneshot.chmm.batches import Examples
 from oneshot.chmm.config import ChmmConfig
 from oneshot.chmm.model import CHMM, Predictions
 from oneshot.chmm.plots import plot_curves, plot_sources, plot_transitions
-from oneshot.chmm.prepare import Prepared, prepare
+from oneshot.chmm.prepare import Prepared, loading_bars, prepare
 from oneshot.chmm.trainer import (
     Progress,
     Row,
@@ -91,6 +91,11 @@ def fit(config: ChmmConfig, *, resume: bool = False, prepared: Prepared | None =
         ValueError: Bad data, or a resumed run with another config or other data.
         NonFiniteLossError: The log-likelihood became NaN or infinite.
     """
+    with loading_bars(config.run.progress):
+        return _fit(config, resume, prepared)
+
+
+def _fit(config: ChmmConfig, resume: bool, prepared: Prepared | None) -> FitResult:
     if config.run.threads is not None:
         torch.set_num_threads(config.run.threads)
     folder, newest = open_run(Path(config.run.output), config, resume, MAY_CHANGE)

@@ -208,9 +208,11 @@ def io_to_bio_posteriors(posteriors: npt.NDArray[np.float64]) -> npt.NDArray[np.
     else to B-.
     """
     types = posteriors[:, 1:]
-    inside = np.concatenate([np.zeros_like(types[:1]), types[:-1]]) * types
-    result = np.empty((len(posteriors), 2 * types.shape[1] + 1))
+    # The mass of everything else is a sum: 1 - p would be 0 for a p that rounds to 1.
+    others = [np.delete(posteriors, k + 1, axis=1).sum(1) for k in range(types.shape[1])]
+    result = np.zeros((len(posteriors), 2 * types.shape[1] + 1))
     result[:, 0] = posteriors[:, 0]
-    result[:, 1::2] = types - inside
-    result[:, 2::2] = inside
+    result[0, 1::2] = types[0]
+    result[1:, 1::2] = types[1:] * np.stack(others, 1)[:-1]
+    result[1:, 2::2] = types[1:] * types[:-1]
     return result

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -42,6 +43,21 @@ def prepare(config: ChmmConfig, dataset: WeakDataset | None = None) -> Prepared:
         observed = observe(sentences, len(dataset.labels), config.data)
         examples[split] = Examples(sentences, embeddings, observed)
     return Prepared(dataset, examples)
+
+
+@contextmanager
+def loading_bars(shown: bool) -> Iterator[None]:
+    """Hides transformers' bars of weights that are read and written, unless `shown`."""
+    from transformers.utils import logging
+
+    if shown or not logging.is_progress_bar_enabled():
+        yield
+        return
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.enable_progress_bar()
 
 
 def read_checked(config: ChmmConfig) -> WeakDataset:

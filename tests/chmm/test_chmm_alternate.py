@@ -14,6 +14,7 @@ from oneshot.chmm.batches import Examples
 from oneshot.chmm.checkpoint import load_model
 from oneshot.chmm.config import AlternateConfig, DataConfig, TaggerConfig
 from oneshot.chmm.data import LabelSpace, Sentence
+from oneshot.chmm.errors import NoGoldError
 from oneshot.chmm.prepare import observe, prepare
 from oneshot.chmm.tagger import Tagger, hard_labels
 from oneshot.chmm.tagger_source import soft_frequency, with_tagger
@@ -163,8 +164,10 @@ def test_weak_selection_needs_no_gold_anywhere(tiny_folder, tmp_path):
     assert "tagger/test_f1" in result.history[-1]
     assert "tagger/valid_f1" not in result.history[-1]
     assert result.history[-1]["tagger/score"] > 0
-    with pytest.raises(ValueError, match="has no gold labels"):
+    options.append("--tagger.selection=gold")
+    with pytest.raises(NoGoldError, match=r"tagger\.selection: gold needs gold labels"):
         alt.alternate(chmm_tiny.config(tiny_folder, tmp_path / "gold", *options))
+    assert not (tmp_path / "gold").exists()
 
 
 def test_the_paper_takes_one_update_per_epoch_in_phase_two():

@@ -232,3 +232,10 @@ def test_hmm_on_released_files(shared_data, name, options, expected):
     dataset = released(shared_data / "chmm" / name)
     model = ClassicalHMM(dataset.labels, **options).fit(dataset.split("train"))
     assert f1(model, dataset) == pytest.approx(expected, abs=0.3)
+
+
+def test_nothing_to_learn_from():
+    labels = LabelSpace(("X",))
+    for model in (ClassicalHMM(labels), DawidSkene(labels)):
+        with pytest.raises(ValueError, match="sentences must be at least one, got none"):
+            model.fit([])

@@ -131,3 +131,11 @@ def test_io_posteriors_are_the_mean_of_the_rule():
         weight = np.prod([p[t, i] for t, i in enumerate(path)])
         expected[np.arange(4), io_to_bio(np.array(path))] += weight
     np.testing.assert_allclose(io_to_bio_posteriors(p), expected, atol=1e-15)
+
+
+@pytest.mark.parametrize("tiny", [1e-10, 1e-17, 1e-40, 1e-200])
+def test_io_posteriors_keep_small_probabilities(tiny):
+    """A B- right after a type that is all but certain has a probability, not 0."""
+    p = np.array([[tiny, 1.0, tiny], [tiny, 1.0, tiny]])
+    found = io_to_bio_posteriors(p)
+    np.testing.assert_allclose(found[1, 1:], [2 * tiny, 1, tiny, tiny**2], rtol=1e-9)

@@ -146,8 +146,10 @@ def test_selection_by_likelihood_needs_no_gold(splits):
     _, progress, rows = run(blind, config)
     assert progress.best_score > rows[0]["valid/log_likelihood"]
     assert not any("valid/f1" in row for row in rows)
-    with pytest.raises(ValueError, match="has no gold labels"):
-        run(blind, CONFIG)
+    # It is what a set without gold labels gets by default.
+    assert run(blind, dataclasses.replace(config, selection="auto"))[2] == rows
+    with pytest.raises(NoGoldError, match=r"training\.selection: f1 needs gold labels"):
+        run(blind, dataclasses.replace(config, selection="f1"))
 
 
 def test_tolerance_ends_training(splits):

@@ -1,5 +1,6 @@
 """The ordinary case: no gold labels, one split. It fits, alternates, labels and compares."""
 
+import dataclasses
 import json
 import re
 
@@ -193,3 +194,34 @@ def test_a_model_reads_files_as_its_training_did(tmp_path, tiny_folder):
     for name in ("chmm", "tagger"):
         output = tmp_path / f"{name}.jsonl"
         assert label(tmp_path / "run" / name, folder, None, output) == 4
+
+
+def test_no_bars_without_progress(root, tmp_path, capfd):
+    """From Python as well as from the command line; what the user has set comes back."""
+    from transformers.utils import logging
+
+    logging.enable_progress_bar()
+    options = ["--training.epochs=1", "--alternate.loops=0", "--tagger.epochs=1"]
+    alternate(chmm_tiny.config(root, tmp_path / "run", *options))
+    assert logging.is_progress_bar_enabled()
+    assert "%|" not in capfd.readouterr().err
+
+
+def test_the_hmm_obeys_the_rule(root, tmp_path):
+    """Its rows see the observations that the CHMM beside them sees."""
+    from oneshot.chmm import evaluation
+    from oneshot.chmm.baselines.hmm import ClassicalHMM
+
+    config = chmm_tiny.config(root, tmp_path)
+    dataset = prepare.read_checked(config)
+    for rule in ("reference", "abstain", "vote_o"):
+        options = dataclasses.replace(config.data, rule=rule)
+        cell = evaluation.Cell(
+            dataclasses.replace(config, data=options), prepare.Prepared(dataset, {}), tmp_path
+        )
+        for method, scheme in (("hmm", "bio"), ("hmm-io", "io")):
+            ((_, found),) = evaluation.METHODS[method](cell).items()
+            model = ClassicalHMM(dataset.labels, rule=rule, scheme=scheme)
+            labels = model.fit(dataset.split("train")).predict(dataset.split("valid"))
+            spans = sum(len(dataset.labels.to_spans(ids)) for ids in labels)
+            assert found == {"valid_entities": spans}
