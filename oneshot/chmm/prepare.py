@@ -101,7 +101,10 @@ def with_valid(dataset: WeakDataset, path: str) -> WeakDataset:
         return dataset
     everything = dataset.split("train")
     held_out = everything[HELD_OUT - 1 :: HELD_OUT] or everything[-1:]
-    left = tuple(s for s in everything if not any(s is x for x in held_out)) or everything
+    if len(everything) < HELD_OUT:
+        left = everything[:-1] or everything
+    else:
+        left = tuple(s for i, s in enumerate(everything, start=1) if i % HELD_OUT)
     splits = {**dataset.splits, "train": left, "valid": held_out}
     note = f"no split 'valid': {len(held_out)} of {len(everything)} sentences of train are held out"
     return dataclasses.replace(dataset, splits=splits, notes=(*dataset.notes, note))
