@@ -10,19 +10,10 @@ are any. This module imports neither torch nor transformers.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Literal
 
 from oneshot.chmm.labels import Overlaps
-from oneshot.runs.config import require
-
-
-def _check_choices(section: str, config: Any) -> None:
-    """A ValueError names a field that has none of the values of its Literal type."""
-    for name, kind in get_type_hints(type(config)).items():
-        if get_origin(kind) is Literal:
-            value, allowed = getattr(config, name), get_args(kind)
-            expected = f"one of {', '.join(map(repr, allowed))}"
-            require(value in allowed, f"{section}.{name}", expected, value)
+from oneshot.runs.config import check_types, require
 
 
 @dataclass(frozen=True)
@@ -53,7 +44,7 @@ class DataConfig:
     silence."""
 
     def __post_init__(self) -> None:
-        _check_choices("data", self)
+        check_types(self)
 
 
 @dataclass(frozen=True)
@@ -66,6 +57,7 @@ class EncoderConfig:
     """Word-pieces of one input; longer documents are cut at sentence ends."""
 
     def __post_init__(self) -> None:
+        check_types(self)
         require(self.max_pieces >= 3, "encoder.max_pieces", "at least 3", self.max_pieces)
 
 
@@ -86,7 +78,7 @@ class ModelConfig:
     equally reliable on all tokens of a sentence."""
 
     def __post_init__(self) -> None:
-        _check_choices("model", self)
+        check_types(self)
         for name in ("transition_network", "emission_network"):
             value = getattr(self, name)
             require(0 <= value <= 1, f"model.{name}", "in [0, 1]", value)
@@ -120,7 +112,7 @@ class InitialConfig:
     """Prior recall of the label O."""
 
     def __post_init__(self) -> None:
-        _check_choices("initial", self)
+        check_types(self)
         require(self.pretrain_epochs > 0, "initial.pretrain_epochs", "> 0", self.pretrain_epochs)
         require(self.pretrain_lr > 0, "initial.pretrain_lr", "> 0", self.pretrain_lr)
         for name in ("precision", "recall", "out_precision", "out_recall"):
@@ -157,7 +149,7 @@ class TrainingConfig:
     continues no entity afterwards."""
 
     def __post_init__(self) -> None:
-        _check_choices("training", self)
+        check_types(self)
         for name in ("epochs", "batch_size", "nn_lr", "hmm_lr"):
             value = getattr(self, name)
             require(value > 0, f"training.{name}", "> 0", value)
@@ -196,7 +188,7 @@ class TaggerConfig:
     """Matrix products in bfloat16."""
 
     def __post_init__(self) -> None:
-        _check_choices("tagger", self)
+        check_types(self)
         for name in ("epochs", "batch_size", "lr", "max_grad_norm"):
             value = getattr(self, name)
             require(value > 0, f"tagger.{name}", "> 0", value)
@@ -229,7 +221,7 @@ class AlternateConfig:
     instead of one per batch."""
 
     def __post_init__(self) -> None:
-        _check_choices("alternate", self)
+        check_types(self)
         require(self.loops >= 0, "alternate.loops", ">= 0", self.loops)
         require(self.epochs > 0, "alternate.epochs", "> 0", self.epochs)
         require(self.lr_factor > 0, "alternate.lr_factor", "> 0", self.lr_factor)
@@ -247,6 +239,9 @@ class RunConfig:
     """torch threads on the CPU; by default torch's own choice."""
     progress: bool = True
     """Show the progress."""
+
+    def __post_init__(self) -> None:
+        check_types(self)
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,10 @@ from oneshot.chmm.config import (
     AlternateConfig,
     ChmmConfig,
     DataConfig,
+    EncoderConfig,
     InitialConfig,
     ModelConfig,
+    RunConfig,
     TaggerConfig,
     TrainingConfig,
 )
@@ -85,15 +87,38 @@ def test_values_that_make_no_sense(option, message):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: DataConfig(path="x", rule="o"), r"data\.rule must be one of 'reference', .*'o'"),
-        (lambda: DataConfig(path="x", overlaps="last"), r"data\.overlaps must be one of 'error', "),
-        (lambda: DataConfig(path="x", form="xml"), r"data\.form must be one of 'auto', "),
-        (lambda: ModelConfig(emission_context="word"), r"model\.emission_context must be one of"),
-        (lambda: InitialConfig(method="random"), r"initial\.method must be one of 'bias', "),
-        (lambda: TrainingConfig(selection="F1"), r"training\.selection must be one of 'auto', "),
-        (lambda: TaggerConfig(selection="f1"), r"tagger\.selection must be one of 'auto', 'gold'"),
-        (lambda: AlternateConfig(targets="hard"), r"alternate\.targets must be one of 'posterior'"),
-        (lambda: AlternateConfig(variant="main"), r"alternate\.variant must be one of 'paper'"),
+        (
+            lambda: DataConfig(path="x", rule="o"),
+            r"DataConfig\.rule must be one of 'reference', .*'o'",
+        ),
+        (
+            lambda: DataConfig(path="x", overlaps="last"),
+            r"DataConfig\.overlaps must be one of 'error', ",
+        ),
+        (lambda: DataConfig(path="x", form="xml"), r"DataConfig\.form must be one of 'auto', "),
+        (
+            lambda: ModelConfig(emission_context="word"),
+            r"ModelConfig\.emission_context must be one of",
+        ),
+        (lambda: InitialConfig(method="random"), r"InitialConfig\.method must be one of 'bias', "),
+        (
+            lambda: TrainingConfig(selection="F1"),
+            r"TrainingConfig\.selection must be one of 'auto', ",
+        ),
+        (
+            lambda: TaggerConfig(selection="f1"),
+            r"TaggerConfig\.selection must be one of 'auto', 'gold'",
+        ),
+        (
+            lambda: AlternateConfig(targets="hard"),
+            r"AlternateConfig\.targets must be one of 'posterior'",
+        ),
+        (lambda: RunConfig(output="x", seed=True), r"RunConfig\.seed must be int, got True"),
+        (lambda: EncoderConfig(max_pieces=12.5), r"EncoderConfig\.max_pieces must be int"),
+        (
+            lambda: AlternateConfig(variant="main"),
+            r"AlternateConfig\.variant must be one of 'paper'",
+        ),
     ],
 )
 def test_python_checks_what_the_command_line_checks(make, message):
