@@ -201,8 +201,8 @@ class LinearChainCRF(Distribution):
             value: Parts, `[*sample_shape, B, N-1, C, C]`; those past the length are not read.
 
         Returns:
-            `[*sample_shape, B]`, never above 0; -inf for an impossible path. Computed in float64, see
-            `LinearChain.log_prob`.
+            `[*sample_shape, B]`, never above 0; -inf for an impossible path. Computed in float64
+            as in `LinearChain.log_prob`.
         """
         present = value != 0
         if self.lengths is not None:

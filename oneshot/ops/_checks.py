@@ -35,13 +35,19 @@ def check_values(
 ) -> None:
     """Raise `error` unless all of `allowed` holds of `values`.
 
-    On an accelerator and under `torch.compile` nothing waits for the answer: the device or the
-    compiled code fails instead.
+    On an accelerator and while a program is traced nothing waits for the answer: the device or the
+    traced program fails instead.
     """
-    if torch.compiler.is_compiling() or allowed.device.type != "cpu":
+    if (
+        torch.compiler.is_compiling()
+        or allowed.device.type != "cpu"
+        or torch._C._len_torch_dispatch_stack()  # make_fx, fake tensors
+    ):
         torch._assert_async(allowed.all(), message)
     elif not allowed.all():
-        raise error(f"{message}, got {values.min().item()} to {values.max().item()}")
+        place = (~allowed).nonzero()[0].tolist()
+        where = place[0] if len(place) == 1 else tuple(place)
+        raise error(f"{message}, got {values[tuple(place)].item()} at place {where}")
 
 
 def as_bool(name: str, mask: torch.Tensor) -> torch.Tensor:

@@ -130,12 +130,16 @@ def hmm_sample(
 
 def _whole_number(name: str, value: SupportsIndex, low: int, high: int) -> int:
     """An int in [low, high) from an int, a NumPy integer or a 0-dim integer tensor."""
-    try:
-        number = operator.index(value)
-    except TypeError:
-        number = None
+    number = value if isinstance(value, int) else _index(value)
     if number is None or isinstance(value, bool):
         raise TypeError(f"{name} must be an integer, got {type(value).__name__}")
     if not low <= number < high:
         raise ValueError(f"{name} must lie in [{low}, {high}), got {number}")
     return number
+
+
+def _index(value: object) -> int | None:
+    try:
+        return operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        return None

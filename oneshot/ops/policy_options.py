@@ -77,6 +77,16 @@ def _at_least(name: str, value: float, bound: float) -> float:
     return number(name, value)
 
 
+def _clip_range(low: float, high: float) -> tuple[float, float]:
+    checked = _at_least("clip_low", low, 0), _at_least("clip_high", high, -1)
+    if high < -low:
+        raise ValueError(
+            f"the clip range is empty: 1 + clip_high must not lie below 1 - clip_low, "
+            f"got clip_low={low}, clip_high={high}"
+        )
+    return checked
+
+
 def bounds(name: str, clamp: float | tuple[float, float] | None) -> tuple[float, float]:
     """A symmetric bound, a (low, high) pair or None, as a (low, high) pair."""
     if clamp is None:
@@ -184,13 +194,10 @@ def resolve_options(
     low, high = bounds("log_ratio_clamp", log_ratio_clamp)
     mode = chosen.aggregate if aggregate is None else aggregate
     normalizer = resolve_normalizer(mode, token_count, sequence_count, max_length, width)
-    clip_low = chosen.clip_low if clip_low is None else _at_least("clip_low", clip_low, 0)
-    clip_high = chosen.clip_high if clip_high is None else _at_least("clip_high", clip_high, -1)
-    if clip_high < -clip_low:
-        raise ValueError(
-            f"the clip range is empty: 1 + clip_high must not lie below 1 - clip_low, "
-            f"got clip_low={clip_low}, clip_high={clip_high}"
-        )
+    clip_low, clip_high = _clip_range(
+        chosen.clip_low if clip_low is None else clip_low,
+        chosen.clip_high if clip_high is None else clip_high,
+    )
     options = PolicyOptions(
         surrogate=chosen.surrogate.value,
         ratio=_choice("ratio", chosen.ratio if ratio is None else ratio, RATIOS).value,

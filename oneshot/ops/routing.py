@@ -279,7 +279,10 @@ def routing_weights(
     temperature = number("temperature", temperature)
     *layers, tasks, heads, skills = logits.shape
     logits = logits.to(real_type(logits.dtype)).reshape(math.prod(layers), tasks, heads, skills)
-    if not isinstance(task_ids, int):
+    if isinstance(task_ids, bool) or not isinstance(task_ids, (int, torch.Tensor)):
+        kind = type(task_ids).__name__
+        raise TypeError(f"task_ids must be an int64 or int32 tensor or an int, got {kind}")
+    if isinstance(task_ids, torch.Tensor):
         task_ids = as_int64("task_ids", task_ids)
         chosen, index = _distinct(task_ids, tasks)
         chosen = chosen.to(logits.device, non_blocking=True)
@@ -288,8 +291,6 @@ def routing_weights(
             chosen = chosen[index.flatten()]
             index = torch.arange(index.numel(), device=index.device).view(index.shape)
     else:
-        if isinstance(task_ids, bool):
-            raise TypeError("task_ids must be an int64 tensor or an int, got bool")
         if not 0 <= task_ids < tasks:
             raise ValueError(f"task_ids must lie in [0, {tasks}), got {task_ids}")
         logits = logits.narrow(1, task_ids, 1)

@@ -182,7 +182,11 @@ NUMBERS = [
     ("token_logprobs_and_entropy", {"temperature": float("inf")}, "temperature must be positive"),
     ("mix_adapters", {"split_dim": 0}, "split_dim must be one of"),
     ("routed_lora", {"rows": torch.tensor([0, -1, 1, 0])}, r"rows must lie in \[0, 3\), got -1"),
-    ("routed_lora", {"rows": torch.tensor([0, 3, 1, 0])}, r"rows must lie in \[0, 3\), got 0 to 3"),
+    (
+        "routed_lora",
+        {"rows": torch.tensor([0, 3, 1, 0])},
+        r"rows must lie in \[0, 3\), got 3 at place 1",
+    ),
 ]
 
 

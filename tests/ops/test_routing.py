@@ -429,14 +429,14 @@ def test_numpy_face_gives_the_same_bits():
         ours = ops.mix_adapters(inventory, weights, split_dim=dim)
         assert torch.equal(torch.from_numpy(mixed), ours)
     y = oneshot.numpy.routed_lora(
-        x.numpy(), mixed_a, mixed_b, rows.numpy(), scaling=0.3, base=base.numpy()
+        x.numpy(), mixed_a, mixed_b, rows=rows.numpy(), scaling=0.3, base=base.numpy()
     )
     ours = ops.routed_lora(x, lora_a, lora_b, weights, rows, scaling=0.3, base=base)
     assert torch.equal(torch.from_numpy(y), ours)
     vector = oneshot.numpy.mix_adapters(lora_b[:, :, 0].numpy(), weights.numpy(), split_dim=-1)
     assert vector.shape == (3, 18)
     with pytest.raises(ValueError, match="rows must lie in"):
-        oneshot.numpy.routed_lora(x.numpy(), mixed_a, mixed_b, rows.numpy() + 3)
+        oneshot.numpy.routed_lora(x.numpy(), mixed_a, mixed_b, rows=rows.numpy() + 3)
     with pytest.raises(ValueError, match="split_dim must be one of -1, got -2"):
         oneshot.numpy.mix_adapters(lora_b[:, :, 0].numpy(), weights.numpy(), split_dim=-2)
 

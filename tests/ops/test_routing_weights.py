@@ -200,8 +200,16 @@ def test_noise_is_a_relaxed_bernoulli_draw(noise, count):
         ({"task_ids": -1}, ValueError, r"task_ids must lie in \[0, 3\), got -1"),
         ({"task_ids": 3}, ValueError, r"task_ids must lie in \[0, 3\), got 3"),
         ({"task_ids": torch.tensor([1.0])}, TypeError, "task_ids must be int64 or int32"),
-        ({"task_ids": [0]}, TypeError, "task_ids must be an int64 tensor or an int, got list"),
-        ({"task_ids": True}, TypeError, "task_ids must be an int64 tensor or an int, got bool"),
+        (
+            {"task_ids": [0]},
+            TypeError,
+            "task_ids must be an int64 or int32 tensor or an int, got list",
+        ),
+        (
+            {"task_ids": True},
+            TypeError,
+            "task_ids must be an int64 or int32 tensor or an int, got bool",
+        ),
         ({"logits": torch.ones(3, 2)}, ValueError, r"logits must have shape \[..., tasks, H, K\]"),
         ({"logits": torch.ones(3, 2, 2).int()}, TypeError, "logits must be float32"),
         ({"noise": "gumbel"}, ValueError, "noise must be one of 'none', .*got 'gumbel'"),
