@@ -73,7 +73,7 @@ ARCHITECTURES = {"llama": llama, "t5": t5, "gpt2": gpt2}
 
 def adapted(make=llama, **fields):
     """A model with adapters that do something: random B (or l), routing far from uniform."""
-    values = {"tasks": 5, "skills": 3, "heads": 2, "rank": 2, **fields}
+    values = {"tasks": 5, "skills": 3, "heads": 2, "rank": 2, "alpha": 1.0, **fields}
     torch.manual_seed(11)
     poly = inject(make(), PolyConfig(**values))
     with torch.no_grad():

@@ -130,7 +130,7 @@ def test_save_and_load_are_exact(fields, tmp_path):
     poly = poly_tiny.adapted(**fields)
     ids = poly_tiny.tokens()
     save(poly, tmp_path / "adapters", task_names=["a", "b"])
-    again = load(poly_tiny.llama(), tmp_path / "adapters").eval()
+    again = load(poly_tiny.llama(), tmp_path / "adapters")
     assert again.poly_config == poly.poly_config
     for name, parameter in poly.adapter_parameters().items():
         assert torch.equal(again.adapter_parameters()[name], parameter)
@@ -150,13 +150,15 @@ def test_adapters_of_another_model_are_refused(tmp_path):
     config.intermediate_size = 32
     other = type(poly_tiny.llama())(config)
     names = [name for name, _ in other.named_modules()]
-    with pytest.raises(ValueError, match=r"gate_proj\.lora_b has the shape \[2, 3, 2, 12\] there"):
+    with pytest.raises(
+        ValueError, match=r"gate_proj\.lora_b must have the shape .* got \[2, 3, 2, 12\]"
+    ):
         load(other, tmp_path / "a")
     assert [name for name, _ in other.named_modules()] == names
     config.num_hidden_layers = 1
-    with pytest.raises(ValueError, match="does not fit the model: missing there"):
+    with pytest.raises(ValueError, match="does not fit the model: it lacks"):
         load(type(other)(config), tmp_path / "a")
-    with pytest.raises(FileNotFoundError, match=r"it has no poly_config\.json"):
+    with pytest.raises(FileNotFoundError, match=r"neither poly_config\.json nor checkpoints"):
         load(other, tmp_path / "none")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").write_text("")
