@@ -24,13 +24,9 @@ def allow_adapters_alone(model: PolyModel, state: dict[str, Any], prefix: str, *
     """Fills the model's own weights into a state_dict to load, so that they stay as they are."""
     inside = f"{prefix}base_model."
     own = set(model.adapter_names())
-    tensors = {
-        **dict(model.base_model.named_parameters(remove_duplicate=False)),
-        **dict(model.base_model.named_buffers(remove_duplicate=False)),
-    }
-    for name, tensor in tensors.items():
+    for name, tensor in model.base_model.state_dict().items():
         if name not in own:
-            state.setdefault(f"{inside}{name}", tensor.detach())
+            state.setdefault(f"{inside}{name}", tensor)
 
 
 @functools.cache

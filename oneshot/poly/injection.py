@@ -218,16 +218,20 @@ def _warn(
     experts = {
         name: parameter.numel()
         for name, parameter in model.named_parameters()
-        if parameter.dim() == 3 and _own(model.get_submodule(name.rpartition(".")[0]))
+        if parameter.dim() == 3
+        and min(parameter.shape) > 1
+        and _own(model.get_submodule(name.rpartition(".")[0]))
     }
     if ALL_LINEAR not in config.target_modules or not experts:
         return
     adapted = sum(_size(m) for m in found.values())
-    linear = sum(_size(m) for _, m in _linear(model))
+    output = getattr(model, "get_output_embeddings", lambda: None)()
+    linear = sum(_size(m) for _, m in _linear(model) if m is not output)
     total = linear + sum(experts.values())
     warnings.warn(
-        f'"all-linear" adapts {adapted} of {total} weights ({adapted / total:.0%}): the experts of '
-        f"this model are 3-D parameters ({next(iter(experts))}, ...), which are not adapted",
+        f'"all-linear" adapts {adapted} of {total} weights of the linear maps '
+        f"({adapted / total:.0%}): the experts of this model are 3-D parameters "
+        f"({next(iter(experts))}, ...), which are not adapted",
         UserWarning,
         stacklevel=6,
     )

@@ -14,7 +14,7 @@ def owners(model: nn.Module) -> dict[nn.Parameter, list[str]]:
     """Every name of each parameter."""
     owners: dict[nn.Parameter, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
-        owners.setdefault(parameter, []).append(name.replace(".base.", "."))
+        owners.setdefault(parameter, []).append(name)
     return owners
 
 
@@ -30,7 +30,12 @@ def check_mergeable(layer: RoutedLayer, owners: dict[nn.Parameter, list[str]]) -
         problem = f"is a {type(weight.data).__name__}, which cannot be added to"
     elif weight.device.type == "meta":
         problem = "is offloaded: load the model whole to merge"
-    elif others := [n for n in owners[weight] if n != f"{layer.name}.weight"]:
+    elif others := [
+        name
+        for own, parameter in base.named_parameters()
+        for name in owners[parameter]
+        if name != f"{layer.name}.base.{own}"
+    ]:
         problem = (
             f"is also {', '.join(others)}, which would change with it: untie them in a new model "
             f"and load the adapters there, or leave {layer.name} out of target_modules"
