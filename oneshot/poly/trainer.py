@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -206,6 +207,7 @@ def validate(
     if isinstance(model, PolyModel):
         weights = model.router.weights()
         figures["routing/entropy"] = float(-torch.xlogy(weights, weights).sum(-1).mean())
+        figures["routing/uniform_entropy"] = math.log(weights.shape[-1])
     return figures
 
 
