@@ -115,10 +115,12 @@ class RoutedLayer(nn.Module):
         """An empty parameter where the layer computes: float64 in a float64 layer, else float32."""
         weight: torch.Tensor = self.base.weight  # type: ignore[assignment]
         dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
-        device = weight.device
-        if device.type == "meta":  # offloaded by accelerate, whose hook brings the weight back
-            hook = getattr(self.base, "_hf_hook", None)
-            device = torch.device(getattr(hook, "execution_device", None) or "cpu")
+        device: Any = weight.device
+        hook = getattr(self.base, "_hf_hook", None)
+        if device.type == "meta" and hook is not None:
+            # Offloaded by accelerate, whose hook brings the weight to this device for a call.
+            device = getattr(hook, "execution_device", None)
+            device = "cpu" if device is None else device
         return nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
 
     def skills_differ(self) -> bool:

@@ -165,6 +165,7 @@ class PolyModel(nn.Module):
         Raises:
             ValueError: A negative or unknown task, or another number of tasks than examples.
         """
+        self._check_alive()
         if task_ids is None and self.context.current is not None:
             return self.base_model(*args, **kwargs)
         with self.routing(task_ids, batch=self._batch_size(args, kwargs)):
@@ -180,6 +181,7 @@ class PolyModel(nn.Module):
                 `with model.routing(...)` it may be left out.
             **kwargs: Arguments of its `generate`.
         """
+        self._check_alive()
         batch, around = self._batch_size(args, kwargs), self.context.current
         if task_ids is None and around is not None:
             _check_generation(around.rows, batch)
@@ -227,7 +229,7 @@ class PolyModel(nn.Module):
                 f"called: if the model computes with the weight itself, adapters do nothing there. "
                 f"Leave the layer out with exclude_modules",
                 RuntimeWarning,
-                stacklevel=4,
+                stacklevel=7,  # the caller of forward
             )
 
     def _task_rows(self, task_ids: TaskIds | None, batch: int | None) -> torch.Tensor | None:
@@ -235,7 +237,7 @@ class PolyModel(nn.Module):
         if task_ids is None:
             if self.poly_config.inventory_size > 1:
                 warnings.warn(
-                    "task_ids is missing: every skill weighs the same", RuntimeWarning, stacklevel=5
+                    "task_ids is missing: every skill weighs the same", RuntimeWarning, stacklevel=8
                 )
             return None
         ids = _integers(task_ids)

@@ -11,6 +11,8 @@ from transformers import (
     GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
+    MambaConfig,
+    MambaForCausalLM,
     MixtralConfig,
     MixtralForCausalLM,
     Qwen3Config,
@@ -132,6 +134,13 @@ def qwen3_moe():
 def mixtral():
     torch.manual_seed(3)
     return MixtralForCausalLM(MixtralConfig(**DECODER, num_local_experts=4)).eval()
+
+
+def mamba():
+    """Computes with the weight of dt_proj and does not call it."""
+    torch.manual_seed(3)
+    sizes = {"hidden_size": 16, "state_size": 4, "num_hidden_layers": 1, "time_step_rank": 2}
+    return MambaForCausalLM(MambaConfig(vocab_size=VOCABULARY, **sizes)).eval()
 
 
 def gemma3():

@@ -117,6 +117,17 @@ def test_a_layer_under_two_names_is_not_half_adapted():
     assert names(nn.ModuleDict({"a": block, "b": block})) == {"a.0"}
 
 
+def test_mamba_reads_a_weight(recwarn):
+    poly = inject(poly_tiny.mamba(), dataclasses.replace(CONFIG, heads=1))
+    with pytest.warns(RuntimeWarning, match=r"weight of .*dt_proj was read") as caught:
+        poly(input_ids=poly_tiny.tokens(), task_ids=1)
+    assert caught[0].filename == __file__
+    rest = dataclasses.replace(CONFIG, heads=1, exclude_modules="dt_proj")
+    recwarn.clear()
+    inject(poly_tiny.mamba(), rest)(input_ids=poly_tiny.tokens(), task_ids=1)
+    assert not recwarn.list
+
+
 @pytest.mark.parametrize(
     ("make", "adapted", "total"), [("qwen3_moe", 1536, 4608), ("mixtral", 1536, 10752)]
 )
