@@ -278,6 +278,8 @@ def draw_batch(
 
     Depends on seed and step alone.
     """
+    if sampling not in ("uniform", "proportional"):
+        raise ValueError(f'sampling must be "uniform" or "proportional", got {sampling!r}')
     draw = random.Random(derive_seed(seed, "batch", step))
     weights = [len(t.train) if sampling == "proportional" else 1 for t in tasks]
     chosen = draw.choices(range(len(tasks)), weights, k=size)

@@ -19,7 +19,7 @@ from torch import nn
 from oneshot.poly.config import PolyConfig
 from oneshot.poly.layers import RoutedLora
 from oneshot.poly.model import PolyModel, inject
-from oneshot.poly.storage import assign, read_tensors
+from oneshot.poly.storage import assign, read_json, read_tensors
 
 CONFIG = "adapter_config.json"
 TENSORS = "adapter_model.safetensors"
@@ -45,7 +45,7 @@ def load_peft(model: nn.Module, folder: str | Path) -> PolyModel:
     path = Path(folder)
     if not (path / CONFIG).is_file():
         raise FileNotFoundError(f"{path}: no PEFT checkpoint there (it has no {CONFIG})")
-    values = json.loads((path / CONFIG).read_text(encoding="utf-8"))
+    values = read_json(path / CONFIG)
     if values.get("peft_type") != "POLY":
         raise ValueError(f"{path}: peft_type must be POLY, got {values.get('peft_type')!r}")
     if not (path / TENSORS).is_file() and list(path.glob("adapter_model*.bin")):

@@ -121,14 +121,32 @@ def read_tensors(file: Path) -> dict[str, torch.Tensor]:
         raise ValueError(f"{file}: damaged or cut off ({error})") from error
 
 
+def read_json(file: Path) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Raises:
+        ValueError: It is damaged.
+    """
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{file}: damaged ({error})") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{file}: damaged (no JSON object)")
+    return content
+
+
 def read_description(folder: str | Path) -> dict[str, Any]:
     """The config file of saved adapters.
 
     Raises:
         FileNotFoundError: No adapters there.
+        ValueError: It is damaged.
     """
     path = locate(folder) / CONFIG
-    description: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    description = read_json(path)
+    if not isinstance(description.get("poly_config"), dict):
+        raise ValueError(f"{path}: damaged (it has no poly_config)")
     return description
 
 

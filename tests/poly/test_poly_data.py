@@ -256,6 +256,8 @@ def test_batches():
         assert all(e.prompt.startswith(f"{t}.") for t, e in drawn)
         assert drawn == draw_batch(tasks, 4000, 1, 0, sampling)
         assert drawn != draw_batch(tasks, 4000, 2, 0, sampling)
+    with pytest.raises(ValueError, match='sampling must be "uniform" or "proportional", got'):
+        draw_batch(tasks, 4, 1, 0, "Uniform")
 
 
 def test_exact_match():

@@ -361,6 +361,10 @@ def test_damaged_and_newer_adapters_are_explained(tmp_path):
     (folder / "poly_config.json").write_text(json.dumps(description))
     with pytest.raises(ValueError, match="unexpected fields gates: another version"):
         load(model, folder)
+    for damaged in ('{"poly_config": {', "[]", "{}"):
+        (folder / "poly_config.json").write_text(damaged)
+        with pytest.raises(ValueError, match=r"poly_config\.json: damaged"):
+            load(model, folder)
     assert [name for name, _ in model.named_modules()] == names
 
 

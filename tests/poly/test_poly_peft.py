@@ -172,4 +172,7 @@ def test_folders_and_files_of_checkpoints(tmp_path):
     tensors.rename(tmp_path / "poly" / "adapter_model.bin")
     with pytest.raises(FileNotFoundError, match="save it again with safe_serialization=True"):
         load_peft(model, tmp_path / "poly")
+    (tmp_path / "poly" / "adapter_config.json").write_text('{"peft_type": ')
+    with pytest.raises(ValueError, match=r"adapter_config\.json: damaged"):
+        load_peft(model, tmp_path / "poly")
     assert model(input_ids=poly_tiny.tokens()).logits.requires_grad  # as it was
