@@ -16,20 +16,10 @@ Poly-mu and Poly-z are ways to adapt a trained inventory to a new task: `PolyMod
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from dataclasses import dataclass
+from typing import Literal
 
-from oneshot.runs.config import require
-
-
-def check_choices(config: Any, prefix: str = "") -> None:
-    """Refuses, with ValueError, a value that the `Literal` type of its field does not list."""
-    hints = get_type_hints(type(config))
-    for field in fields(config):
-        if get_origin(hints[field.name]) is Literal:
-            value, known = getattr(config, field.name), get_args(hints[field.name])
-            expected = f"one of {', '.join(map(repr, known))}"
-            require(value in known, prefix + field.name, expected, value)
+from oneshot.runs.config import check_types, require
 
 
 @dataclass(frozen=True)
@@ -78,8 +68,9 @@ class PolyConfig:
     def __post_init__(self) -> None:
         for name in ("target_modules", "exclude_modules"):
             value = getattr(self, name)
-            object.__setattr__(self, name, (value,) if isinstance(value, str) else tuple(value))
-        check_choices(self)
+            if isinstance(value, str | list):
+                object.__setattr__(self, name, (value,) if isinstance(value, str) else tuple(value))
+        check_types(self)
         for name in ("tasks", "skills", "heads", "rank"):
             require(getattr(self, name) > 0, name, "a positive number", getattr(self, name))
         require(bool(self.target_modules), "target_modules", "at least one name", ())

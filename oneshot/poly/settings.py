@@ -10,8 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from oneshot.poly.config import PolyConfig, check_choices
-from oneshot.runs.config import require
+from oneshot.poly.config import PolyConfig
+from oneshot.runs.config import check_types, require
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class ModelConfig:
     """Recompute activations in the backward pass."""
 
     def __post_init__(self) -> None:
-        check_choices(self, "model.")
+        check_types(self)
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,7 @@ class DataConfig:
     classification task: rank classification among them."""
 
     def __post_init__(self) -> None:
+        check_types(self)
         for name in ("test_examples", "dev_examples", "max_tokens"):
             value = getattr(self, name)
             require(value > 0, f"data.{name}", "a positive number", value)
@@ -88,7 +89,7 @@ class OptimizerConfig:
     """Examples of one forward and backward pass in one process; by default all at once."""
 
     def __post_init__(self) -> None:
-        check_choices(self, "optimizer.")
+        check_types(self)
         for name in ("batch_size", "max_grad_norm"):
             value = getattr(self, name)
             require(value > 0, f"optimizer.{name}", "a positive number", value)
@@ -112,6 +113,7 @@ class EvaluationConfig:
     """Examples (for rank classification: options) at once."""
 
     def __post_init__(self) -> None:
+        check_types(self)
         known = ("loss", "exact_match", "strict_match", "rouge_l", "rank_accuracy")
         wrong = [name for name in self.metrics if name not in known]
         require(not wrong, "evaluation.metrics", f"some of {', '.join(known)}", wrong)
@@ -143,6 +145,7 @@ class RunConfig:
     """Show the progress bar."""
 
     def __post_init__(self) -> None:
+        check_types(self)
         for name in ("steps", "evaluate_every", "save_every"):
             value = getattr(self, name)
             require(value > 0, f"run.{name}", "a positive number", value)
@@ -174,7 +177,7 @@ class TrainConfig:
     """Validation, on the dev examples."""
 
     def __post_init__(self) -> None:
-        check_choices(self)
+        check_types(self)
 
 
 @dataclass(frozen=True)
@@ -211,9 +214,9 @@ class AdaptConfig:
     """Figures on the test examples, once for each adaptation."""
 
     def __post_init__(self) -> None:
+        check_types(self)
         require(bool(self.shots) and min(self.shots) > 0, "shots", "positive numbers", self.shots)
         require(bool(self.seeds), "seeds", "at least one", self.seeds)
-        check_choices(self)
         require(self.poly.tasks == 1, "poly.tasks", "left out", self.poly.tasks)
         require(
             self.mode not in ("z", "mu", "soup") or self.pretrained is not None,
@@ -245,7 +248,7 @@ class EvaluateConfig:
     """JSON-lines file for the answers: a row {task, prompt, answer, references} each."""
 
     def __post_init__(self) -> None:
-        check_choices(self)
+        check_types(self)
         answered = {"exact_match", "strict_match", "rouge_l"} & set(self.evaluation.metrics)
         require(
             self.predictions is None or bool(answered),
@@ -272,7 +275,7 @@ class ExportConfig:
     """The model inside."""
 
     def __post_init__(self) -> None:
-        check_choices(self)
+        check_types(self)
         require(
             self.form == "peft-poly" or self.task is not None,
             "task",

@@ -204,33 +204,48 @@ def test_the_21_real_tasks(shared_data):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: ModelConfig(dtype="float16"), "model.dtype must be one of 'float32', 'bfloat16'"),
+        (
+            lambda: ModelConfig(dtype="float16"),
+            "ModelConfig.dtype must be one of 'float32', 'bfloat16'",
+        ),
         (
             lambda: OptimizerConfig(decay="cosine"),
-            "optimizer.decay must be one of 'linear', 'none'",
+            "OptimizerConfig.decay must be one of 'linear', 'none'",
         ),
+        (lambda: RunConfig(output="x", steps="6"), "RunConfig.steps must be int, got '6'"),
+        (lambda: DataConfig(path="t", tasks="a"), "DataConfig.tasks must be a tuple of str values"),
+        (lambda: PolyConfig(rank=2.0), "PolyConfig.rank must be int, got 2.0"),
         (lambda: RunConfig(output="x", keep_checkpoints=0), "run.keep_checkpoints must be a pos"),
         (lambda: EvaluationConfig(batch_size=0), "evaluation.batch_size must be a positive"),
-        (lambda: EvaluateConfig(data=DATA, split="Test"), "split must be one of 'dev', 'test'"),
+        (
+            lambda: EvaluateConfig(data=DATA, split="Test"),
+            "EvaluateConfig.split must be one of 'dev', 'test'",
+        ),
         (
             lambda: EvaluateConfig(
                 data=DATA, predictions="p", evaluation=EvaluationConfig(metrics=("loss",))
             ),
             "evaluation.metrics must be one of answers",
         ),
-        (lambda: ExportConfig(adapters="a", output="o", form="lora"), "form must be one of 'peft-"),
+        (
+            lambda: ExportConfig(adapters="a", output="o", form="lora"),
+            "ExportConfig.form must be one of 'peft-",
+        ),
         (
             lambda: TrainConfig(data=DATA, run=RUN, method="lora"),
-            "method must be one of 'adapters'",
+            "TrainConfig.method must be one of 'adapters'",
         ),
-        (lambda: TrainConfig(data=DATA, run=RUN, sampling="Uniform"), "sampling must be one of"),
+        (
+            lambda: TrainConfig(data=DATA, run=RUN, sampling="Uniform"),
+            "TrainConfig.sampling must be one of",
+        ),
         (
             lambda: AdaptConfig(data=DATA, run=RUN, mode="Z"),
-            "mode must be one of 'poly', 'z', 'mu'",
+            "AdaptConfig.mode must be one of 'poly', 'z', 'mu'",
         ),
         (
             lambda: AdaptConfig(data=DATA, run=RUN, select_by="em"),
-            "select_by must be one of 'loss'",
+            "AdaptConfig.select_by must be one of 'loss'",
         ),
         (
             lambda: AdaptConfig(data=DATA, run=RUN, poly=PolyConfig(tasks=3)),

@@ -40,7 +40,9 @@ def test_a_single_text_is_one_name():
     ],
 )
 def test_enumerations_are_checked_in_the_api(field, value, known):
-    with pytest.raises(ValueError, match=f"{field} must be one of {known}, got {value!r}"):
+    with pytest.raises(
+        ValueError, match=rf"PolyConfig\.{field} must be one of {known}, got {value!r}"
+    ):
         PolyConfig(**{field: value})
 
 
