@@ -88,7 +88,7 @@ def _oracle(inputs: Inputs) -> tuple[torch.Tensor, ...]:
 
 def _ours(dtype: torch.dtype) -> Foreign:
     def prepare(inputs: Inputs) -> Any:
-        config = PolyConfig(tasks=TASKS, skills=SKILLS, heads=HEADS, rank=RANK)
+        config = PolyConfig(tasks=TASKS, skills=SKILLS, heads=HEADS, rank=RANK, alpha=1.0)
         model = inject(_base(dtype), config)
         tensors = {"router.logits": inputs["logits"]}
         for name, a, b in zip(NAMES, inputs["lora_a"], inputs["lora_b"], strict=True):

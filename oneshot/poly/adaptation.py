@@ -23,11 +23,14 @@ from oneshot.poly.evaluation import check_metrics, evaluate
 from oneshot.poly.learning import Learner, make_optimizer
 from oneshot.poly.model import PolyModel, inject
 from oneshot.poly.settings import AdaptConfig, EvaluationConfig
+from oneshot.runs import checkpoints
 from oneshot.runs.folder import open_run, write_config
 from oneshot.runs.jsonl import read_jsonl
 from oneshot.runs.seeding import derive_seed
 
 RESULTS = "results.jsonl"
+PREDICTIONS = "predictions.jsonl"
+"""Answers to the test examples of each adaptation, where a metric needs them."""
 
 
 def adapt(config: AdaptConfig, *, resume: bool = False) -> list[dict[str, Any]]:
@@ -49,10 +52,12 @@ def adapt(config: AdaptConfig, *, resume: bool = False) -> list[dict[str, Any]]:
     if config.run.threads is not None:
         torch.set_num_threads(config.run.threads)
     check_metrics(config.evaluation)
+    _check_pretrained(config)
     folder, _ = open_run(Path(config.run.output), config, resume, {"run.progress"})
     source = config.model
     if config.mode == "full" and config.pretrained is not None:
-        source = dataclasses.replace(source, source=config.pretrained)
+        newest = checkpoints.latest(Path(config.pretrained) / "checkpoints")
+        source = dataclasses.replace(source, source=str(newest or config.pretrained))
     model, codec = backbone.load(source)
     tasks, _ = backbone.drop_long(read_tasks(config.data), codec, config.data.max_tokens)
     for task in tasks:
@@ -62,12 +67,18 @@ def adapt(config: AdaptConfig, *, resume: bool = False) -> list[dict[str, Any]]:
     grid = [(task, n, seed) for task in tasks for n in config.shots for seed in config.seeds]
     before = read_jsonl(folder / RESULTS)
     _rewrite(folder / RESULTS, before)  # without a line that a kill has torn
-    done = {(row["task"], row["shots"], row["seed"]) for row in before}
+    done = {_key(row) for row in before}
+    told = read_jsonl(folder / PREDICTIONS)
+    _rewrite(folder / PREDICTIONS, [row for row in told if _key(row) in done])
     left = [run for run in grid if (run[0].name, *run[1:]) not in done]
     for run in track(left, "adapting", disable=not config.run.progress):
-        row = adapt_one(config, model, codec, *run)
+        record: list[dict[str, Any]] = []
+        row = adapt_one(config, model, codec, *run, record=record)
         if start:
             model.load_state_dict(start)
+        with (folder / PREDICTIONS).open("a", encoding="utf-8") as stream:
+            own = {key: row[key] for key in ("task", "shots", "seed")}
+            stream.writelines(json.dumps({**own, **answer}) + "\n" for answer in record)
         with (folder / RESULTS).open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(row) + "\n")
             stream.flush()
@@ -83,8 +94,19 @@ def adapt_one(
     raw: RawTask,
     shots: int,
     seed: int,
+    *,
+    record: list[dict[str, Any]] | None = None,
 ) -> dict[str, Any]:
     """One adaptation; the model inside is as it was before, but after full fine-tuning.
+
+    Args:
+        config: The run.
+        model: The model inside.
+        codec: Its tokens.
+        raw: The task.
+        shots: Training examples, and dev examples.
+        seed: Draws them.
+        record: Gets the answers to the test examples (see `evaluate`).
 
     Returns:
         Task, shots, seed, the chosen step, its dev figure, and the figures of the test examples.
@@ -99,10 +121,22 @@ def adapt_one(
             row.update({f"zero_shot_{name}": value for name, value in figures.items()})
         step, dev = _fit(config, learned, codec, task, seed)
         row.update({"step": step, f"dev_{config.select_by}": dev})
-        return {**row, **evaluate(learned, codec, task.test, 0, config.evaluation)}
+        return {**row, **evaluate(learned, codec, task.test, 0, config.evaluation, record)}
     finally:
         if isinstance(learned, PolyModel):
             learned.unload()
+
+
+def _check_pretrained(config: AdaptConfig) -> None:
+    """Refuses, before any work, adapters that are not there or that the mode does not fit."""
+    if config.mode == "full" or config.pretrained is None:
+        return
+    routing = storage.read_config(config.pretrained).routing
+    if config.mode == "soup" and routing != "private":
+        raise ValueError(
+            f'mode must be "mu" for routed adapters, got "soup", which averages private ones; '
+            f"{config.pretrained} has routing {routing!r}"
+        )
 
 
 def _start(config: AdaptConfig, model: torch.nn.Module) -> torch.nn.Module:
@@ -193,6 +227,10 @@ def summarize(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
                 "by_task": {task: statistics.fmean(v) for task, v in sorted(by_task.items())},
             }
     return result
+
+
+def _key(row: Mapping[str, Any]) -> tuple[str, int, int]:
+    return row["task"], row["shots"], row["seed"]
 
 
 def _rewrite(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:

@@ -95,7 +95,7 @@ def _evaluate(words: list[str]) -> int:
         known = storage.read_description(config.adapters).get("task_names", [])
         model = storage.load(base, config.adapters)
     tasks, _ = backbone.drop_long(read_tasks(config.data), codec, config.data.max_tokens)
-    figures = {}
+    figures, answers = {}, []
     for task in tasks:
         if config.adapters is not None and task.name not in known:
             raise ValueError(f"data.tasks: the adapters know {', '.join(known)}, not {task.name}")
@@ -103,7 +103,12 @@ def _evaluate(words: list[str]) -> int:
         examples = task.test
         if config.split == "dev":
             examples = task.split(config.data.train_examples, config.data.dev_examples, 1).dev
-        figures[task.name] = evaluate(model, codec, examples, number, config.evaluation)
+        record: list[dict[str, Any]] = []
+        figures[task.name] = evaluate(model, codec, examples, number, config.evaluation, record)
+        answers += [{"task": task.name, **row} for row in record]
+    if config.predictions is not None:
+        rows = "".join(json.dumps(row) + "\n" for row in answers)
+        Path(config.predictions).write_text(rows, encoding="utf-8")
     if config.output is not None:
         Path(config.output).write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
     print(json.dumps(figures, indent=1))

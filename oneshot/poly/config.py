@@ -19,7 +19,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from oneshot.runs.config import require
+from oneshot.runs.config import check_types, require
 
 
 @dataclass(frozen=True)
@@ -33,9 +33,11 @@ class PolyConfig:
 
     tasks: int = 1
     """Tasks the router knows; task ids are 0 .. tasks - 1."""
-    target_modules: tuple[str, ...] = ("all-linear",)
+    target_modules: tuple[str, ...] | str = ("all-linear",)
     """Layers to adapt: last parts of their names ("q_proj", "self_attn.q_proj"), or "all-linear":
-    every linear layer but the output embedding."""
+    every linear layer that can be adapted but the output embedding. A single text is one name."""
+    exclude_modules: tuple[str, ...] | str = ()
+    """Layers to leave out: parts of their names, such as "vision_tower" or "lm_head"."""
     adapter: Literal["lora", "ia3"] = "lora"
     """"lora": y += scale * x A B; "ia3": y *= l."""
     routing: Literal["learned", "private", "uniform"] = "learned"
@@ -49,8 +51,9 @@ class PolyConfig:
     nothing to do with attention heads."""
     rank: int = 16
     """Rank of each LoRA adapter; heads do not split it."""
-    alpha: float = 1.0
-    """The LoRA update is scaled by alpha / rank. 1 as in the reference code and in PEFT's Poly."""
+    alpha: float = 64.0
+    """The LoRA update is scaled by alpha / rank, here 4. The reference code, made for T5-XL, and
+    PEFT's Poly have alpha 1; models of a few hundred million parameters hardly learn with it."""
     granularity: Literal["layer", "block", "model"] = "layer"
     """Layers that share a router: none, those of one transformer block, or all."""
     noise: Literal["none", "per_task", "per_example"] = "none"
@@ -63,6 +66,11 @@ class PolyConfig:
     Kaiming over d_in / heads, whose variance is 3 * heads times that. B starts at 0."""
 
     def __post_init__(self) -> None:
+        for name in ("target_modules", "exclude_modules"):
+            value = getattr(self, name)
+            if isinstance(value, str | list):
+                object.__setattr__(self, name, (value,) if isinstance(value, str) else tuple(value))
+        check_types(self)
         for name in ("tasks", "skills", "heads", "rank"):
             require(getattr(self, name) > 0, name, "a positive number", getattr(self, name))
         require(bool(self.target_modules), "target_modules", "at least one name", ())

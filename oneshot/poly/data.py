@@ -1,21 +1,20 @@
 """Tasks of text in, text out: reading them, splitting them, drawing batches.
 
-Two forms: a folder of Super-NaturalInstructions files, and JSON lines. A malformed row is an error
-that names file and row. Repeated inputs of a task are dropped, so that no test example is trained
-on.
+Two formats: a folder of Super-NaturalInstructions files, and JSON lines. A malformed row is an
+error that names file and row, the last row included. Repeated inputs of a task are dropped, so that
+no test example is trained on.
 """
 
 from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from oneshot.poly.settings import DataConfig
-from oneshot.runs.jsonl import read_jsonl
 from oneshot.runs.seeding import derive_seed
 
 
@@ -103,6 +102,7 @@ def read_tasks(config: DataConfig) -> list[RawTask]:
     return [_task(name, pool, test, config) for name, pool, test in raw]
 
 
+SPLITS = ("train", "test")
 Row = dict[str, Any]
 """{definition, input, output: list, options: list}."""
 
@@ -140,7 +140,18 @@ def _example(row: Row, options: tuple[str, ...], prompt: str) -> Example:
 
 
 def _file_task(file: Path) -> str:
-    return file.name.removesuffix(".json").removesuffix(".train").removesuffix(".test")
+    """The task of a file; `.train` and `.test` say which part of it.
+
+    Raises:
+        ValueError: Another part, such as ".dev".
+    """
+    name, _, part = file.name.removesuffix(".json").partition(".")
+    if part not in ("", *SPLITS):
+        raise ValueError(
+            f"{file}: a file of a task must end with .json, .train.json or .test.json, got "
+            f".{part}.json; dev examples are drawn from the training ones (data.dev_examples)"
+        )
+    return name
 
 
 def _choose(asked: Sequence[str], names: Sequence[str], path: Path) -> list[str]:
@@ -163,31 +174,69 @@ def _superni(name: str, files: Iterable[Path]) -> tuple[str, list[Row], list[Row
     pool: list[Row] = []
     test: list[Row] = []
     for file in files:
-        with file.open(encoding="utf-8") as stream:
-            content = json.load(stream)
-        for key in ("Definition", "Instances"):
-            if key not in content:
-                raise ValueError(f"{file}: no {key!r}: not a file of Super-NaturalInstructions")
+        content = _parsed(_text(file), str(file))
+        for key, kinds in (("Definition", (str, list)), ("Instances", list)):
+            if not isinstance(content.get(key), kinds):
+                raise ValueError(
+                    f"{file}: no {key!r} of the right type, got {content.get(key)!r:.60}: not a "
+                    f"file of Super-NaturalInstructions"
+                )
         definition = content["Definition"]
         if isinstance(definition, list):
-            definition = definition[0]
+            definition = definition[0] if definition else ""
         rows = test if file.name.endswith(".test.json") else pool
         for i, instance in enumerate(content["Instances"]):
-            row = {**instance, "definition": definition}
-            rows.append(_checked(row, f"{file}, instance {i}"))
+            where = f"{file}, instance {i}"
+            rows.append(_checked({**_object(instance, where), "definition": definition}, where))
     return name, pool, test
 
 
 def _jsonl(path: Path) -> dict[str, tuple[list[Row], list[Row]]]:
     """Rows by task; a row with "split": "test" is set apart."""
     found: dict[str, tuple[list[Row], list[Row]]] = {}
-    for number, row in enumerate(read_jsonl(path), start=1):
-        where = f"{path}, line {number}"
+    for where, row in _lines(path):
         if not isinstance(row.get("task"), str):
             raise ValueError(f"{where}: no task (a text)")
+        split = row.get("split", "train")
+        if split not in SPLITS:
+            raise ValueError(
+                f'{where}: split must be "train" or "test", got {split!r}; dev examples are drawn '
+                f"from the training rows (data.dev_examples)"
+            )
         pool, test = found.setdefault(row["task"], ([], []))
-        (test if row.get("split") == "test" else pool).append(_checked(row, where))
+        (test if split == "test" else pool).append(_checked(row, where))
     return found
+
+
+def _lines(path: Path) -> Iterator[tuple[str, Row]]:
+    """The objects of a JSON-lines file, and where each is; blank lines are skipped."""
+    # Not str.splitlines: a JSON text may hold U+2028 and its like.
+    for number, line in enumerate(_text(path).split("\n"), start=1):
+        if line.strip():
+            where = f"{path}, line {number}"
+            yield where, _parsed(line, where)
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{path}: must be UTF-8, got byte {error.start} ({error.reason})"
+        ) from None
+
+
+def _parsed(text: str, where: str) -> Row:
+    try:
+        return _object(json.loads(text), where)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{where}: damaged ({error})") from None
+
+
+def _object(value: Any, where: str) -> Row:
+    if not isinstance(value, dict):
+        raise ValueError(f"{where}: must be a JSON object, got {value!r:.60}")
+    return value
 
 
 def _checked(row: Row, where: str) -> Row:
@@ -195,14 +244,27 @@ def _checked(row: Row, where: str) -> Row:
     output = [output] if isinstance(output, str) else output
     if not isinstance(row.get("input"), str):
         raise ValueError(f"{where}: input must be a text, got {row.get('input')!r}")
-    if not isinstance(output, list) or not output or not all(isinstance(o, str) for o in output):
+    if not output or not _texts(output):
         raise ValueError(f"{where}: output must be a text or several, got {row.get('output')!r}")
+    definition, options = row.get("definition"), row.get("options")
+    if definition is not None and not isinstance(definition, str):
+        raise ValueError(f"{where}: definition must be a text, got {definition!r:.60}")
+    if options is not None and not _texts(options):
+        raise ValueError(f"{where}: options must be a list of texts, got {options!r:.60}")
+    if options and not set(output) & set(options):
+        raise ValueError(
+            f"{where}: options must hold an output, got {options!r:.60} and outputs {output!r:.60}"
+        )
     return {
         "input": row["input"],
         "output": output,
-        "definition": row.get("definition", ""),
-        "options": row.get("options", []),
+        "definition": definition or "",
+        "options": options or [],
     }
+
+
+def _texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(item, str) for item in value)
 
 
 def draw_batch(
@@ -216,6 +278,8 @@ def draw_batch(
 
     Depends on seed and step alone.
     """
+    if sampling not in ("uniform", "proportional"):
+        raise ValueError(f'sampling must be "uniform" or "proportional", got {sampling!r}')
     draw = random.Random(derive_seed(seed, "batch", step))
     weights = [len(t.train) if sampling == "proportional" else 1 for t in tasks]
     chosen = draw.choices(range(len(tasks)), weights, k=size)

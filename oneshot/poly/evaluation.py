@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import string
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -19,6 +19,8 @@ _PUNCTUATION = str.maketrans("", "", string.punctuation)
 def normalized(text: str) -> str:
     """Lower case, without punctuation, single blanks: what exact match compares.
 
+    Signs and decimal points are punctuation: "-5" is "5" here (see `strict_match`).
+
     Source:
         The evaluation of Super-NaturalInstructions (Wang et al. 2022).
     """
@@ -30,6 +32,14 @@ def exact_match(prediction: str, references: Sequence[str]) -> float:
     return float(normalized(prediction) in {normalized(reference) for reference in references})
 
 
+def strict_match(prediction: str, references: Sequence[str]) -> float:
+    """1 if the prediction is one of the references but for blanks at the ends, else 0.
+
+    It sees what `exact_match` cannot: signs, decimal points, symbols, case.
+    """
+    return float(prediction.strip() in {reference.strip() for reference in references})
+
+
 def rouge_l(prediction: str, references: Sequence[str]) -> float:
     """ROUGE-L F1 against the best reference, with stemming, as Super-NaturalInstructions does.
 
@@ -38,6 +48,14 @@ def rouge_l(prediction: str, references: Sequence[str]) -> float:
     """
     scorer = _rouge_scorer()
     return float(max(scorer.score(r, prediction)["rougeL"].fmeasure for r in references))
+
+
+SCORES: dict[str, Callable[[str, Sequence[str]], float]] = {
+    "exact_match": exact_match,
+    "strict_match": strict_match,
+    "rouge_l": rouge_l,
+}
+"""Metrics of greedy answers."""
 
 
 def _rouge_scorer() -> Any:
@@ -63,18 +81,20 @@ def evaluate(
     examples: Sequence[Example],
     task: int,
     config: EvaluationConfig,
+    record: list[dict[str, Any]] | None = None,
 ) -> dict[str, float]:
-    """Figures of one task.
+    """Metrics of one task.
 
     Args:
         model: A model, with or without adapters; is left in the mode it was in.
         codec: Its tokens.
         examples: The examples.
         task: Number of the task in the router.
-        config: Which figures.
+        config: Which metrics.
+        record: Gets {prompt, answer, references} of each example, where a metric needs answers.
 
     Returns:
-        Figures by name. Loss is the mean negative log-probability of a token of the first
+        Metrics by name. Loss is the mean negative log-probability of a token of the first
         reference; rank accuracy is missing when the examples have no options.
     """
     if not examples:
@@ -89,10 +109,15 @@ def evaluate(
                 figures[name] = _loss(model, codec, examples, config, options)
             elif name == "rank_accuracy" and all(e.options for e in examples):
                 figures[name] = _rank_accuracy(model, codec, examples, config, options)
-        if wanted := [name for name in ("exact_match", "rouge_l") if name in config.metrics]:
+        if wanted := [name for name in SCORES if name in config.metrics]:
             texts = answers(model, codec, [e.prompt for e in examples], config, options)
+            if record is not None:
+                record.extend(
+                    {"prompt": e.prompt, "answer": text, "references": list(e.references)}
+                    for text, e in zip(texts, examples, strict=True)
+                )
             for name in wanted:
-                score = exact_match if name == "exact_match" else rouge_l
+                score = SCORES[name]
                 values = [score(t, e.references) for t, e in zip(texts, examples, strict=True)]
                 figures[name] = sum(values) / len(values)
     finally:

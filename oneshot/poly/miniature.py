@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from oneshot.poly.config import PolyConfig
 from oneshot.poly.settings import AdaptConfig, TrainConfig
-from oneshot.runs.config import require
+from oneshot.runs.config import check_types, require
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,7 @@ class MiniatureConfig:
     """Which lines of the table."""
 
     def __post_init__(self) -> None:
+        check_types(self)
         known = [arm.name for arm in ARMS]
         wrong = [name for name in self.arms if name not in known]
         require(not wrong, "arms", f"some of {', '.join(known)}", wrong)

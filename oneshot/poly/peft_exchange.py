@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import nn
 
 from oneshot.poly.config import PolyConfig
 from oneshot.poly.layers import RoutedLora
 from oneshot.poly.model import PolyModel, inject
-from oneshot.poly.storage import assign
+from oneshot.poly.storage import assign, read_json, read_tensors
 
 CONFIG = "adapter_config.json"
 TENSORS = "adapter_model.safetensors"
@@ -30,7 +30,7 @@ SURE = 40.0
 
 
 def load_peft(model: nn.Module, folder: str | Path) -> PolyModel:
-    """Puts a PEFT Poly checkpoint into a model.
+    """Puts a PEFT Poly checkpoint into a model, in evaluation mode.
 
     PEFT draws noise for each example in training; so does the result (`noise="per_example"`).
 
@@ -45,16 +45,22 @@ def load_peft(model: nn.Module, folder: str | Path) -> PolyModel:
     path = Path(folder)
     if not (path / CONFIG).is_file():
         raise FileNotFoundError(f"{path}: no PEFT checkpoint there (it has no {CONFIG})")
-    values = json.loads((path / CONFIG).read_text(encoding="utf-8"))
+    values = read_json(path / CONFIG)
     if values.get("peft_type") != "POLY":
         raise ValueError(f"{path}: peft_type must be POLY, got {values.get('peft_type')!r}")
-    found = _by_layer(load_file(path / TENSORS), path)
+    if not (path / TENSORS).is_file() and list(path.glob("adapter_model*.bin")):
+        raise FileNotFoundError(
+            f"{path}: it has adapter_model.bin but no {TENSORS}; save it again with "
+            f"safe_serialization=True"
+        )
+    found = _by_layer(read_tensors(path / TENSORS), path)
     config = PolyConfig(
         tasks=values["n_tasks"],
         target_modules=tuple(found),
         skills=values["n_skills"],
         heads=values["n_splits"],
         rank=values["r"],
+        alpha=1.0,
         noise="per_example",
         init="peft",
     )
@@ -73,7 +79,7 @@ def load_peft(model: nn.Module, folder: str | Path) -> PolyModel:
     except ValueError:
         poly.unload()
         raise
-    return poly
+    return poly.eval()
 
 
 def save_peft(model: PolyModel, folder: str | Path) -> Path:
@@ -84,12 +90,13 @@ def save_peft(model: PolyModel, folder: str | Path) -> Path:
 
     Args:
         model: A model with LoRA adapters on `nn.Linear` layers.
-        folder: Is created.
+        folder: Is created; an earlier export in it is replaced, any other folder is not.
 
     Returns:
         The folder.
 
     Raises:
+        FileExistsError: The folder has something else in it.
         ValueError: PEFT's Poly cannot hold it.
     """
     layers = _lora_layers(model, linear_only=True)
@@ -118,11 +125,15 @@ def save_peft_lora(model: PolyModel, folder: str | Path, task: int) -> Path:
 
     Args:
         model: A model with LoRA adapters.
-        folder: Is created.
+        folder: Is created; an earlier export in it is replaced, any other folder is not.
         task: Which task.
 
     Returns:
         The folder.
+
+    Raises:
+        FileExistsError: The folder has something else in it.
+        ValueError: An unknown task, or (IA)^3 adapters.
     """
     layers = _lora_layers(model, linear_only=False)
     weights = model.task_weights(task)
@@ -165,11 +176,18 @@ def _lora_layers(model: PolyModel, linear_only: bool) -> dict[str, RoutedLora]:
 
 
 def _task_type(model: nn.Module) -> str | None:
-    """PEFT's name of the kind of model; its Poly passes task ids on in some kinds only."""
-    name = type(model).__name__
-    if name.endswith("ForConditionalGeneration"):
+    """PEFT's name of the kind of model, None where none fits.
+
+    PEFT's models of the two kinds pass `input_ids` on by position, so neither fits a model whose
+    main input is audio.
+    """
+    config = getattr(model, "config", None)
+    if config is None or getattr(model, "main_input_name", None) != "input_ids":
+        return None
+    if getattr(config, "is_encoder_decoder", False):
         return "SEQ_2_SEQ_LM"
-    return "CAUSAL_LM" if name.endswith(("ForCausalLM", "LMHeadModel")) else None
+    kinds = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
+    return "CAUSAL_LM" if type(model).__name__.endswith(kinds) else None
 
 
 def _by_layer(tensors: dict[str, torch.Tensor], path: Path) -> dict[str, dict[str, torch.Tensor]]:
@@ -192,6 +210,8 @@ def _write(
     tensors: dict[str, torch.Tensor],
     folder: Path,
 ) -> Path:
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / CONFIG).is_file():
+        raise FileExistsError(f"{folder} is not empty and holds no PEFT checkpoint to replace")
     folder.mkdir(parents=True, exist_ok=True)
     source = getattr(getattr(model.base_model, "config", None), "_name_or_path", None)
     described = {

@@ -13,7 +13,7 @@ from oneshot.poly.model import PolyModel
 PANELS = (
     ("Loss, nats per answer token", ("loss/train", "dev/loss")),
     ("Dev accuracy", ("dev/exact_match", "dev/rank_accuracy", "dev/rouge_l")),
-    ("Entropy of the routing, nats", ("routing/entropy",)),
+    ("Entropy of the routing, nats", ("routing/entropy", "routing/uniform_entropy")),
     ("Gradient norm", ("optimizer/grad_norm",)),
 )
 MAX_PANELS = 24
@@ -53,25 +53,32 @@ def plot_routing(model: PolyModel, task_names: Sequence[str], folder: Path) -> N
     groups = range(len(model.groups))
     if len(groups) > MAX_PANELS:  # evenly spaced ones
         groups = [round(i * (len(groups) - 1) / (MAX_PANELS - 1)) for i in range(MAX_PANELS)]  # type: ignore[assignment]
-    height = max(1.6, 0.14 * len(task_names) + 0.5)
-    figure, axes = _figure(len(groups), 2.6, height, left=1.5, top=0.6)
-    skills = weights.shape[3]
+    distances = task_distances(weights)
+    order = leaf_order(average_linkage(distances))[::-1]  # from the top, as in the dendrogram
+    height = max(1.2, 0.14 * len(task_names))
+    figure, axes = _figure(len(groups), 2.4, height, left=1.5, right=0.8, top=0.7)
+    skills, largest = weights.shape[3], float(weights.max())
     for i, (panel, group) in enumerate(zip(axes, groups, strict=True)):
-        values = weights[group].flatten(1).numpy()
-        panel.imshow(values, vmin=0, vmax=1, aspect="auto", interpolation="nearest")
+        values = weights[group].flatten(1)[order].numpy()
+        image = panel.imshow(values, vmin=0, vmax=largest, aspect="auto", interpolation="nearest")
         for head in range(1, weights.shape[2]):
             panel.axvline(head * skills - 0.5, color="white", linewidth=0.8)
         panel.set_title(model.groups[group] or "all layers", fontsize=6)
-        names = [name[:26] for name in task_names] if i % COLUMNS == 0 else []
+        names = [task_names[task][:26] for task in order] if i % COLUMNS == 0 else []
         panel.set_yticks(range(len(names)), names, fontsize=5)
         panel.set_xticks([])
+    wide, high = figure.get_size_inches()
+    bar = figure.add_axes((1 - 0.6 / wide, 0.3 / high, 0.12 / wide, height / high))
+    figure.colorbar(image, cax=bar).ax.tick_params(labelsize=6)
     figure.suptitle(
-        f"Weights of tasks (rows) and skills (columns), heads side by side, 0 to 1: "
-        f"{len(groups)} of {len(model.groups)} routers",
+        f"Weights of tasks (rows, in the order of tasks.png) and skills (columns), heads side by "
+        f"side: {len(groups)} of {len(model.groups)} routers. Uniform is {1 / skills:.3g}",
         fontsize=8,
+        y=1 - 0.1 / high,
+        verticalalignment="top",
     )
     _write(figure, folder / "routing.png")
-    _plot_dendrogram(task_distances(weights), task_names, folder / "tasks.png")
+    _plot_dendrogram(distances, task_names, folder / "tasks.png")
 
 
 def task_distances(weights: torch.Tensor) -> torch.Tensor:
@@ -114,18 +121,19 @@ def average_linkage(distances: torch.Tensor) -> list[tuple[int, int, float, int]
     return merges
 
 
+def leaf_order(merges: Sequence[tuple[int, int, float, int]]) -> list[int]:
+    """The leaves in the order of their dendrogram, from the bottom."""
+    n = len(merges) + 1
+    members = {leaf: [leaf] for leaf in range(n)}
+    for i, (a, b, _, _) in enumerate(merges):
+        members[n + i] = members[a] + members[b]
+    return members[2 * n - 2]
+
+
 def _plot_dendrogram(distances: torch.Tensor, names: Sequence[str], path: Path) -> None:
     n = len(names)
     merges = average_linkage(distances)
-    children = {n + i: (a, b) for i, (a, b, _, _) in enumerate(merges)}
-
-    def leaves(cluster: int) -> list[int]:
-        if cluster < n:
-            return [cluster]
-        a, b = children[cluster]
-        return leaves(a) + leaves(b)
-
-    order = leaves(n + len(merges) - 1)
+    order = leaf_order(merges)
     place = {leaf: (0.0, float(i)) for i, leaf in enumerate(order)}
     figure, (axes,) = _figure(1, 6.0, max(2.0, 0.25 * n + 0.8))
     for i, (a, b, height, _) in enumerate(merges):
@@ -141,19 +149,31 @@ def _plot_dendrogram(distances: torch.Tensor, names: Sequence[str], path: Path) 
 
 
 def _figure(
-    panels: int, width: float, height: float, left: float = 0.5, top: float = 0.3
+    panels: int,
+    width: float,
+    height: float,
+    left: float = 0.5,
+    right: float = 0.1,
+    top: float = 0.3,
 ) -> tuple[Any, list[Any]]:
-    """A figure of panels of this size, with these margins; all in inches."""
+    """A figure of panels of this size, with these margins and fixed gaps; all in inches."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
+    bottom, gap = 0.3, 0.5
     columns = min(COLUMNS, panels)
     lines = -(-panels // columns)
-    wide, high = width * columns + left, height * lines + top
+    wide = (width + gap) * columns - gap + left + right
+    high = (height + gap) * lines - gap + bottom + top
     figure = Figure(figsize=(wide, high))
     # Fixed margins: matplotlib's own layout engines take longer than the drawing.
     figure.subplots_adjust(
-        left / wide, 0.3 / high, 1 - 0.1 / wide, 1 - top / high, wspace=0.2, hspace=0.35
+        left / wide,
+        bottom / high,
+        1 - right / wide,
+        1 - top / high,
+        wspace=gap / width,
+        hspace=gap / height,
     )
     FigureCanvasAgg(figure)
     return figure, [figure.add_subplot(lines, columns, i + 1) for i in range(panels)]

@@ -47,9 +47,11 @@ class Router(nn.Module):
                 noise "per_example" in training), each summing to 1 over the skills.
             rows: int64 [B], the mixture of each example.
         """
+        return self._route(task_ids, self.config.noise if self.training else "none")
+
+    def _route(self, task_ids: torch.Tensor, noise: str) -> tuple[torch.Tensor, torch.Tensor]:
         config = self.config
         if self.logits is not None:
-            noise = config.noise if self.training else "none"
             return ops.routing_weights(
                 self.logits, task_ids, noise=noise, temperature=config.temperature
             )
@@ -68,8 +70,4 @@ class Router(nn.Module):
     @torch.no_grad()
     def weights(self) -> torch.Tensor:
         """Routing of every task without noise: [groups, tasks, heads, skills]."""
-        training = self.training
-        try:
-            return self.eval()(torch.arange(self.config.tasks))[0]
-        finally:
-            self.train(training)
+        return self._route(torch.arange(self.config.tasks), "none")[0]

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from oneshot.poly.config import PolyConfig
-from oneshot.runs.config import require
+from oneshot.runs.config import check_types, require
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,9 @@ class ModelConfig:
     """A torch device, or "auto": the first GPU if there is one, else the CPU."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass."""
+
+    def __post_init__(self) -> None:
+        check_types(self)
 
 
 @dataclass(frozen=True)
@@ -53,9 +56,12 @@ class DataConfig:
     classification task: rank classification among them."""
 
     def __post_init__(self) -> None:
+        check_types(self)
         for name in ("test_examples", "dev_examples", "max_tokens"):
             value = getattr(self, name)
             require(value > 0, f"data.{name}", "a positive number", value)
+        size = self.train_examples
+        require(size is None or size > 0, "data.train_examples", "a positive number", size)
         require("{input}" in self.prompt, "data.prompt", "a text with {input}", self.prompt)
 
 
@@ -83,6 +89,7 @@ class OptimizerConfig:
     """Examples of one forward and backward pass in one process; by default all at once."""
 
     def __post_init__(self) -> None:
+        check_types(self)
         for name in ("batch_size", "max_grad_norm"):
             value = getattr(self, name)
             require(value > 0, f"optimizer.{name}", "a positive number", value)
@@ -96,19 +103,24 @@ class OptimizerConfig:
 class EvaluationConfig:
     """What is measured on each task."""
 
-    metrics: tuple[str, ...] = ("exact_match", "rouge_l", "rank_accuracy")
-    """"loss"; "exact_match" and "rouge_l" of greedy answers; "rank_accuracy", of classification
-    tasks. "rouge_l" needs the package rouge-score."""
+    metrics: tuple[str, ...] = ("exact_match", "strict_match", "rouge_l", "rank_accuracy")
+    """"loss"; of greedy answers "exact_match" (of Super-NaturalInstructions: no case, punctuation
+    or signs), "strict_match" (the very text) and "rouge_l" (needs the package rouge-score);
+    "rank_accuracy", of classification tasks."""
     max_new_tokens: int = 32
     """Tokens after which an answer is cut."""
     batch_size: int = 32
     """Examples (for rank classification: options) at once."""
 
     def __post_init__(self) -> None:
-        known = ("loss", "exact_match", "rouge_l", "rank_accuracy")
+        check_types(self)
+        known = ("loss", "exact_match", "strict_match", "rouge_l", "rank_accuracy")
         wrong = [name for name in self.metrics if name not in known]
         require(not wrong, "evaluation.metrics", f"some of {', '.join(known)}", wrong)
         require(bool(self.metrics), "evaluation.metrics", "at least one", ())
+        for name in ("max_new_tokens", "batch_size"):
+            value = getattr(self, name)
+            require(value > 0, f"evaluation.{name}", "a positive number", value)
 
 
 @dataclass(frozen=True)
@@ -133,9 +145,12 @@ class RunConfig:
     """Show the progress bar."""
 
     def __post_init__(self) -> None:
+        check_types(self)
         for name in ("steps", "evaluate_every", "save_every"):
             value = getattr(self, name)
             require(value > 0, f"run.{name}", "a positive number", value)
+        keep = self.keep_checkpoints
+        require(keep is None or keep > 0, "run.keep_checkpoints", "a positive number", keep)
 
 
 @dataclass(frozen=True)
@@ -149,7 +164,7 @@ class TrainConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     """The model inside."""
     poly: PolyConfig = field(default_factory=PolyConfig)
-    """Adapters and routing; `tasks` comes from the data."""
+    """Adapters and routing; leave out `tasks`, which comes from the data."""
     method: Literal["adapters", "full"] = "adapters"
     """"full": full fine-tuning, the baseline without adapters."""
     sampling: Literal["uniform", "proportional"] = "uniform"
@@ -160,6 +175,9 @@ class TrainConfig:
         default_factory=lambda: EvaluationConfig(metrics=("loss",))
     )
     """Validation, on the dev examples."""
+
+    def __post_init__(self) -> None:
+        check_types(self)
 
 
 @dataclass(frozen=True)
@@ -173,19 +191,20 @@ class AdaptConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     """The model inside."""
     pretrained: str | None = None
-    """Adapters (or, for "full", the model folder) of a training run; none: new adapters."""
+    """A training run or one of its checkpoints, with adapters (for "full": a model); none: new
+    adapters."""
     poly: PolyConfig = field(default_factory=PolyConfig)
-    """New adapters, when there are no pre-trained ones."""
+    """New adapters, when there are no pre-trained ones; each has one task."""
     mode: Literal["poly", "z", "mu", "soup", "full"] = "poly"
     """"poly": a new row of logits, everything trains; "z": only that row; "mu": the average of the
-    inventory; "soup": the average of `soup_skills`; "full": all weights."""
+    inventory; "soup": the average of `soup_skills` of private adapters; "full": all weights."""
     soup_skills: tuple[int, ...] = ()
-    """Skills (tasks of private adapters) of a soup; by default all."""
+    """Tasks of the private adapters of a soup; by default all."""
     shots: tuple[int, ...] = (16, 32)
     """Training examples of an adaptation; it has as many dev examples."""
     seeds: tuple[int, ...] = (13, 42, 58)
     """Seeds that draw the examples."""
-    select_by: Literal["loss", "exact_match", "rouge_l", "rank_accuracy"] = "loss"
+    select_by: Literal["loss", "exact_match", "strict_match", "rouge_l", "rank_accuracy"] = "loss"
     """Dev figure that chooses the step (the earliest of equals); test figures play no part."""
     zero_shot: bool = False
     """Measure the test examples before any adaptation too."""
@@ -195,8 +214,16 @@ class AdaptConfig:
     """Figures on the test examples, once for each adaptation."""
 
     def __post_init__(self) -> None:
+        check_types(self)
         require(bool(self.shots) and min(self.shots) > 0, "shots", "positive numbers", self.shots)
         require(bool(self.seeds), "seeds", "at least one", self.seeds)
+        require(self.poly.tasks == 1, "poly.tasks", "left out", self.poly.tasks)
+        require(
+            self.mode not in ("z", "mu", "soup") or self.pretrained is not None,
+            "pretrained",
+            f'given for mode "{self.mode}", which starts from a trained inventory',
+            self.pretrained,
+        )
 
 
 @dataclass(frozen=True)
@@ -208,7 +235,7 @@ class EvaluateConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     """The model inside."""
     adapters: str | None = None
-    """Adapters of a training run; none: the model as it is."""
+    """A training run or one of its checkpoints; none: the model as it is."""
     split: Literal["dev", "test"] = "test"
     """Which examples."""
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
@@ -217,6 +244,18 @@ class EvaluateConfig:
     """torch threads on the CPU; by default torch's own choice."""
     output: str | None = None
     """JSON file for the figures."""
+    predictions: str | None = None
+    """JSON-lines file for the answers: a row {task, prompt, answer, references} each."""
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        answered = {"exact_match", "strict_match", "rouge_l"} & set(self.evaluation.metrics)
+        require(
+            self.predictions is None or bool(answered),
+            "evaluation.metrics",
+            "one of answers when predictions are asked for",
+            self.evaluation.metrics,
+        )
 
 
 @dataclass(frozen=True)
@@ -224,7 +263,7 @@ class ExportConfig:
     """`oneshot poly export`: adapters in another form."""
 
     adapters: str
-    """Adapters of a training run."""
+    """A training run or one of its checkpoints."""
     output: str
     """Folder to write."""
     form: Literal["peft-poly", "peft-lora", "merged"]
@@ -236,6 +275,7 @@ class ExportConfig:
     """The model inside."""
 
     def __post_init__(self) -> None:
+        check_types(self)
         require(
             self.form == "peft-poly" or self.task is not None,
             "task",

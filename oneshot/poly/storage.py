@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 from oneshot.poly.config import PolyConfig
 from oneshot.poly.model import PolyModel, inject
+from oneshot.runs import checkpoints
 
 CONFIG = "poly_config.json"
 TENSORS = "poly.safetensors"
@@ -62,25 +64,76 @@ def write(model: PolyModel, folder: Path, **extra: Any) -> None:
 
 
 def load(model: nn.Module, folder: str | Path) -> PolyModel:
-    """Puts saved adapters into a model, exactly as they were.
+    """Puts saved adapters into a model, in evaluation mode.
 
     Args:
         model: The model they were trained in.
-        folder: What `save` wrote.
+        folder: What `save` wrote, or a training run, of which it takes the newest checkpoint.
+
+    Returns:
+        The model with adapters; call `train()` before you train it further.
 
     Raises:
         FileNotFoundError: No adapters there.
-        ValueError: They belong to another model. The model is then as it was.
+        ValueError: They are damaged or belong to another model. The model is then as it was.
     """
-    config = read_config(folder)
-    tensors = load_file(Path(folder) / TENSORS)
+    place = locate(folder)
+    config = read_config(place)
+    tensors = read_tensors(place / TENSORS)
     poly = inject(model, config)
     try:
-        assign(poly, tensors, str(folder))
+        assign(poly, tensors, str(place))
     except ValueError:
         poly.unload()
         raise
-    return poly
+    return poly.eval()
+
+
+def locate(folder: str | Path) -> Path:
+    """The folder with the adapters: itself, or the newest checkpoint of a training run.
+
+    Raises:
+        FileNotFoundError: No adapters there.
+    """
+    path = Path(folder)
+    if (path / CONFIG).is_file():
+        return path
+    newest = checkpoints.latest(path / "checkpoints")
+    if newest is not None and (newest / CONFIG).is_file():
+        return newest
+    raise FileNotFoundError(
+        f"{folder}: no adapters there (neither {CONFIG} nor checkpoints of a run with adapters)"
+    )
+
+
+def read_tensors(file: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a safetensors file.
+
+    Raises:
+        FileNotFoundError: There is none.
+        ValueError: It is damaged.
+    """
+    if not file.is_file():
+        raise FileNotFoundError(f"{file.parent}: it has no {file.name}")
+    try:
+        return load_file(file)
+    except SafetensorError as error:
+        raise ValueError(f"{file}: damaged or cut off ({error})") from error
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Raises:
+        ValueError: It is damaged.
+    """
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{file}: damaged ({error})") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{file}: damaged (no JSON object)")
+    return content
 
 
 def read_description(folder: str | Path) -> dict[str, Any]:
@@ -88,18 +141,30 @@ def read_description(folder: str | Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: No adapters there.
+        ValueError: It is damaged.
     """
-    path = Path(folder) / CONFIG
-    if not path.is_file():
-        raise FileNotFoundError(f"{folder}: no adapters there (it has no {CONFIG})")
-    description: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    path = locate(folder) / CONFIG
+    description = read_json(path)
+    if not isinstance(description.get("poly_config"), dict):
+        raise ValueError(f"{path}: damaged (it has no poly_config)")
     return description
 
 
 def read_config(folder: str | Path) -> PolyConfig:
-    """The adapter config of saved adapters."""
+    """The adapter config of saved adapters.
+
+    Raises:
+        FileNotFoundError: No adapters there.
+        ValueError: A field that this version does not know.
+    """
     values = read_description(folder)["poly_config"]
-    return PolyConfig(**{**values, "target_modules": tuple(values["target_modules"])})
+    known = {field.name for field in dataclasses.fields(PolyConfig)}
+    if unknown := sorted(values.keys() - known):
+        raise ValueError(
+            f"{folder}: {CONFIG} has unexpected fields {', '.join(unknown)}: another version of "
+            f"oneshot wrote it, load it with that one"
+        )
+    return PolyConfig(**values)
 
 
 @torch.no_grad()
@@ -114,13 +179,14 @@ def assign(model: PolyModel, tensors: dict[str, torch.Tensor], source: str) -> N
         missing = sorted(parameters.keys() - tensors.keys())[:3]
         left_over = sorted(tensors.keys() - parameters.keys())[:3]
         raise ValueError(
-            f"{source} does not fit the model: missing there {missing}, unknown here {left_over}"
+            f"checkpoint {source} does not fit the model: it lacks {missing} and has unexpected "
+            f"{left_over}"
         )
     for name, parameter in parameters.items():
         if parameter.shape != tensors[name].shape:
             raise ValueError(
-                f"{source} does not fit the model: {name} has the shape "
-                f"{list(tensors[name].shape)} there, {list(parameter.shape)} here"
+                f"checkpoint {source} does not fit the model: {name} must have the shape "
+                f"{list(parameter.shape)}, got {list(tensors[name].shape)}"
             )
     for name, parameter in parameters.items():
-        parameter.data = tensors[name].to(parameter.device)
+        parameter.data = tensors[name].to(parameter)

@@ -157,6 +157,8 @@ def adapt(
     Returns:
         The variance of the task's own update that is missed on new inputs, as in `unexplained`.
     """
+    if mode not in ("poly", "z", "mu"):
+        raise ValueError(f'mode must be "poly", "z" or "mu", got {mode!r}')
     poly = copy.deepcopy(learner)
     torch.manual_seed(derive_seed(seed, "init", task))
     if mode == "mu":

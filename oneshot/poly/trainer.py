@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -132,9 +133,11 @@ def _train(config: TrainConfig, resume: bool, processes: Processes) -> TrainResu
             figures = learner.step(draw_batch(tasks, size, step, seed, config.sampling), step)
             if log is None:
                 continue  # the others wait for the first process at the next step
+            shown: list[dict[str, Any]] = []
             if step % config.run.evaluate_every == 0 or step == config.run.steps:
                 figures.update(validate(learned, codec, tasks, config.evaluation))
-            log.step(step, figures)
+                shown = samples(learned, codec, tasks, config.evaluation)
+            log.step(step, figures, shown)
             if step % config.run.save_every == 0 or step == config.run.steps:
                 log.sync()
                 _save(folder, config, learner, tasks, step, digest)
@@ -177,6 +180,8 @@ def prepare(
     torch.manual_seed(derive_seed(config.run.seed, "init"))
     learned: torch.nn.Module = model
     if config.method == "adapters":
+        given = config.poly.tasks
+        require(given in (1, tasks), "poly.tasks", f"left out: the data has {tasks}", given)
         poly = dataclasses.replace(config.poly, tasks=tasks)
         learned = inject(model, poly) if start is None else storage.load(model, start)
     elif start is not None:
@@ -202,7 +207,21 @@ def validate(
     if isinstance(model, PolyModel):
         weights = model.router.weights()
         figures["routing/entropy"] = float(-torch.xlogy(weights, weights).sum(-1).mean())
+        figures["routing/uniform_entropy"] = math.log(weights.shape[-1])
     return figures
+
+
+def samples(
+    model: torch.nn.Module, codec: Codec, tasks: Sequence[Task], config: EvaluationConfig
+) -> list[dict[str, Any]]:
+    """The greedy answer to the first dev example of every task."""
+    rows: list[dict[str, Any]] = []
+    one = dataclasses.replace(config, metrics=("strict_match",))
+    for number, task in enumerate(tasks):
+        record: list[dict[str, Any]] = []
+        evaluate(model, codec, task.dev[:1], number, one, record)
+        rows += [{"task": task.name, **row} for row in record]
+    return rows
 
 
 def data_digest(tasks: Sequence[Task]) -> str:

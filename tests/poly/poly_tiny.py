@@ -1,13 +1,29 @@
-"""Tiny random models of three architectures, with adapters whose B is not zero."""
+"""Tiny random models of several architectures, with adapters whose B is not zero."""
 
 import torch
 from transformers import (
+    BartConfig,
+    BartForConditionalGeneration,
+    Gemma3Config,
+    Gemma3ForConditionalGeneration,
+    Gemma3TextConfig,
     GPT2Config,
     GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
+    MambaConfig,
+    MambaForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
+    SiglipVisionConfig,
     T5Config,
     T5ForConditionalGeneration,
+    WhisperConfig,
+    WhisperForConditionalGeneration,
 )
 
 from oneshot.poly import PolyConfig, inject
@@ -70,10 +86,112 @@ def gpt2():
 
 ARCHITECTURES = {"llama": llama, "t5": t5, "gpt2": gpt2}
 
+DECODER = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 8,
+    "initializer_range": 0.2,
+}
+
+
+def qwen3():
+    """Input and output embeddings are tied."""
+    torch.manual_seed(3)
+    return Qwen3ForCausalLM(Qwen3Config(**DECODER, tie_word_embeddings=True)).eval()
+
+
+def bart():
+    torch.manual_seed(3)
+    sizes = {
+        f"{side}_{name}": value
+        for side in ("encoder", "decoder")
+        for name, value in (("layers", 1), ("attention_heads", 2), ("ffn_dim", 24))
+    }
+    config = BartConfig(
+        **sizes,
+        vocab_size=VOCABULARY,
+        d_model=16,
+        max_position_embeddings=32,
+        init_std=0.2,
+        dropout=0.0,
+        decoder_start_token_id=2,
+    )
+    return BartForConditionalGeneration(config).eval()
+
+
+def qwen3_moe():
+    torch.manual_seed(3)
+    config = Qwen3MoeConfig(
+        **DECODER, moe_intermediate_size=8, num_experts=4, num_experts_per_tok=2
+    )
+    return Qwen3MoeForCausalLM(config).eval()
+
+
+def mixtral():
+    torch.manual_seed(3)
+    return MixtralForCausalLM(MixtralConfig(**DECODER, num_local_experts=4)).eval()
+
+
+def mamba():
+    """Computes with the weight of dt_proj and does not call it."""
+    torch.manual_seed(3)
+    sizes = {"hidden_size": 16, "state_size": 4, "num_hidden_layers": 1, "time_step_rank": 2}
+    return MambaForCausalLM(MambaConfig(vocab_size=VOCABULARY, **sizes)).eval()
+
+
+def gemma3():
+    """A vision tower (SigLIP, whose head is an nn.MultiheadAttention) and a decoder of text."""
+    torch.manual_seed(3)
+    vision = SiglipVisionConfig(
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        image_size=8,
+        patch_size=4,
+    )
+    text = Gemma3TextConfig(**DECODER)
+    config = Gemma3Config(
+        text_config=text,
+        vision_config=vision,
+        mm_tokens_per_image=4,
+        image_token_index=39,
+        boi_token_index=37,
+        eoi_token_index=38,
+    )
+    return Gemma3ForConditionalGeneration(config).eval()
+
+
+def whisper():
+    torch.manual_seed(3)
+    config = WhisperConfig(
+        vocab_size=VOCABULARY,
+        d_model=16,
+        encoder_layers=1,
+        decoder_layers=1,
+        encoder_attention_heads=2,
+        decoder_attention_heads=2,
+        encoder_ffn_dim=24,
+        decoder_ffn_dim=24,
+        num_mel_bins=8,
+        max_source_positions=20,
+        max_target_positions=20,
+        init_std=0.2,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+        decoder_start_token_id=1,
+    )
+    return WhisperForConditionalGeneration(config).eval()
+
 
 def adapted(make=llama, **fields):
     """A model with adapters that do something: random B (or l), routing far from uniform."""
-    values = {"tasks": 5, "skills": 3, "heads": 2, "rank": 2, **fields}
+    values = {"tasks": 5, "skills": 3, "heads": 2, "rank": 2, "alpha": 1.0, **fields}
     torch.manual_seed(11)
     poly = inject(make(), PolyConfig(**values))
     with torch.no_grad():

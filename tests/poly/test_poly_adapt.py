@@ -21,9 +21,19 @@ def pretrained(digits_folder, tmp_path_factory):
     return train(poly_runs.train_config(digits_folder, output)).checkpoint
 
 
+@pytest.fixture(scope="module")
+def private(digits_folder, tmp_path_factory):
+    """The run folder of private adapters after one step."""
+    output = tmp_path_factory.mktemp("private") / "run"
+    options = ["--poly.routing=private", "--run.steps=1", "--run.evaluate_every=1"]
+    return train(poly_runs.train_config(digits_folder, output, *options)).output
+
+
 @pytest.mark.parametrize("mode", ["poly", "z", "mu", "soup", "full"])
-def test_modes(mode, pretrained, digits_folder, tmp_path):
-    source = [] if mode == "full" else [f"--pretrained={pretrained}"]
+def test_modes(mode, pretrained, private, digits_folder, tmp_path):
+    source = {"full": [], "soup": [f"--pretrained={private}"]}.get(
+        mode, [f"--pretrained={pretrained}"]
+    )
     options = [f"--mode={mode}", *source, "--zero_shot=true"]
     rows = adapt(poly_runs.adapt_config(digits_folder, tmp_path / "run", *options))
     assert [(r["task"], r["shots"], r["seed"]) for r in rows] == [
@@ -33,6 +43,25 @@ def test_modes(mode, pretrained, digits_folder, tmp_path):
     for row in rows:
         assert {"exact_match", "zero_shot_exact_match", "dev_loss", "step"} <= row.keys()
     assert json.loads((tmp_path / "run" / "summary.json").read_text()) == summarize(rows)
+    answers = read_jsonl(tmp_path / "run" / "predictions.jsonl")
+    for row in rows:
+        own = [a for a in answers if a["seed"] == row["seed"]]
+        assert len(own) == 20
+        right = [a["answer"] in a["references"] for a in own]  # digits: nothing to normalize
+        assert sum(right) / 20 == pytest.approx(row["exact_match"])
+
+
+def test_a_soup_of_routed_adapters_is_refused(pretrained, digits_folder, tmp_path):
+    options = ["--mode=soup", f"--pretrained={pretrained}"]
+    with pytest.raises(ValueError, match='mode must be "mu" for routed adapters, got "soup"'):
+        adapt(poly_runs.adapt_config(digits_folder, tmp_path / "run", *options))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("mode", ["z", "mu", "soup"])
+def test_modes_that_need_a_trained_inventory(mode, digits_folder, tmp_path):
+    with pytest.raises(ValueError, match=f'pretrained must be given for mode "{mode}"'):
+        poly_runs.adapt_config(digits_folder, tmp_path / "run", f"--mode={mode}")
 
 
 def trained_parameters(mode, pretrained, digits_folder, tmp_path):
@@ -47,7 +76,7 @@ def test_what_trains_in_each_mode(pretrained, digits_folder, tmp_path):
     """Poly: inventory and one row; z: the row; mu: one adapter, 1 / K of the inventory."""
     found = {
         mode: trained_parameters(mode, pretrained, digits_folder, tmp_path)
-        for mode in ("poly", "z", "mu", "soup")
+        for mode in ("poly", "z", "mu")
     }
     poly = found["poly"][1]
     row = len(poly.groups) * 2 * 3
@@ -56,7 +85,6 @@ def test_what_trains_in_each_mode(pretrained, digits_folder, tmp_path):
         "poly": inventory + row,
         "z": row,
         "mu": inventory // 3,
-        "soup": inventory // 3,
     }
 
 
@@ -83,7 +111,7 @@ def test_the_step_is_chosen_on_dev_examples_and_test_examples_are_seen_once(
     """With these dev losses at steps 0, 2 and 4; the weights measured are those of that step."""
     seen = []
 
-    def spy(model, codec, examples, number, config):
+    def spy(model, codec, examples, number, config, record=None):
         seen.append((examples, model.router.logits.detach().clone()))
         return {"loss": [*dev_losses, 0.1][len(seen) - 1]}
 
@@ -110,10 +138,14 @@ def test_resume_skips_what_is_done(pretrained, digits_folder, tmp_path, monkeypa
     results.write_text(first + '\n{"task": "lar')  # killed in the second line
     ran = []
     real = adaptation.adapt_one
-    monkeypatch.setattr(adaptation, "adapt_one", lambda *a: ran.append(a[-1]) or real(*a))
+    monkeypatch.setattr(
+        adaptation, "adapt_one", lambda *a, record: ran.append(a[-1]) or real(*a, record=record)
+    )
     assert adapt(config, resume=True) == whole
     assert ran == [2]
     assert read_jsonl(results) == whole
+    answers = [read_jsonl(tmp_path / name / "predictions.jsonl") for name in ("whole", "run")]
+    assert answers[0] == answers[1]
     with pytest.raises(FileExistsError, match="continue its run with --resume"):
         adapt(config)
     other = dataclasses.replace(config, shots=(4,))

@@ -1,5 +1,6 @@
 """Reading tasks, splitting them, drawing batches; figures of answers."""
 
+import dataclasses
 import json
 
 import poly_runs
@@ -7,9 +8,22 @@ import pytest
 import torch
 
 from oneshot.poly import backbone
+from oneshot.poly.config import PolyConfig
 from oneshot.poly.data import Example, Task, draw_batch, read_tasks
-from oneshot.poly.evaluation import evaluate, exact_match, rouge_l
-from oneshot.poly.settings import DataConfig, EvaluationConfig, ModelConfig
+from oneshot.poly.evaluation import evaluate, exact_match, rouge_l, strict_match
+from oneshot.poly.settings import (
+    AdaptConfig,
+    DataConfig,
+    EvaluateConfig,
+    EvaluationConfig,
+    ExportConfig,
+    ModelConfig,
+    OptimizerConfig,
+    RunConfig,
+    TrainConfig,
+)
+
+DATA, RUN = DataConfig(path="tasks.jsonl"), RunConfig(output="run")
 
 
 def write_superni(path, instances, definition="Do it."):
@@ -54,6 +68,13 @@ def test_split(tmp_path):
         tasks[0].split(55, 16, seed=1)
 
 
+def row(**fields):
+    return json.dumps({"task": "t", "input": "a", "output": "b", **fields}) + "\n"
+
+
+GOOD = row()
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -62,12 +83,92 @@ def test_split(tmp_path):
         ('{"task": "t", "input": "a", "output": []}\n', "output must be a text or several"),
         ('{"task": \n{"task": "t"}\n', "line 1: damaged"),
         ('{"task": "t", "input": "a", "output": "b"}\n', "nothing is left for training"),
+        # The last row too: it may be all that a task has.
+        (GOOD * 5 + '{"task": "b", "input": "q", "output": "z"\n', "line 6: damaged"),
+        (GOOD * 5 + '{"task": "b", "input": "q", "output": "z', "line 6: damaged"),
+        ("[1, 2]\n", r"line 1: must be a JSON object, got \[1, 2\]"),
+        ('"text"\n', "line 1: must be a JSON object, got 'text'"),
+        ("[\n" + GOOD.strip() + "\n]\n", r"line 1: damaged"),
+        (row(definition=["a"]), r"line 1: definition must be a text, got \['a'\]"),
+        (row(options="yes,no"), "line 1: options must be a list of texts, got 'yes,no'"),
+        (row(options=[1, 2]), r"line 1: options must be a list of texts, got \[1, 2\]"),
+        (row(options=["x", "y"]), r"line 1: options must hold an output, got \['x', 'y'\]"),
+        (row(output=None), "line 1: output must be a text or several, got None"),
+        (row(output=["b", 3]), r"line 1: output must be a text or several, got \['b', 3\]"),
+        *(
+            (GOOD + row(split=split), f'line 2: split must be "train" or "test", got \'{split}\'')
+            for split in ("Test", "TEST", "dev", "validation", "", "test ")
+        ),
+        (row(split=None), "line 1: split must be .* got None"),
     ],
 )
 def test_damaged_rows(text, message, tmp_path):
     (tmp_path / "tasks.jsonl").write_text(text)
     with pytest.raises(ValueError, match=message):
         read_tasks(DataConfig(path=str(tmp_path / "tasks.jsonl")))
+
+
+SEPARATORS = ["\u2028", "\u2029", "\x85", "\x0b", "\x0c", "\x1c", "\x1d", "\x1e"]
+
+
+@pytest.mark.parametrize("newline", ["\n", "\r\n"])
+@pytest.mark.parametrize("bom", ["", "\ufeff"])
+def test_json_lines_as_other_tools_write_them(newline, bom, tmp_path):
+    """Separators of lines inside a text (ensure_ascii=False), a byte-order mark, blank lines."""
+    inputs = [f"a{separator}b" for separator in SEPARATORS] + ["plain"]
+    rows = [
+        {"task": "t", "input": text, "output": text, "definition": None, "options": None}
+        for text in inputs
+    ]
+    # JSON has no raw control characters; the other three are ordinary ones.
+    lines = [json.dumps(r, ensure_ascii=False) for r in rows]
+    assert any("\u2028" in line for line in lines)
+    text = bom + f"{newline}{newline}".join(lines) + newline * 3
+    (tmp_path / "t.jsonl").write_bytes(text.encode())
+    (task,) = read_tasks(
+        DataConfig(path=str(tmp_path / "t.jsonl"), test_examples=2, prompt="{definition}{input}")
+    )
+    assert [e.prompt for e in (*task.test, *task.pool)] == inputs
+    assert [e.references for e in (*task.test, *task.pool)] == [(i,) for i in inputs]
+
+
+def test_a_file_that_is_not_utf8(tmp_path):
+    (tmp_path / "t.jsonl").write_bytes(
+        row(input="é").encode("latin-1").replace(b"\\u00e9", b"\xe9")
+    )
+    with pytest.raises(ValueError, match=r"t\.jsonl: must be UTF-8, got byte"):
+        read_tasks(DataConfig(path=str(tmp_path / "t.jsonl")))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("task1_a.dev.json", {}, r"must end with .json, .train.json or .test.json, got .dev.json"),
+        ("task1_a.validation.json", {}, "got .validation.json; dev examples are drawn"),
+        ("task1_a.json", [1], r"task1_a.json: must be a JSON object, got \[1\]"),
+        ("task1_a.json", {"Definition": 3, "Instances": []}, "no 'Definition' of the right type"),
+        ("task1_a.json", {"Definition": "", "Instances": {}}, "no 'Instances' of the right type"),
+        ("task1_a.json", {"Definition": "", "Instances": [3]}, "instance 0: must be a JSON object"),
+        ("task1_a.json", {"Definition": [["x"]], "Instances": [{}]}, "instance 0: input must be"),
+    ],
+)
+def test_damaged_files_of_super_natural_instructions(name, content, message, tmp_path):
+    (tmp_path / name).write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=message):
+        read_tasks(DataConfig(path=str(tmp_path)))
+
+
+def test_a_cut_off_file_and_an_empty_definition(tmp_path):
+    rows = [{"input": f"i{n}", "output": "o"} for n in range(4)]
+    write_superni(tmp_path / "task1_a.json", rows, [])
+    (task,) = read_tasks(
+        DataConfig(path=str(tmp_path), test_examples=1, prompt="{definition}{input}")
+    )
+    assert task.test[0].prompt == "i0"
+    text = (tmp_path / "task1_a.json").read_text()
+    (tmp_path / "task1_a.json").write_text(text[:-3])
+    with pytest.raises(ValueError, match=r"task1_a\.json: damaged"):
+        read_tasks(DataConfig(path=str(tmp_path)))
 
 
 def test_unknown_tasks_and_paths(tmp_path):
@@ -100,6 +201,64 @@ def test_the_21_real_tasks(shared_data):
         assert len(set.union(*prompts)) == sum(map(len, prompts)) == 64 + len(split.test)
 
 
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (
+            lambda: ModelConfig(dtype="float16"),
+            "ModelConfig.dtype must be one of 'float32', 'bfloat16'",
+        ),
+        (
+            lambda: OptimizerConfig(decay="cosine"),
+            "OptimizerConfig.decay must be one of 'linear', 'none'",
+        ),
+        (lambda: RunConfig(output="x", steps="6"), "RunConfig.steps must be int, got '6'"),
+        (lambda: DataConfig(path="t", tasks="a"), "DataConfig.tasks must be a tuple of str values"),
+        (lambda: PolyConfig(rank=2.0), "PolyConfig.rank must be int, got 2.0"),
+        (lambda: RunConfig(output="x", keep_checkpoints=0), "run.keep_checkpoints must be a pos"),
+        (lambda: EvaluationConfig(batch_size=0), "evaluation.batch_size must be a positive"),
+        (
+            lambda: EvaluateConfig(data=DATA, split="Test"),
+            "EvaluateConfig.split must be one of 'dev', 'test'",
+        ),
+        (
+            lambda: EvaluateConfig(
+                data=DATA, predictions="p", evaluation=EvaluationConfig(metrics=("loss",))
+            ),
+            "evaluation.metrics must be one of answers",
+        ),
+        (
+            lambda: ExportConfig(adapters="a", output="o", form="lora"),
+            "ExportConfig.form must be one of 'peft-",
+        ),
+        (
+            lambda: TrainConfig(data=DATA, run=RUN, method="lora"),
+            "TrainConfig.method must be one of 'adapters'",
+        ),
+        (
+            lambda: TrainConfig(data=DATA, run=RUN, sampling="Uniform"),
+            "TrainConfig.sampling must be one of",
+        ),
+        (
+            lambda: AdaptConfig(data=DATA, run=RUN, mode="Z"),
+            "AdaptConfig.mode must be one of 'poly', 'z', 'mu'",
+        ),
+        (
+            lambda: AdaptConfig(data=DATA, run=RUN, select_by="em"),
+            "AdaptConfig.select_by must be one of 'loss'",
+        ),
+        (
+            lambda: AdaptConfig(data=DATA, run=RUN, poly=PolyConfig(tasks=3)),
+            "poly.tasks must be left",
+        ),
+    ],
+)
+def test_settings_are_checked_in_the_api(make, message):
+    """As on the command line."""
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
 def test_batches():
     """Uniform over tasks or by size, and a function of seed and step."""
     tasks = [
@@ -112,12 +271,35 @@ def test_batches():
         assert all(e.prompt.startswith(f"{t}.") for t, e in drawn)
         assert drawn == draw_batch(tasks, 4000, 1, 0, sampling)
         assert drawn != draw_batch(tasks, 4000, 2, 0, sampling)
+    with pytest.raises(ValueError, match='sampling must be "uniform" or "proportional", got'):
+        draw_batch(tasks, 4, 1, 0, "Uniform")
 
 
 def test_exact_match():
     assert exact_match(" Paris. ", ["London", "paris"]) == 1.0
     assert exact_match("The  U.S.A", ["the usa"]) == 1.0
     assert exact_match("Paris, France", ["Paris"]) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("prediction", "reference", "strict"),
+    [
+        ("-5", "5", 0.0),
+        ("0.5", "05", 0.0),
+        ("3,14", "31.4", 0.0),
+        (">", "<", 0.0),
+        ("", "+", 0.0),
+        ("a-b-c", "abc", 0.0),
+        ("ABC", "abc", 0.0),
+        ("[1, -2]", "[1, 2]", 0.0),
+        (" -5\n", "-5", 1.0),
+        ("0.5", " 0.5", 1.0),
+    ],
+)
+def test_strict_match_tells_apart_what_exact_match_cannot(prediction, reference, strict):
+    """Super-NaturalInstructions removes punctuation before it compares, signs included."""
+    assert exact_match(prediction, [reference]) == 1.0
+    assert strict_match(prediction, ["other", reference]) == strict
 
 
 def test_rouge_l():
@@ -173,6 +355,11 @@ def test_figures_of_a_model_that_is_known(digits_folder):
     model.train()
     figures = evaluate(model, codec, examples, 0, config)
     assert model.training
+    answers = []
+    strict = dataclasses.replace(config, metrics=("strict_match",), max_new_tokens=3)
+    share = evaluate(model, codec, examples, 0, strict, answers)["strict_match"]
+    assert [a["prompt"] for a in answers] == [e.prompt for e in examples]
+    assert share == sum(a["answer"] in a["references"] for a in answers) / len(examples)
     assert figures["rank_accuracy"] == right / len(examples)
     assert figures["loss"] == pytest.approx(total / tokens, rel=1e-5)
 

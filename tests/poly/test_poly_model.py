@@ -1,13 +1,14 @@
 """Routed layers, injection, and calling a model with tasks."""
 
 import dataclasses
+from concurrent.futures import ThreadPoolExecutor
 
 import poly_tiny
 import pytest
 import torch
 from torch import nn
 
-from oneshot.poly import PolyConfig, inject
+from oneshot.poly import PolyConfig, inject, load, save
 from oneshot.poly.layers import RoutedLora
 
 ALL = pytest.mark.parametrize("name", sorted(poly_tiny.ARCHITECTURES))
@@ -213,7 +214,7 @@ def test_injection_is_refused_before_anything_changes():
     model = poly_tiny.llama()
     before = [name for name, _ in model.named_modules()]
     config = PolyConfig(target_modules=("q_proj", "down_proj"), heads=16)
-    with pytest.raises(ValueError, match=r"heads 16 and 24 input features in .*down_proj"):
+    with pytest.raises(ValueError, match=r"down_proj has 24 input features, which heads 16 do not"):
         inject(model, config)
     with pytest.raises(ValueError, match="no layer of LlamaForCausalLM is called 'query'"):
         inject(model, dataclasses.replace(config, target_modules=("query", "q_proj")))
@@ -259,3 +260,190 @@ def test_bfloat16_model_with_float32_adapters():
     assert found.dtype == torch.bfloat16
     scale = expected.abs().max()
     assert (found.float() - expected).abs().max() < 0.05 * scale
+
+
+def in_threads(function, count=5, rounds=20):
+    """What `function` returns in `count` threads at once, each `rounds` times."""
+    with ThreadPoolExecutor(count) as pool:
+        return list(pool.map(function, list(range(count)) * rounds))
+
+
+@torch.no_grad()
+def test_each_thread_has_its_own_tasks():
+    """A server: forward, generate and routing blocks of one model at once."""
+    poly = poly_tiny.adapted()
+    ids = poly_tiny.tokens(2)
+    expected = [poly(input_ids=ids, task_ids=task).logits for task in range(5)]
+    answers = [poly.generate(ids, task_ids=task, max_new_tokens=4) for task in range(5)]
+    assert len({tuple(a.flatten().tolist()) for a in answers}) > 1
+
+    def serve(task):
+        if not torch.equal(poly(input_ids=ids, task_ids=task).logits, expected[task]):
+            return "forward"
+        with poly.routing([task, task]):
+            if not torch.allclose(poly.base_model(input_ids=ids).logits, expected[task]):
+                return "block"
+        right = torch.equal(poly.generate(ids, task_ids=task, max_new_tokens=4), answers[task])
+        return None if right else "generate"
+
+    assert set(in_threads(serve)) == {None}
+
+
+@torch.no_grad()
+def test_a_thread_outside_any_pass_finds_none():
+    poly = poly_tiny.adapted()
+    with poly.routing([0]), ThreadPoolExecutor(1) as pool:
+        outside = pool.submit(poly.base_model, input_ids=poly_tiny.tokens(1))
+        assert "no routing here" in str(outside.exception())
+
+
+@torch.no_grad()
+def test_replicas_of_data_parallel():
+    """What nn.DataParallel makes of a model: tensors in the place of parameters, then threads."""
+    poly = poly_tiny.adapted()
+    modules = list(poly.modules())
+    numbers = {module: i for i, module in enumerate(modules)}
+    replicas = [m._replicate_for_data_parallel() for m in modules]
+    for module, replica in zip(modules, replicas, strict=True):
+        for name, child in module._modules.items():
+            replica._modules[name] = None if child is None else replicas[numbers[child]]
+        for name, tensor in module._parameters.items():
+            if tensor is None:
+                replica._parameters[name] = None
+            else:
+                setattr(replica, name, tensor.detach().clone())
+        for name, tensor in module._buffers.items():
+            replica._buffers[name] = tensor
+    ids = poly_tiny.tokens(4)
+    expected = poly(input_ids=ids, task_ids=[0, 1, 2, 3]).logits
+    tasks = torch.arange(4)
+
+    def half(i):
+        rows = slice(2 * i, 2 * i + 2)
+        return replicas[0](input_ids=ids[rows], task_ids=tasks[rows]).logits
+
+    found = in_threads(half, count=2, rounds=1)
+    torch.testing.assert_close(torch.cat(found), expected)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_wrapper_is_in_the_mode_of_the_model_inside(training):
+    model = poly_tiny.llama().train(training)
+    poly = inject(model, PolyConfig(tasks=2, heads=2, noise="per_example"))
+    assert {module.training for module in poly.modules()} == {training}
+
+
+@torch.no_grad()
+def test_generation_inside_a_block_uses_its_routing():
+    poly = poly_tiny.adapted()
+    ids = poly_tiny.tokens(3)
+    expected = poly.generate(ids, task_ids=[4, 0, 1], num_beams=2, max_new_tokens=4)
+    with poly.routing([4, 0, 1]):
+        assert torch.equal(poly.generate(ids, num_beams=2, max_new_tokens=4), expected)
+        other = poly.generate(ids, task_ids=2, max_new_tokens=4)
+        with pytest.raises(ValueError, match="routing name 3 examples, generate got 1"):
+            poly.generate(ids[:1], max_new_tokens=2)
+    assert torch.equal(other, poly.generate(ids, task_ids=2, max_new_tokens=4))
+    with poly.routing(2):  # one task for whatever comes
+        assert torch.equal(poly.generate(ids, max_new_tokens=4), other)
+        torch.testing.assert_close(
+            poly(input_ids=ids).logits, poly(input_ids=ids, task_ids=2).logits
+        )
+    with poly.routing([[0] * 7] * 3), pytest.raises(ValueError, match="cannot be generated with"):
+        poly.generate(ids, max_new_tokens=2)
+
+
+@pytest.mark.parametrize("first", ["position_ids", "cache_position", "logits_to_keep"])
+@torch.no_grad()
+def test_the_batch_is_that_of_the_main_input(first):
+    """Whatever tensor is named before it."""
+    poly, ids = poly_tiny.adapted(), poly_tiny.tokens(3)
+    value = torch.arange(7)[None] if first == "position_ids" else torch.arange(7)
+    expected = poly(input_ids=ids, task_ids=[1, 2, 0]).logits
+    found = poly(**{first: value}, input_ids=ids, task_ids=[1, 2, 0]).logits
+    torch.testing.assert_close(found, expected)
+    embedded = poly.get_input_embeddings()(ids)
+    found = poly(**{first: value}, inputs_embeds=embedded, task_ids=[1, 2, 0]).logits
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("tasks", [[], 3, torch.zeros(0, 1, dtype=torch.long)])
+def test_an_empty_batch(tasks):
+    poly = inject(_Flat(), PolyConfig(tasks=4, target_modules="inner", heads=2, rank=2))
+    tasks = torch.tensor(tasks, dtype=torch.long) if tasks == [] else tasks
+    assert poly(torch.zeros(0, 5, 8), task_ids=tasks).shape == (0, 5, 8)
+
+
+def test_names_of_tasks_are_no_ids():
+    poly = poly_tiny.adapted()
+    with pytest.raises(TypeError, match=r"must be integers, got \['sentiment'\].*task_names"):
+        poly(input_ids=poly_tiny.tokens(1), task_ids=["sentiment"])
+
+
+@pytest.mark.parametrize("adapter", ["lora", "ia3"])
+def test_a_float64_model_has_float64_adapters(adapter, tmp_path):
+    """The norms of Llama compute in float32, so the two agree to that."""
+    plain = poly_tiny.adapted(adapter=adapter)
+    fields = dataclasses.asdict(plain.poly_config)
+    poly = inject(poly_tiny.llama().double(), PolyConfig(**fields))
+    poly.load_state_dict(plain.state_dict())
+    assert {p.dtype for p in poly.adapter_parameters().values()} == {torch.float64}
+    ids = poly_tiny.tokens()
+    found = poly(input_ids=ids, task_ids=[3, 1, 0, 1]).logits
+    assert found.dtype == torch.float64
+    expected = plain(input_ids=ids, task_ids=[3, 1, 0, 1]).logits
+    torch.testing.assert_close(found, expected.double(), atol=1e-4, rtol=1e-4)
+    save(plain, tmp_path / "float32")
+    again = load(poly_tiny.llama().double(), tmp_path / "float32")
+    torch.testing.assert_close(again(input_ids=ids, task_ids=[3, 1, 0, 1]).logits, found)
+
+
+@pytest.mark.parametrize("kind", ["cpu", "disk"])
+def test_an_offloaded_model(kind, tmp_path):
+    """accelerate leaves the weights on the device "meta" between calls."""
+    accelerate = pytest.importorskip("accelerate", reason="accelerate is not installed")
+    plain = poly_tiny.adapted()
+    model, place = poly_tiny.llama(), torch.device("cpu")
+    if kind == "cpu":
+        accelerate.cpu_offload(model, execution_device=place)
+    else:
+        accelerate.disk_offload(model, str(tmp_path), execution_device=place)
+    assert next(model.parameters()).device.type == "meta"
+    poly = inject(model, plain.poly_config)
+    poly.load_state_dict(plain.state_dict())
+    ids = poly_tiny.tokens()
+    found = poly(input_ids=ids, labels=ids, task_ids=[0, 1, 4, 1])
+    torch.testing.assert_close(
+        found.logits, plain(input_ids=ids, task_ids=[0, 1, 4, 1]).logits, atol=0, rtol=0
+    )
+    found.loss.backward()
+    assert poly.router.logits.grad.abs().max() > 0
+    with pytest.raises(ValueError, match="is offloaded: load the model whole to merge"):
+        poly.merge(0)
+    assert poly.unload()(input_ids=ids).logits.shape == found.logits.shape
+
+
+def test_methods_of_transformers_that_would_mean_something_else(tmp_path):
+    """Delegated, save_pretrained would write the model inside under names that nothing reads."""
+    poly = poly_tiny.adapted()
+    poly.save_pretrained(tmp_path / "adapters", safe_serialization=True)
+    again = load(poly_tiny.llama(), tmp_path / "adapters")
+    for name, parameter in poly.adapter_parameters().items():
+        assert torch.equal(again.adapter_parameters()[name], parameter)
+    with pytest.raises(ValueError, match="push_to_hub must be False"):
+        poly.save_pretrained(tmp_path / "adapters", push_to_hub=True)
+    assert poly.num_parameters(only_trainable=True) == sum(
+        p.numel() for p in poly.adapter_parameters().values()
+    )
+    embedding = poly.get_input_embeddings().weight.numel()
+    every = sum(p.numel() for p in poly.parameters())
+    assert poly.num_parameters() == every
+    assert poly.num_parameters(exclude_embeddings=True) == every - embedding
+    for name in (
+        "push_to_hub", "from_pretrained", "load_adapter", "add_adapter", "set_adapter",
+        "disable_adapters", "enable_adapters", "active_adapters", "delete_adapter",
+        "get_adapter_state_dict",
+    ):  # fmt: skip
+        assert hasattr(poly.base_model, name)
+        with pytest.raises(AttributeError, match=f"{name} of LlamaForCausalLM knows nothing of"):
+            getattr(poly, name)

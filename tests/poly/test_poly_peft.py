@@ -1,5 +1,7 @@
 """Checkpoints exchanged with the installed PEFT, in both directions."""
 
+import json
+
 import poly_tiny
 import pytest
 import torch
@@ -48,7 +50,8 @@ def assert_equal(found, expected, tolerance=1e-6):
 def test_import(name, tmp_path):
     theirs = peft_poly(name)
     theirs.save_pretrained(tmp_path)
-    ours = load_peft(poly_tiny.ARCHITECTURES[name](), tmp_path).eval()
+    ours = load_peft(poly_tiny.ARCHITECTURES[name](), tmp_path)
+    assert not ours.training  # so its routing has no noise
     ids = poly_tiny.tokens()
     expected = peft_logits(theirs, ids, task_ids=torch.tensor(TASKS))
     found = poly_tiny.logits(ours, ids, task_ids=TASKS)
@@ -121,3 +124,55 @@ def test_what_does_not_fit_is_refused(tmp_path):
     save_peft_lora(poly_tiny.adapted(), tmp_path, task=0)
     with pytest.raises(ValueError, match="peft_type must be POLY, got 'LORA'"):
         load_peft(poly_tiny.llama(), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("llama", "CAUSAL_LM"),
+        ("gpt2", "CAUSAL_LM"),
+        ("gemma3", "CAUSAL_LM"),
+        ("t5", "SEQ_2_SEQ_LM"),
+        ("bart", "SEQ_2_SEQ_LM"),
+        ("whisper", None),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:not adapted")
+@torch.no_grad()
+def test_the_kind_of_task_is_one_that_peft_can_call(name, kind, tmp_path):
+    """PEFT's SEQ_2_SEQ_LM would pass Whisper input_ids, which it does not have."""
+    make = getattr(poly_tiny, name)
+    poly = poly_tiny.adapted(make)
+    save_peft_lora(poly, tmp_path, task=2)
+    assert json.loads((tmp_path / "adapter_config.json").read_text())["task_type"] == kind
+    theirs = peft.PeftModel.from_pretrained(make(), tmp_path).eval()
+    inputs = {"input_ids": poly_tiny.tokens(2).clamp(max=36)}
+    if name == "whisper":
+        features = torch.randn(2, 8, 40, generator=torch.Generator().manual_seed(0))
+        inputs = {"input_features": features, "decoder_input_ids": poly_tiny.tokens(2)}
+    elif poly.base_model.config.is_encoder_decoder:
+        inputs["decoder_input_ids"] = poly_tiny.tokens(2, 5)
+    assert_equal(theirs(**inputs).logits, poly(**inputs, task_ids=2).logits, 1e-5)
+
+
+def test_folders_and_files_of_checkpoints(tmp_path):
+    poly = poly_tiny.adapted()
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").write_text("")
+    for write in (save_peft, lambda *a: save_peft_lora(*a, task=0)):
+        with pytest.raises(FileExistsError, match="holds no PEFT checkpoint to replace"):
+            write(poly, tmp_path / "mine")
+    save_peft(poly, tmp_path / "poly")
+    save_peft(poly, tmp_path / "poly")  # an earlier export is replaced
+    tensors = tmp_path / "poly" / "adapter_model.safetensors"
+    tensors.write_bytes(tensors.read_bytes()[:-9])
+    model = poly_tiny.llama()
+    with pytest.raises(ValueError, match=r"adapter_model\.safetensors: damaged or cut off"):
+        load_peft(model, tmp_path / "poly")
+    tensors.rename(tmp_path / "poly" / "adapter_model.bin")
+    with pytest.raises(FileNotFoundError, match="save it again with safe_serialization=True"):
+        load_peft(model, tmp_path / "poly")
+    (tmp_path / "poly" / "adapter_config.json").write_text('{"peft_type": ')
+    with pytest.raises(ValueError, match=r"adapter_config\.json: damaged"):
+        load_peft(model, tmp_path / "poly")
+    assert model(input_ids=poly_tiny.tokens()).logits.requires_grad  # as it was

@@ -4,7 +4,14 @@ import poly_tiny
 import pytest
 import torch
 
-from oneshot.poly.plots import average_linkage, plot_curves, plot_routing, task_distances
+from oneshot.poly import plots
+from oneshot.poly.plots import (
+    average_linkage,
+    leaf_order,
+    plot_curves,
+    plot_routing,
+    task_distances,
+)
 
 
 def test_distances_by_hand():
@@ -45,3 +52,39 @@ def test_plots_are_written(tmp_path):
     poly.average()
     plot_routing(poly, ["a", "b", "c"], tmp_path / "one")  # one skill: nothing to draw
     assert not (tmp_path / "one").exists()
+
+
+def test_the_order_of_leaves():
+    """0 and 1 are joined, then 2 and 3, then both; each cluster is in one piece."""
+    merges = [(0, 2, 1.0, 2), (1, 3, 2.0, 2), (4, 5, 3.0, 4)]
+    assert leaf_order(merges) == [0, 2, 1, 3]
+    assert leaf_order([]) == [0]
+
+
+@pytest.mark.parametrize("tasks", [2, 48])
+def test_the_title_and_the_colour_bar_of_the_routing_have_room(tasks, tmp_path, monkeypatch):
+    """Nothing overlaps, whatever the number of tasks; the scale ends at the largest weight."""
+    figures = []
+    monkeypatch.setattr(plots, "_write", lambda figure, path: figures.append(figure))
+    poly = poly_tiny.adapted(tasks=tasks)
+    plot_routing(poly, [f"task {i}" for i in range(tasks)], tmp_path)
+    figure = figures[0]
+    figure.canvas.draw()
+    *panels, bar = figure.axes
+    title = figure._suptitle.get_window_extent()
+    boxes = [panel.get_window_extent() for panel in panels]
+    headings = [panel.title.get_window_extent() for panel in panels]
+    assert not any(title.overlaps(box) for box in boxes + headings)
+    assert title.y1 <= figure.bbox.y1
+    assert title.x1 <= figure.bbox.x1
+    assert not any(bar.get_window_extent().overlaps(box) for box in boxes)
+    assert max(box.y1 for box in boxes) < min(heading.y1 for heading in headings[:4])
+    gap = min(upper.y0 - lower.y1 for upper, lower in zip(boxes[:4], boxes[4:8], strict=True))
+    assert gap == pytest.approx(0.5 * figure.dpi, abs=2)
+    weights = poly.router.weights()
+    assert bar.get_ylim()[1] == pytest.approx(float(weights.max()), rel=1e-6)
+    shown = panels[0].images[0].get_array()
+    names = [label.get_text() for label in panels[0].get_yticklabels()]
+    for row, name in zip(shown, names, strict=True):
+        task = int(name.removeprefix("task "))
+        torch.testing.assert_close(torch.from_numpy(row.data), weights[0, task].flatten())

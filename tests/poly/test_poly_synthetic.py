@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from oneshot.poly.config import PolyConfig
-from oneshot.poly.synthetic import learn, make_truth, same_size_lora, unexplained
+from oneshot.poly.synthetic import adapt, learn, make_truth, same_size_lora, unexplained
 
 POLY_S = PolyConfig(skills=4, heads=4, rank=2, alpha=2)
 
@@ -19,6 +19,12 @@ def test_the_truth_explains_itself():
     torch.testing.assert_close(truth.model.router.weights()[0], truth.routing)
     used = (truth.routing > 0).sum(-1)
     assert set(used.unique().tolist()) == {1, 2}
+
+
+def test_an_unknown_mode_of_adaptation():
+    truth = make_truth(0, tasks=2)
+    with pytest.raises(ValueError, match='mode must be "poly", "z" or "mu", got \'Z\''):
+        adapt(truth.model, truth, 1, shots=4, seed=0, mode="Z")
 
 
 def compare(seeds, steps):

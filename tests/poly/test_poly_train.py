@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import os
 import shutil
 import signal
@@ -45,6 +46,11 @@ def test_what_a_run_leaves(whole):
         assert (whole.output / plot).read_bytes().startswith(b"\x89PNG")
     assert [row["step"] for row in whole.history] == [1, 2, 3, 4, 5, 6]
     assert {"dev/loss", "dev_loss/parity", "routing/entropy"} <= whole.history[-1].keys()
+    samples = read_jsonl(whole.output / "samples.jsonl")
+    tasks = ["first", "last", "parity"]
+    assert [(s["step"], s["task"]) for s in samples] == [(n, t) for n in (3, 6) for t in tasks]
+    assert all({"prompt", "answer", "references"} <= sample.keys() for sample in samples)
+    assert whole.history[-1]["routing/uniform_entropy"] == pytest.approx(math.log(3))
     described = storage.read_description(whole.checkpoint)
     assert described["task_names"] == ["first", "last", "parity"]
     assert described["poly_config"]["tasks"] == 3
@@ -191,6 +197,13 @@ def test_two_processes_give_the_curve_of_one(
     assert two[-1]["dev/loss"] == pytest.approx(one[-1]["dev/loss"], rel=1e-4)
 
 
+def test_the_number_of_tasks_is_that_of_the_data(digits_folder, tmp_path):
+    options = ["--poly.tasks=4", "--run.steps=1"]
+    with pytest.raises(ValueError, match=r"poly\.tasks must be left out: the data has 3, got 4"):
+        train(poly_runs.train_config(digits_folder, tmp_path / "run", *options))
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_batch_that_cannot_be_shared_is_refused(digits_folder, tmp_path):
     config = poly_runs.train_config(digits_folder, tmp_path / "run")
     with pytest.raises(ValueError, match="must be a multiple of the 3 processes, got 8"):
@@ -222,12 +235,20 @@ def test_json_of_the_command(digits_folder, tmp_path, capsys):
     assert main(["poly", "train", *words]) == 1
     assert "is not empty" in capsys.readouterr().err
     adapters = tmp_path / "run" / "checkpoints" / "step_000002"
-    common = [*words[:3], f"--adapters={adapters}"]
-    found = tmp_path / "figures.json"
-    command = ["eval", *common, *words[3:7], '--evaluation.metrics=["loss","rank_accuracy"]']
+    common = [*words[:3], f"--adapters={tmp_path / 'run'}"]  # its newest checkpoint
+    found, answers = tmp_path / "figures.json", tmp_path / "answers.jsonl"
+    command = ["eval", *common, *words[3:7]]
+    command += ['--evaluation.metrics=["loss","rank_accuracy","strict_match"]']
+    command += ["--evaluation.max_new_tokens=4", f"--predictions={answers}"]
     assert main(["poly", *command, f"--output={found}"]) == 0
     figures = json.loads(found.read_text())
     assert set(figures) == set(poly_runs.TASKS)
+    for task, own in figures.items():
+        rows = [row for row in read_jsonl(answers) if row["task"] == task]
+        assert len(rows) == 20
+        right = sum(row["answer"] in row["references"] for row in rows)
+        assert own["strict_match"] == pytest.approx(right / 20)
+    common = [*words[:3], f"--adapters={adapters}"]
     assert "rank_accuracy" in figures["parity"]
     assert "rank_accuracy" not in figures["first"]  # ten answers are more than eight
     capsys.readouterr()

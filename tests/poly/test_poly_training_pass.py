@@ -1,8 +1,13 @@
 """Gradients: checkpointing of both kinds, noise, two-speed learning rates."""
 
+import copy
+import pickle
+import threading
+
 import poly_tiny
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import Trainer, TrainingArguments
 
 
@@ -128,24 +133,121 @@ def test_parameter_groups():
     assert [g["name"] for g in poly.param_groups()] == ["adapters"]
 
 
-def test_the_trainer_of_transformers_trains_it(tmp_path):
-    poly = poly_tiny.adapted()
+TRAINED = ["llama", "t5", "gpt2", "qwen3", "bart"]  # of which gpt2, qwen3 and bart are tied
+
+
+class _Rows(torch.utils.data.Dataset):
+    """Rows as people have them: with a column that the model does not know."""
+
+    def __len__(self):
+        return 8
+
+    def __getitem__(self, i):
+        row = poly_tiny.tokens(8)[i]
+        return {"input_ids": row, "labels": row, "task_ids": torch.tensor(i % 5), "source": i}
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.parametrize("name", TRAINED)
+def test_the_trainer_of_transformers_with_its_defaults(name, tmp_path):
+    """Columns, checkpoints, evaluation, the best model at the end, resuming."""
+    make = getattr(poly_tiny, name)
+
+    def trainer(poly, **options):
+        arguments = TrainingArguments(
+            output_dir=str(tmp_path),
+            eval_strategy="steps",
+            eval_steps=2,
+            save_steps=2,
+            load_best_model_at_end=True,
+            per_device_train_batch_size=4,
+            use_cpu=True,
+            report_to="none",
+            disable_tqdm=True,
+            **options,
+        )
+        optimizer = torch.optim.AdamW(poly.param_groups(router_lr=0.5))
+        options = {"train_dataset": _Rows(), "eval_dataset": _Rows()}
+        return Trainer(poly, arguments, optimizers=(optimizer, None), **options)
+
+    poly = poly_tiny.adapted(make)
     before = poly.router.logits.detach().clone()
-    rows = [
-        {"input_ids": row, "labels": row, "task_ids": torch.tensor(i % 5)}
-        for i, row in enumerate(poly_tiny.tokens(8))
-    ]
-    arguments = TrainingArguments(
-        output_dir=str(tmp_path),
-        max_steps=2,
-        per_device_train_batch_size=4,
-        use_cpu=True,
-        report_to="none",
-        save_strategy="no",
-        remove_unused_columns=False,
-        disable_tqdm=True,
-    )
-    groups = poly.param_groups(router_lr=0.5)
-    optimizer = torch.optim.AdamW(groups)
-    Trainer(poly, arguments, train_dataset=rows, optimizers=(optimizer, None)).train()
+    first = trainer(poly, max_steps=4)
+    first.train()
     assert (poly.router.logits - before).abs().max() > 0.1
+    losses = {r["step"]: r["eval_loss"] for r in first.state.log_history if "eval_loss" in r}
+    assert sorted(losses) == [2, 4]
+    assert first.evaluate()["eval_loss"] == pytest.approx(min(losses.values()), rel=1e-5)
+
+    best = load_file(f"{first.state.best_model_checkpoint}/model.safetensors")
+    assert len(best) == len(poly.adapter_parameters())
+    fresh = poly_tiny.adapted(make)
+    fresh.load_state_dict(best)
+    ids = poly_tiny.tokens()
+    with torch.no_grad():
+        expected = poly_tiny.logits(poly.eval(), ids, task_ids=[0, 3, 1, 2])
+        assert torch.equal(poly_tiny.logits(fresh, ids, task_ids=[0, 3, 1, 2]), expected)
+
+    resumed = trainer(poly_tiny.adapted(make), max_steps=6)
+    resumed.train(resume_from_checkpoint=True)
+    assert resumed.state.global_step == 6
+    assert resumed.state.log_history[: len(first.state.log_history) - 2][0]["step"] == 2
+
+
+def test_a_copy_after_a_checkpointed_pass_is_a_model_of_its_own():
+    """Reference models of DPO and GRPO, moving averages."""
+    poly = poly_tiny.adapted().train()
+    poly.gradient_checkpointing_enable({"use_reentrant": False})
+    next(two_losses(poly)).backward()
+    poly.zero_grad()
+    expected = gradients(poly, [next(two_losses(poly))])
+    twin = copy.deepcopy(poly)
+    twin.zero_grad()
+    found = gradients(twin, [next(two_losses(twin))])
+    for key, gradient in expected.items():
+        torch.testing.assert_close(found[key], gradient, atol=0, rtol=0)
+    with torch.no_grad():
+        twin.router.logits.add_(1)
+    assert not torch.equal(twin.router.logits, poly.router.logits)
+    twin.unload()
+    assert torch.isfinite(poly(input_ids=poly_tiny.tokens(), task_ids=0).logits).all()
+
+
+def test_a_pickled_model_is_whole():
+    """torch.save of a model, and what worker processes get."""
+    poly = poly_tiny.adapted()
+    twin = pickle.loads(pickle.dumps(poly))
+    ids = poly_tiny.tokens()
+    with torch.no_grad():
+        expected = poly(input_ids=ids, task_ids=[0, 3, 1, 2]).logits
+        assert torch.equal(twin(input_ids=ids, task_ids=[0, 3, 1, 2]).logits, expected)
+    assert type(twin) is type(poly)
+
+
+def test_a_checkpoint_of_ones_own_is_recomputed_in_a_thread_of_a_device(monkeypatch):
+    """Autograd runs CUDA's backward in threads of its own: there the one open pass is meant."""
+    poly = poly_tiny.adapted()
+    layer = next(iter(poly.layers.values()))
+    x = torch.ones(2, 3, 16)
+    found = []
+
+    def recompute():
+        try:
+            found.append(layer(x))
+        except RuntimeError as error:
+            found.append(str(error))
+
+    def in_a_thread():
+        thread = threading.Thread(target=recompute)
+        thread.start()
+        thread.join()
+        return found.pop()
+
+    with poly.routing([1, 2]), torch.no_grad():
+        expected = layer(x)
+        assert "no routing here" in in_a_thread()  # not a backward pass
+        monkeypatch.setattr(torch._C, "_current_graph_task_id", lambda: 7)
+        with torch.no_grad():
+            torch.testing.assert_close(in_a_thread(), expected)
+        with poly.routing([2, 1]):
+            assert "no routing here" in in_a_thread()  # which of the two?
