@@ -8,8 +8,15 @@ import torch
 from torch.autograd import forward_ad
 
 from oneshot.ops import _library
-from oneshot.ops._checks import as_bool, as_int64, as_mask, check_float, check_same_device
-from oneshot.ops._numbers import is_finite, number
+from oneshot.ops._checks import (
+    as_bool,
+    as_int64,
+    as_mask,
+    check_float,
+    check_same_device,
+    check_values,
+)
+from oneshot.ops._numbers import is_finite, number, refuse_gradient
 from oneshot.reference import logprob as reference
 
 _INPUTS = "Tensor targets, Tensor? mask, Tensor? keep_mask"
@@ -87,7 +94,7 @@ _library.differentiable("token_logprobs_and_entropy", _differentiate, _save)
 def _check(
     logits: torch.Tensor,
     targets: torch.Tensor | None,
-    temperature: float,
+    temperature: Any,
     mask: torch.Tensor | None,
     keep_mask: torch.Tensor | None,
     inplace_backward: bool,
@@ -117,6 +124,32 @@ def _check(
     if inplace_backward:
         _check_overwritable(logits)
     return targets, mask, keep_mask
+
+
+def _by_row(
+    logits: torch.Tensor, temperature: float | torch.Tensor, mask: torch.Tensor | None
+) -> tuple[torch.Tensor, float | torch.Tensor]:
+    """Logits divided by a temperature per row or token, and 1; both unchanged if it is a number."""
+    if not isinstance(temperature, torch.Tensor) or temperature.dim() == 0:
+        return logits, temperature
+    check_float("temperature", temperature)
+    check_float("logits", logits)
+    refuse_gradient("temperature", temperature)
+    rows, own = logits.shape[:-1], temperature.shape
+    sizes = zip(own, rows, strict=False)
+    if len(own) > len(rows) or any(size not in (1, full) for size, full in sizes):
+        raise ValueError(
+            f"temperature must be a number, or have the leading dimensions of the rows of logits "
+            f"{list(rows)} (each of that size or 1), got {list(own)}"
+        )
+    check_same_device("temperature", temperature, "logits", logits)
+    real = torch.float64 if logits.dtype == torch.float64 else torch.float32
+    divisor = temperature.to(real).reshape(*own, *(1,) * (len(rows) - len(own))).expand(rows)
+    if mask is not None:
+        divisor = torch.where(as_mask("mask", mask, rows, "the rows of logits", logits), divisor, 1)
+    allowed = (divisor > 0) & divisor.isfinite()
+    check_values(allowed, "temperature must be positive and finite", divisor)
+    return logits.to(real) / divisor.unsqueeze(-1), 1.0
 
 
 def _as_keep_mask(keep_mask: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
@@ -163,7 +196,7 @@ def token_logprobs_and_entropy(
     logits: torch.Tensor,
     targets: torch.Tensor,
     *,
-    temperature: float = 1.0,
+    temperature: float | torch.Tensor = 1.0,
     mask: torch.Tensor | None = None,
     keep_mask: torch.Tensor | None = None,
     inplace_backward: bool = False,
@@ -180,7 +213,10 @@ def token_logprobs_and_entropy(
             NaN, as in `torch.log_softmax`.
         targets: Token ids, int64 or int32, ``[...]`` (one per row) or ``[..., k]``, each in
             ``[0, V)``.
-        temperature: Divides the logits before everything else. Default: 1.
+        temperature: Divides the logits before everything else: a number, or a tensor with the
+            leading dimensions of the rows (``[B]`` or ``[B, T]`` for rows ``[B, T]``; dimensions of
+            size 1 are expanded). A tensor costs one copy of the logits in float32 and takes no
+            gradient; in masked rows it may hold anything. Default: 1.
         mask: ``[...]``, bool, or numbers that are all 0 or 1; rows with False are never read, give
             0 and get no gradient, whatever stands in them. Default: all rows count.
         keep_mask: bool (or 0 and 1), broadcastable to ``[..., V]``: False gives a token probability
@@ -209,6 +245,7 @@ def token_logprobs_and_entropy(
         calculation for softmax", algorithm 3.
     """
     inplace_backward = inplace_backward and not torch.compiler.is_compiling()
+    logits, temperature = _by_row(logits, temperature, mask)
     ids, mask, keep_mask = _check(logits, targets, temperature, mask, keep_mask, inplace_backward)
     logprobs, entropy, _ = _forward(
         logits, ids, mask, keep_mask, number("temperature", temperature), inplace_backward
@@ -220,7 +257,7 @@ def token_logprobs(
     logits: torch.Tensor,
     targets: torch.Tensor,
     *,
-    temperature: float = 1.0,
+    temperature: float | torch.Tensor = 1.0,
     mask: torch.Tensor | None = None,
     keep_mask: torch.Tensor | None = None,
     inplace_backward: bool = False,
@@ -230,7 +267,7 @@ def token_logprobs(
     Args:
         logits: ``[..., V]``.
         targets: int64 or int32, ``[...]`` or ``[..., k]``.
-        temperature: Divides the logits first. Default: 1.
+        temperature: Divides the logits first: a number, or a tensor per row or token. Default: 1.
         mask: bool ``[...]``; False rows give 0. Default: all rows count.
         keep_mask: bool, broadcastable to ``[..., V]``; False: probability 0. Default: all kept.
         inplace_backward: Write the gradient over the logits. Default: False.
@@ -257,7 +294,7 @@ def token_logprobs(
 def token_entropy(
     logits: torch.Tensor,
     *,
-    temperature: float = 1.0,
+    temperature: float | torch.Tensor = 1.0,
     mask: torch.Tensor | None = None,
     keep_mask: torch.Tensor | None = None,
     inplace_backward: bool = False,
@@ -266,7 +303,7 @@ def token_entropy(
 
     Args:
         logits: ``[..., V]``.
-        temperature: Divides the logits first. Default: 1.
+        temperature: Divides the logits first: a number, or a tensor per row or token. Default: 1.
         mask: bool ``[...]``; False rows give 0. Default: all rows count.
         keep_mask: bool, broadcastable to ``[..., V]``; False: probability 0. Default: all kept.
         inplace_backward: Write the gradient over the logits. Default: False.
@@ -281,6 +318,7 @@ def token_entropy(
         H = -sum p log p; ``entropy_from_logits`` of TRL and verl.
     """
     inplace_backward = inplace_backward and not torch.compiler.is_compiling()
+    logits, temperature = _by_row(logits, temperature, mask)
     _, mask, keep_mask = _check(logits, None, temperature, mask, keep_mask, inplace_backward)
     targets = logits.new_empty((*logits.shape[:-1], 0), dtype=torch.int64)
     return _forward(

@@ -711,3 +711,82 @@ def test_errors_name_the_argument(change, error, message):
     }
     with pytest.raises(error, match=message):
         ops.token_logprobs_and_entropy(**arguments)
+
+
+# ---- a temperature per row or token
+
+
+@pytest.mark.parametrize("shape", [(3,), (3, 1), (1, 5), (3, 5)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_a_temperature_per_row_or_token_divides_its_logits(shape, dtype):
+    logits, ids = torch.randn(3, 5, 17).to(dtype), torch.randint(17, (3, 5))
+    temperature = torch.rand(shape) + 0.5
+    mask = torch.rand(3, 5) > 0.3
+    leaf = logits.clone().requires_grad_()
+    logprobs, entropy = ops.token_logprobs_and_entropy(
+        leaf, ids, temperature=temperature, mask=mask
+    )
+    (logprobs.sum() + 0.3 * entropy.sum()).backward()
+
+    own = logits.double().requires_grad_()
+    wide = temperature.double().reshape(*shape, *(1,) * (2 - len(shape))).expand(3, 5)
+    log_p = torch.log_softmax(own / wide.unsqueeze(-1), -1)
+    want = log_p.gather(-1, ids.unsqueeze(-1)).squeeze(-1) * mask
+    want_entropy = -(log_p.exp() * log_p).sum(-1) * mask
+    (want.sum() + 0.3 * want_entropy.sum()).backward()
+    tolerance = (
+        {"rtol": 1e-5, "atol": 1e-6} if dtype != torch.bfloat16 else {"rtol": 1e-2, "atol": 1e-2}
+    )
+    torch.testing.assert_close(logprobs.double(), want.detach(), rtol=1e-5, atol=2e-6)
+    torch.testing.assert_close(entropy.double(), want_entropy.detach(), rtol=1e-5, atol=2e-6)
+    torch.testing.assert_close(leaf.grad.double(), own.grad, **tolerance)
+    alone = ops.token_entropy(logits, temperature=temperature, mask=mask)
+    torch.testing.assert_close(alone, entropy.detach())
+
+
+def test_a_number_and_a_tensor_of_it_are_the_same_temperature():
+    logits, ids = torch.randn(4, 9), torch.randint(9, (4,))
+    by_number = ops.token_logprobs(logits, ids, temperature=0.7)
+    for temperature in (torch.tensor(0.7), torch.full((4,), 0.7), torch.full((1,), 0.7)):
+        found = ops.token_logprobs(logits, ids, temperature=temperature)
+        torch.testing.assert_close(found, by_number)
+
+
+def test_masked_rows_may_hold_any_temperature():
+    logits = torch.randn(3, 9)
+    logits[1] = float("nan")
+    leaf = logits.requires_grad_()
+    temperature = torch.tensor([0.7, float("nan"), 1.2])
+    mask = torch.tensor([True, False, True])
+    out = ops.token_logprobs(leaf, torch.zeros(3).long(), temperature=temperature, mask=mask)
+    out.sum().backward()
+    assert out[1] == 0
+    assert torch.equal(leaf.grad[1], torch.zeros(9))
+    assert leaf.grad[[0, 2]].isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("temperature", "error", "message"),
+    [
+        (torch.ones(4), ValueError, r"leading dimensions of the rows of logits \[3, 5\]"),
+        (torch.ones(5), ValueError, r"leading dimensions"),
+        (torch.ones(3, 5, 1), ValueError, "leading dimensions"),
+        (torch.tensor([1.0, 0.0, 1.0]), ValueError, "positive and finite, got 0.0"),
+        (torch.tensor([1.0, 1.0, float("inf")]), ValueError, "positive and finite, got inf"),
+        (torch.ones(3, dtype=torch.int64), TypeError, "temperature must be float32"),
+        (torch.ones(3, requires_grad=True), ValueError, "temperature"),
+    ],
+)
+def test_bad_temperatures_per_row_are_refused(temperature, error, message):
+    with pytest.raises(error, match=message):
+        ops.token_logprobs(torch.randn(3, 5, 7), torch.zeros(3, 5).long(), temperature=temperature)
+
+
+def test_numpy_takes_a_temperature_per_row():
+    logits, ids = torch.randn(3, 9), torch.randint(9, (3,))
+    temperature = torch.tensor([0.7, 1.0, 1.3])
+    arrays = (logits.numpy(), ids.numpy())
+    logprobs, _ = oneshot.numpy.token_logprobs_and_entropy(*arrays, temperature=temperature.numpy())
+    assert logprobs.dtype == np.float32
+    want = ops.token_logprobs(logits, ids, temperature=temperature)
+    assert torch.equal(torch.from_numpy(logprobs), want)
