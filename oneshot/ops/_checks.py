@@ -9,15 +9,19 @@ import torch
 FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
+def kind_of(x: Any) -> str:
+    """The type of what came instead of a tensor, for a message."""
+    kind = type(x)
+    if kind.__module__ == "builtins":
+        return kind.__name__
+    hint = "; oneshot.numpy takes arrays" if kind.__module__ == "numpy" else ""
+    return f"{kind.__module__}.{kind.__name__}{hint}"
+
+
 def check_tensor(name: str, x: Any) -> None:
     """Raise TypeError unless `x` is a tensor."""
     if not isinstance(x, torch.Tensor):
-        kind = type(x)
-        got = (
-            kind.__name__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__name__}"
-        )
-        hint = "; oneshot.numpy takes arrays" if kind.__module__ == "numpy" else ""
-        raise TypeError(f"{name} must be a torch.Tensor, got {got}{hint}")
+        raise TypeError(f"{name} must be a torch.Tensor, got {kind_of(x)}")
 
 
 def check_float(name: str, tensor: torch.Tensor) -> None:

@@ -8,7 +8,14 @@ from typing import Any
 import torch
 
 from oneshot.ops import _library
-from oneshot.ops._checks import as_int64, check_choice, check_float, check_same_device, check_values
+from oneshot.ops._checks import (
+    as_int64,
+    check_choice,
+    check_float,
+    check_same_device,
+    check_values,
+    kind_of,
+)
 from oneshot.ops._numbers import number
 from oneshot.reference import routing as reference
 
@@ -280,8 +287,9 @@ def routing_weights(
     *layers, tasks, heads, skills = logits.shape
     logits = logits.to(real_type(logits.dtype)).reshape(math.prod(layers), tasks, heads, skills)
     if isinstance(task_ids, bool) or not isinstance(task_ids, (int, torch.Tensor)):
-        kind = type(task_ids).__name__
-        raise TypeError(f"task_ids must be an int64 or int32 tensor or an int, got {kind}")
+        raise TypeError(
+            f"task_ids must be an int64 or int32 tensor or an int, got {kind_of(task_ids)}"
+        )
     if isinstance(task_ids, torch.Tensor):
         task_ids = as_int64("task_ids", task_ids)
         chosen, index = _distinct(task_ids, tasks)

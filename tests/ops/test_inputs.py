@@ -271,8 +271,10 @@ def test_other_threads_run_during_a_call():
     try:
         sys.setswitchinterval(1000)
         before = ticks[0]
-        faces.token_logprobs_and_entropy(logits, targets)
-        during = ticks[0] - before
+        for _ in range(100):  # a busy machine may not run the thread during the first
+            faces.token_logprobs_and_entropy(logits, targets)
+            if during := ticks[0] - before:
+                break
     finally:
         done.set()
         thread.join()
