@@ -6,6 +6,11 @@ from oneshot.ops.advantage import gae, group_advantages, whiten
 from oneshot.ops.hmm import hmm_entropy, hmm_log_likelihood, hmm_posteriors
 from oneshot.ops.hmm_emissions import combine_emissions
 from oneshot.ops.hmm_paths import hmm_sample, hmm_viterbi
+from oneshot.ops.linear_logprob import (
+    TokenStatistics,
+    linear_token_logprobs_and_entropy,
+    linear_token_statistics,
+)
 from oneshot.ops.logprob import token_entropy, token_logprobs, token_logprobs_and_entropy
 from oneshot.ops.policy_loss import importance_weights, policy_loss, value_loss
 from oneshot.ops.routing import mix_adapters, routed_ia3, routed_lora, routing_weights
@@ -14,6 +19,7 @@ _load()
 _serve_by_triton()  # last: a compiled kernel comes first
 
 __all__ = [
+    "TokenStatistics",
     "combine_emissions",
     "gae",
     "group_advantages",
@@ -23,6 +29,8 @@ __all__ = [
     "hmm_sample",
     "hmm_viterbi",
     "importance_weights",
+    "linear_token_logprobs_and_entropy",
+    "linear_token_statistics",
     "mix_adapters",
     "policy_loss",
     "routed_ia3",
