@@ -27,12 +27,12 @@ EXTRAS = ("log_sum_sq_probs", "mean_logits", "is_top1")
 # Bytes that logits may take: of the tile in work and of those that forward keeps for backward.
 CPU_MEMORY = 1 << 28
 DEVICE_MEMORY = 1 << 30
-TILES = 8  # that share this memory
+TILES = 16  # that share this memory: of [512, 8192] float32 numbers on the CPU
 
 _CALL = (
     "Tensor hidden, Tensor weight, Tensor? bias, Tensor targets, Tensor? mask, Tensor? keep_mask, "
     "Tensor? kept_ids, Tensor? kept_offsets, float temperature, float logit_scale, float softcap, "
-    "int tile_bytes, str? group, int vocab_start, int vocab_size"
+    "int tile_bytes, str? group, int vocab_start, SymInt vocab_size"
 )
 _NUMBER_OF_INPUTS = _CALL.count(",") + 1
 
@@ -441,7 +441,8 @@ def _memory(call: _Call, memory_bytes: int | None) -> tuple[int, int]:
     if not _needs_gradient(call):
         return tile, 0
     # Beside the tile in work: the slope of soft-capping, and a copy in the dtype of the operands.
-    scratch = 3 if call.softcap else 2
+    converted = tiled.tile_dtype(call.hidden, call.softcap) != call.hidden.dtype
+    scratch = 1 + (call.softcap > 0) + converted
     return tile, max(0, memory_bytes - scratch * tile)
 
 

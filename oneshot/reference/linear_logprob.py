@@ -52,7 +52,7 @@ def linear_token_statistics(
     chosen = torch.where(possible.gather(-1, ids), chosen, float("-inf"))
     entropy = -(p * finite).sum(-1)
     squares = p.detach().square().sum(-1).log()
-    mean = (torch.where(kept, z, 0).sum(-1) / kept.sum(-1)).detach()
+    mean = (torch.where(possible, z, 0).sum(-1) / possible.sum(-1)).detach()
     top = ids == torch.where(kept, z, float("-inf")).argmax(-1, keepdim=True)
     if mask is not None:
         chosen = torch.where(mask.unsqueeze(-1), chosen, 0)
