@@ -1,10 +1,11 @@
-"""Benchmarks of the `logprob` family."""
+"""Benchmarks of the `logprob` family; the head without logits is in `linear_logprob.py`."""
 
 from __future__ import annotations
 
 import torch
 
 from oneshot import ops
+from oneshot.bench import linear_logprob
 from oneshot.bench.floors import floor
 from oneshot.bench.registry import Call, Inputs, Operation, Provider, compiled, plain
 from oneshot.reference import logprob as reference
@@ -131,4 +132,5 @@ OPERATIONS = [
     operation(2048, 151936, "float32", "forward+backward", quick=False),
     operation(2048, 151936, "bfloat16", "forward", quick=False),
     operation(2048, 151936, "bfloat16", "forward+backward", quick=False),
+    *linear_logprob.OPERATIONS,
 ]

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
-from oneshot.ops import TokenStatistics, linear_token_statistics
+from oneshot.ops.linear_logprob import TokenStatistics, linear_token_statistics
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -78,8 +78,8 @@ def fuse_lm_head(model: PreTrainedModel) -> HeadTransform:
             "call fuse_lm_head once, and first"
         )
     transform = _measure(model)
-    model._oneshot_head = transform
-    model.forward = types.MethodType(_fused(type(model)), model)  # type: ignore[method-assign]
+    model._oneshot_head = transform  # type: ignore[assignment]
+    model.forward = types.MethodType(_fused(type(model)), model)
     return transform
 
 
@@ -177,8 +177,8 @@ def _measure(model: PreTrainedModel) -> HeadTransform:
     if error(best) > tolerance:
         raise ValueError(
             f"{type(model).__name__} does something else to its logits than to scale them by one "
-            f"of {', '.join(SCALES)} and to soft-cap them by final_logit_softcapping: a head output "
-            f"of {list(PROBE)} became {[round(x, 4) for x in got.tolist()]}; use its logits and "
-            "token_logprobs_and_entropy"
+            f"of {', '.join(SCALES)} and to soft-cap them by final_logit_softcapping: the output "
+            f"{list(PROBE)} of its head became {[round(x, 4) for x in got.tolist()]}; use its "
+            "logits and token_logprobs_and_entropy"
         )
     return best

@@ -7,7 +7,6 @@ from oneshot.ops.hmm import hmm_entropy, hmm_log_likelihood, hmm_posteriors
 from oneshot.ops.hmm_emissions import combine_emissions
 from oneshot.ops.hmm_paths import hmm_sample, hmm_viterbi
 from oneshot.ops.linear_logprob import (
-    TokenStatistics,
     linear_token_logprobs_and_entropy,
     linear_token_statistics,
 )
@@ -19,7 +18,6 @@ _load()
 _serve_by_triton()  # last: a compiled kernel comes first
 
 __all__ = [
-    "TokenStatistics",
     "combine_emissions",
     "gae",
     "group_advantages",

@@ -34,6 +34,7 @@ from oneshot.ops.linear_logprob_merge import (
 )
 
 LEAST_COLUMNS = 1024  # narrower products waste a core
+COLUMN_STEP = 128  # whole panels of a matrix product
 ALIGNMENT = 32  # elements between the beginnings of rows: whole vectors, aligned products
 LOG2E, LN2 = 1.4426950408889634, 0.6931471805599453
 
@@ -134,7 +135,8 @@ class Head:
         rows, vocab = len(self.hidden), len(self.weight)
         budget = self.tile_bytes // self.dtype.itemsize
         columns = min(vocab, max(LEAST_COLUMNS, budget // max(rows, 1)))
-        columns = -(-vocab // -(-vocab // columns))  # evenly
+        even = -(-vocab // -(-vocab // columns))
+        columns = min(columns, -(-even // COLUMN_STEP) * COLUMN_STEP)
         blocks = list(_slices(rows, max(1, budget // columns)))
         for part in _slices(vocab, columns):
             yield part, blocks

@@ -8,7 +8,7 @@ import torch
 
 
 class Definition(NamedTuple):
-    """What the definition returns; see `oneshot.ops.TokenStatistics`."""
+    """What the definition returns; see `oneshot.ops.linear_logprob.TokenStatistics`."""
 
     logprobs: torch.Tensor
     entropy: torch.Tensor
