@@ -89,13 +89,13 @@ class Kept(NamedTuple):
             tile[place] = saved
 
 
-def tile_dtype(hidden: torch.Tensor, softcap: float) -> torch.dtype:
+def tile_dtype(hidden: torch.Tensor, soft_capped: bool) -> torch.dtype:
     """Dtype of logits in a tile: float32 where the device multiplies halves into it.
 
     On the CPU products of bfloat16 are rounded to it, as `torch.nn.functional.linear` rounds them;
     soft-capping, and float16 with its short range, go on in float32.
     """
-    if hidden.dtype == torch.bfloat16 and hidden.device.type == "cpu" and not softcap:
+    if hidden.dtype == torch.bfloat16 and hidden.device.type == "cpu" and not soft_capped:
         return torch.bfloat16
     return torch.float64 if hidden.dtype == torch.float64 else torch.float32
 
@@ -111,17 +111,13 @@ class Head:
     kept: Kept | None
     transform: Transform
     shard: Shard
+    dtype: torch.dtype  # of a tile
     tile_bytes: int
 
     @property
     def real(self) -> torch.dtype:
         """Dtype of sums and results."""
         return torch.float64 if self.hidden.dtype == torch.float64 else torch.float32
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Dtype of a tile."""
-        return tile_dtype(self.hidden, self.transform.softcap)
 
     @property
     def divisor(self) -> float:
