@@ -17,10 +17,14 @@ COLUMNS = 8192  # of a tile of the floor
 TRL_COLUMNS = 32768  # as TRL's trainers call it
 
 
+def _judged(inputs: Inputs, logprobs: torch.Tensor, entropy: torch.Tensor) -> Pair:
+    """In the dtype of the inputs, by whose tolerance they are judged: logits are rounded to it."""
+    return logprobs.to(inputs["hidden"].dtype), entropy.to(inputs["hidden"].dtype)
+
+
 def _ours(inputs: Inputs) -> Pair:
-    return ops.linear_token_logprobs_and_entropy(
-        inputs["hidden"], inputs["weight"], inputs["targets"]
-    )
+    hidden, weight, targets = inputs["hidden"], inputs["weight"], inputs["targets"]
+    return _judged(inputs, *ops.linear_token_logprobs_and_entropy(hidden, weight, targets))
 
 
 def _formula(inputs: Inputs) -> Pair:
@@ -31,7 +35,8 @@ def _formula(inputs: Inputs) -> Pair:
 
 def _materialised(inputs: Inputs) -> Pair:
     logits = functional.linear(inputs["hidden"], inputs["weight"])
-    return ops.token_logprobs_and_entropy(logits, inputs["targets"], inplace_backward=True)
+    outputs = ops.token_logprobs_and_entropy(logits, inputs["targets"], inplace_backward=True)
+    return _judged(inputs, *outputs)
 
 
 def _trl() -> Call:
@@ -43,7 +48,7 @@ def _trl() -> Call:
             inputs["hidden"], inputs["weight"], None, inputs["targets"], 1.0, TRL_COLUMNS, None,
             1.0, ("log_probs", "entropy"),
         )  # fmt: skip
-        return logprobs, entropy
+        return _judged(inputs, logprobs, entropy)
 
     return call
 

@@ -199,7 +199,7 @@ class Tiles:
 
 
 def multiply(a: torch.Tensor, b: torch.Tensor, out: torch.Tensor) -> None:
-    """Write a @ b into `out`, which be wider than its factors."""
+    """Write a @ b into `out`, which may be wider than its factors."""
     if out.dtype == a.dtype:
         torch.mm(a, b, out=out)
     elif out.is_cuda:
@@ -316,6 +316,9 @@ def backward(
         hidden: Whether that of the hidden states is wanted.
         bias: Whether that of the bias is wanted.
     """
+    if grad_logprobs is not None:  # a target that is no token must not pass for one
+        lost = logprobs.isnan() & (grad_logprobs != 0)
+        grad_logprobs = grad_logprobs.masked_fill(lost, float("nan"))
     tiles = Tiles(head, kept_logits)
     real = head.real
     grad_hidden = head.hidden.new_zeros(head.hidden.shape, dtype=real) if hidden else None

@@ -1,6 +1,9 @@
 """The head without logits against its definition in float64, and under every cut into tiles."""
 
 import itertools
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -386,6 +389,43 @@ def test_autocast_multiplies_in_its_dtype():
     assert all(map(torch.equal, got, want))
     got[0].sum().backward()
     assert leaf.grad.dtype == torch.float32
+
+
+MEMORY = """
+import sys
+import torch
+from oneshot import ops
+
+def status(field):
+    lines = open("/proc/self/status").read().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(field)) * 1024
+
+def call(rows, vocab):
+    hidden = torch.randn(rows, 896).to(dtype).requires_grad_()
+    weight = torch.randn(vocab, 896).to(dtype).requires_grad_()
+    ids, up = torch.zeros(rows, dtype=torch.int64), [torch.ones(rows), torch.ones(rows)]
+    open("/proc/self/clear_refs", "w").write("5")
+    before = status("VmRSS")
+    out = ops.linear_token_logprobs_and_entropy(hidden, weight, ids)
+    grads = torch.autograd.grad(out, [hidden, weight], up)
+    return status("VmHWM") - before - sum(g.numel() * g.itemsize for g in grads)
+
+dtype = getattr(torch, sys.argv[1])
+call(8, 4096)  # wakes libraries and threads
+print(call(512, 151936))
+"""
+
+
+@needs_native
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peak memory needs Linux")
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_memory_beyond_the_gradients(dtype):
+    """311 MB of float32 logits; the memory that they may take, and little else."""
+    done = subprocess.run(
+        [sys.executable, "-c", MEMORY, dtype], capture_output=True, text=True, check=True
+    )
+    assert float(done.stdout) < 0.31e9
 
 
 # Registration ------------------------------------------------------------------------------------

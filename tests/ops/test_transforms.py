@@ -47,6 +47,14 @@ def log_softmax(x, temperature=0.7):
     return (x / temperature).log_softmax(-1)
 
 
+HEAD, STATES = fixed(7, 4), fixed(2, 3, 4)
+
+
+def head_formula(logits):
+    logp = log_softmax(logits)
+    return logp.gather(-1, IDS[..., None])[..., 0] - (logp.exp() * logp).sum(-1)
+
+
 def masked_mean(x):
     return torch.where(MASK, x, 0).sum() / MASK.sum()
 
@@ -122,6 +130,14 @@ CASES = {
         lambda x: ops.token_entropy(x, temperature=0.7),
         lambda x: -(log_softmax(x).exp() * log_softmax(x)).sum(-1),
         (2, 3, 7), "token_logprobs_and_entropy",
+    ),
+    "linear_token_logprobs_and_entropy by hidden": Case(
+        lambda x: sum(ops.linear_token_logprobs_and_entropy(x, HEAD, IDS, temperature=0.7)),
+        lambda x: head_formula(x @ HEAD.t()), (2, 3, 4), "linear_token_logprobs_and_entropy",
+    ),
+    "linear_token_logprobs_and_entropy by weight": Case(
+        lambda x: sum(ops.linear_token_logprobs_and_entropy(STATES, x, IDS, temperature=0.7)),
+        lambda x: head_formula(STATES @ x.t()), (7, 4), "linear_token_logprobs_and_entropy",
     ),
     "policy_loss": Case(
         lambda x: ops.policy_loss(x, OLD, ADVANTAGES, MASK, ref_logprobs=REF, kl_coef=0.1,
