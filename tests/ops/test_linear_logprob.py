@@ -218,6 +218,7 @@ def test_kept_ids_are_the_mask_as_a_list(memory, dtype, options):
     )  # fmt: skip
 
 
+@needs_native
 @pytest.mark.parametrize("memory", [SMALL, LARGE])
 def test_a_nearly_certain_token_keeps_its_digits(memory):
     """p = 1 - 2e-4 to 1e-9: values and gradients, whichever tile has the token."""
