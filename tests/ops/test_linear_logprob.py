@@ -492,25 +492,25 @@ def test_second_derivative_is_an_error():
 
 
 @pytest.mark.parametrize("masked", [False, True])
-def test_compiles_once_for_all_sizes(masked):
+def test_compiles_once_for_all_sizes_and_temperatures(masked):
     torch._dynamo.reset()
     counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
 
-    def loss(hidden, weight, targets, mask):
+    def loss(hidden, weight, targets, mask, temperature):
         logprobs, entropy = ops.linear_token_logprobs_and_entropy(
-            hidden * 2, weight, targets, mask=mask if masked else None, temperature=0.9
+            hidden * 2, weight, targets, mask=mask if masked else None, temperature=temperature
         )
         return logprobs.sum() + 0.1 * entropy.sum()
 
     compiled = torch.compile(loss, backend=counter, fullgraph=True, dynamic=True)
     frames = []
-    for rows, vocab in ((5, 300), (9, 171)):
+    for rows, vocab, temperature in ((5, 300, 0.9), (9, 171, 0.7)):
         hidden, weight, targets, _ = make(rows, vocab)
         mask = torch.arange(rows) != 1
         results = []
         for function in (compiled, loss):
             leaves = [x.clone().requires_grad_() for x in (hidden, weight)]
-            value = function(*leaves, targets, mask)
+            value = function(*leaves, targets, mask, temperature)
             value.backward()
             results.append((value.detach(), *(x.grad for x in leaves)))
         torch.testing.assert_close(*results, rtol=1e-5, atol=1e-5)
