@@ -4,9 +4,9 @@ A tile is a block of rows against a range of the vocabulary. The vocabulary is t
 weight is read once, its gradient is complete after one range and never leaves that loop in float32,
 and only the gradient of the hidden states, which is small, is added up across ranges.
 
-Behind its logits a tile has one spare column with `FLOOR`. Targets of other tiles point there, so
-the kernels count their gradient in the row's sum and write it where nobody looks; and a tile of
-nothing but -inf still has a maximum.
+Behind its logits a tile has one spare column that holds `FLOOR`. Targets of other tiles point to
+it: the kernels count their gradient in the sum of the row and write it into that column, which no
+product reads. The column also gives a maximum to a tile that is -inf everywhere else.
 """
 
 from __future__ import annotations
