@@ -30,23 +30,20 @@ def _cross_entropy(inputs: Inputs) -> Loss:
     return (-loss,)
 
 
-def _view(logits: torch.Tensor) -> torch.Tensor:
-    """A model's output is no leaf, and a kernel may write the gradient over it."""
-    return logits.view_as(logits)
-
-
 def _liger() -> Call:
     from liger_kernel.transformers import LigerCrossEntropyLoss
 
     loss = LigerCrossEntropyLoss(reduction="none")
-    return lambda inputs: (-loss(_view(inputs["logits"]), inputs["targets"]),)
+    return lambda inputs: (-loss(logprob.ModelOutput.apply(inputs["logits"]), inputs["targets"]),)
 
 
 def _flash_attention() -> Call:
     from flash_attn.ops.triton.cross_entropy import cross_entropy_loss
 
     return lambda inputs: (
-        -cross_entropy_loss(_view(inputs["logits"]), inputs["targets"], inplace_backward=True)[0],
+        -cross_entropy_loss(
+            logprob.ModelOutput.apply(inputs["logits"]), inputs["targets"], inplace_backward=True
+        )[0],
     )
 
 

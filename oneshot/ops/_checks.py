@@ -51,7 +51,7 @@ def check_values(
     elif not allowed.all():
         place = (~allowed).nonzero()[0].tolist()
         where = place[0] if len(place) == 1 else tuple(place)
-        raise error(f"{message}, got {values[tuple(place)].item()} at place {where}")
+        raise error(f"{message}, got {values[tuple(place)].tolist()} at place {where}")
 
 
 def as_bool(name: str, mask: torch.Tensor) -> torch.Tensor:
