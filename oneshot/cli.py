@@ -28,6 +28,7 @@ usage: oneshot <command> [options]
   poly eval       figures of trained adapters on their tasks
   poly export     trained adapters as PEFT Poly, PEFT LoRA or a merged model
   poly miniature  the methods of the papers side by side on a small model
+  poly compositional  adapters on string tasks that share skills, with a small model trained here
   demo            each layer in small: one-example RLVR, weak named entities, adapters
   bench           benchmarks of the ops
   info            versions, native library, instruction set

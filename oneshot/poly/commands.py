@@ -1,4 +1,4 @@
-"""The commands `oneshot poly train | adapt | eval | export | miniature`."""
+"""The commands `oneshot poly train | adapt | eval | export | miniature | compositional`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from oneshot.runs.config import argument_parser, instantiate
 
-COMMANDS = ("train", "adapt", "eval", "export", "miniature")
+COMMANDS = ("train", "adapt", "eval", "export", "miniature", "compositional")
 
 
 def run(command: str, words: list[str]) -> int:
@@ -19,6 +19,7 @@ def run(command: str, words: list[str]) -> int:
         "eval": _evaluate,
         "export": _export,
         "miniature": _miniature,
+        "compositional": _compositional,
     }[command](words)
 
 
@@ -156,4 +157,12 @@ def _miniature(words: list[str]) -> int:
 
     config, resume = _parse(MiniatureConfig, "miniature", words, True)
     print(miniature(config, resume=resume))
+    return 0
+
+
+def _compositional(words: list[str]) -> int:
+    from oneshot.poly.compositional import CompositionalConfig, compositional
+
+    config, resume = _parse(CompositionalConfig, "compositional", words, True)
+    print(compositional(config, resume=resume))
     return 0

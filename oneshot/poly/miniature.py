@@ -23,13 +23,13 @@ class Arm:
 
     Attributes:
         name: Its name.
-        inventory: Which training run it starts from.
+        inventory: Which training run it starts from; None: no training run, new adapters.
         mode: How it is adapted.
     """
 
     name: str
-    inventory: str
-    mode: Literal["poly", "z", "mu", "soup"]
+    inventory: str | None
+    mode: Literal["poly", "z", "mu", "soup", "full"]
 
 
 ARMS = (
@@ -96,8 +96,7 @@ def miniature(config: MiniatureConfig, *, resume: bool = False) -> str:
     Raises:
         FileExistsError: The folder has files in it and `resume` is False.
     """
-    from oneshot.poly.adaptation import adapt, summarize
-    from oneshot.poly.trainer import train
+    from oneshot.poly.adaptation import summarize
     from oneshot.runs.folder import open_run, write_config
 
     folder, _ = open_run(
@@ -105,29 +104,55 @@ def miniature(config: MiniatureConfig, *, resume: bool = False) -> str:
     )
     write_config(folder, config)
     arms = [arm for arm in ARMS if arm.name in config.arms]
-    trained: dict[str, Path] = {}
-    for name, poly in inventories(config.train.poly).items():
-        if any(arm.inventory == name for arm in arms):
-            output = folder / "train" / name
-            run = dataclasses.replace(config.train.run, output=str(output))
-            one = dataclasses.replace(config.train, poly=poly, run=run)
-            trained[name] = train(one, resume=output.exists()).checkpoint
+    trained = {
+        name: train_inventory(config.train, name, poly, folder)
+        for name, poly in inventories(config.train.poly).items()
+        if any(arm.inventory == name for arm in arms)
+    }
+    adapting = dataclasses.replace(config.adapt, model=config.train.model)
     table: dict[str, Any] = {}
     for arm in arms:
-        output = folder / "adapt" / arm.name
-        run = dataclasses.replace(config.adapt.run, output=str(output))
-        one_arm = dataclasses.replace(
-            config.adapt,
-            model=config.train.model,
-            pretrained=str(trained[arm.inventory]),
-            mode=arm.mode,
-            run=run,
-        )
-        table[arm.name] = summarize(adapt(one_arm, resume=output.exists()))
+        assert arm.inventory is not None
+        table[arm.name] = summarize(adapt_arm(adapting, arm, trained[arm.inventory], folder))
     text = as_table(table)
     (folder / "table.md").write_text(text + "\n", encoding="utf-8")
     (folder / "table.json").write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
     return text
+
+
+def train_inventory(config: TrainConfig, name: str, poly: PolyConfig, folder: Path) -> Path:
+    """Trains these adapters in `folder`/train/`name`, or finishes an earlier attempt.
+
+    Returns:
+        Their checkpoint.
+    """
+    from oneshot.poly.trainer import train
+
+    output = folder / "train" / name
+    run = dataclasses.replace(config.run, output=str(output))
+    return train(dataclasses.replace(config, poly=poly, run=run), resume=output.exists()).checkpoint
+
+
+def adapt_arm(
+    config: AdaptConfig, arm: Arm, pretrained: Path | None, folder: Path
+) -> list[dict[str, Any]]:
+    """Adapts one arm in `folder`/adapt/`arm.name`, or finishes an earlier attempt.
+
+    Returns:
+        Its rows of results.jsonl.
+    """
+    from oneshot.poly.adaptation import adapt
+
+    output = folder / "adapt" / arm.name
+    return adapt(
+        dataclasses.replace(
+            config,
+            pretrained=None if pretrained is None else str(pretrained),
+            mode=arm.mode,
+            run=dataclasses.replace(config.run, output=str(output)),
+        ),
+        resume=output.exists(),
+    )
 
 
 def as_table(table: dict[str, Any]) -> str:

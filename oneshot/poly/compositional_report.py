@@ -1,0 +1,370 @@
+"""Tables and figure of `oneshot poly compositional`: means, paired differences, routing."""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+
+from oneshot.poly import storage
+from oneshot.poly.compositional import (
+    ARMS,
+    Cell,
+    CompositionalConfig,
+    cells,
+    checkpoint_path,
+    inventories,
+)
+from oneshot.poly.compositional_tasks import DECORATION, SELECTION, Composition, make_split
+from oneshot.poly.miniature import Arm
+from oneshot.poly.plots import task_distances
+from oneshot.poly.router import Router
+from oneshot.runs.config import to_dict
+from oneshot.runs.jsonl import read_jsonl
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One arm minus another, paired by split, seed, task and draw of examples.
+
+    Attributes:
+        mean: Mean difference.
+        standard_error: Standard deviation (ddof 1) over the pairs over the root of their number.
+        task_standard_error: The same with one value for each held-out task, its mean over seeds and
+            draws: pairs of a task are not independent.
+        pairs: Number of pairs.
+        by_seed: Mean difference of each seed.
+    """
+
+    mean: float
+    standard_error: float
+    task_standard_error: float
+    pairs: int
+    by_seed: dict[int, float]
+
+
+def write_report(config: CompositionalConfig, output: Path) -> str:
+    """Writes table.md, results.json and compositional.png; returns the tables.
+
+    Args:
+        config: An experiment of which every part is finished.
+        output: Its folder.
+    """
+    adaptation = [
+        {**place, "arm": name, **row}
+        for cell, place in _places(config)
+        for name in config.arms
+        for row in read_jsonl(cell.folder(output) / "adapt" / name / "results.jsonl")
+    ]
+    trained = dict.fromkeys(ARMS[name].inventory for name in config.arms)
+    training = [
+        {**place, "inventory": name, **_training(config, cell, output, name)}
+        for cell, place in _places(config)
+        for name in trained
+        if name is not None
+    ]
+    base = {
+        seed: json.loads((output / "base" / f"seed_{seed}" / "exact_match.json").read_text())
+        for seed in config.seeds
+    }
+    results = {
+        "config": to_dict(config),
+        "parameters": {name: trained_parameters(config, ARMS[name]) for name in config.arms},
+        "base": base,
+        "training": training,
+        "adaptation": adaptation,
+    }
+    text = json.dumps(results, indent=1)
+    (output / "results.json").write_text(text + "\n", encoding="utf-8")
+    tables = [_base_table(base)]
+    for prompts in config.prompts:
+        mine = [row for row in adaptation if row["prompts"] == prompts]
+        tables += [
+            f"Prompts: {prompts}.",
+            _adaptation_table(config, mine),
+            _difference_table(config, mine),
+            _training_table([row for row in training if row["prompts"] == prompts]),
+        ]
+    report = "\n\n".join(table for table in tables if table)
+    (output / "table.md").write_text(report + "\n", encoding="utf-8")
+    _plot(config, adaptation, output)
+    return report
+
+
+def _places(config: CompositionalConfig) -> list[tuple[Cell, Row]]:
+    return [
+        (cell, {"split": cell.split, "pretraining_seed": cell.seed, "prompts": cell.prompts})
+        for cell in cells(config)
+    ]
+
+
+def trained_parameters(config: CompositionalConfig, arm: Arm) -> int:
+    """Parameters that one adaptation of an arm trains."""
+    base = config.base
+    layers, width, wide = base.layers, base.hidden_size, 3 * base.hidden_size
+    if arm.mode == "full":
+        from oneshot.poly.compositional_base import SYMBOLS
+
+        block = 4 * width * width + 3 * width * wide + 2 * width
+        return layers * block + width + len(SYMBOLS) * width
+    known = inventories(config.poly)
+    poly = known["lora" if arm.inventory is None else arm.inventory]
+    # q, k, v, o of width x width; gate, up, down of width x wide.
+    adapter = layers * poly.rank * (4 * 2 * width + 3 * (width + wide))
+    if arm.mode in ("mu", "soup") or poly.routing != "learned":
+        return adapter
+    logits = 7 * layers * poly.heads * poly.skills
+    return logits if arm.mode == "z" else adapter * poly.skills + logits
+
+
+def paired(rows: Iterable[Row], arm: str, other: str, shots: int) -> Difference:
+    """The paired difference of two arms in exact match.
+
+    Args:
+        rows: Adaptations, with the keys arm, shots, split, pretraining_seed, task, seed (of the
+            draw) and exact_match.
+        arm: Name of the arm to subtract from.
+        other: Name of the arm to subtract.
+        shots: Number of examples.
+
+    Raises:
+        ValueError: The arms have other pairs, or fewer than two.
+    """
+    values: dict[str, dict[tuple[Any, ...], float]] = {arm: {}, other: {}}
+    for row in rows:
+        if row["arm"] in values and row["shots"] == shots:
+            key = (row["split"], row["pretraining_seed"], row["task"], row["seed"])
+            values[row["arm"]][key] = row["exact_match"]
+    if values[arm].keys() != values[other].keys() or len(values[arm]) < 2:
+        raise ValueError(
+            f"arms {arm} and {other} must have the same two or more adaptations with {shots} "
+            f"examples, got {len(values[arm])} and {len(values[other])}"
+        )
+    differences = {key: values[arm][key] - values[other][key] for key in values[arm]}
+    by_task = _means(((key[0], key[2]), value) for key, value in differences.items())
+    by_seed = _means((key[1], value) for key, value in differences.items())
+    return Difference(
+        statistics.fmean(differences.values()),
+        standard_error(list(differences.values())),
+        standard_error(list(by_task.values())),
+        len(differences),
+        by_seed,
+    )
+
+
+def standard_error(values: Sequence[float]) -> float:
+    """Standard deviation (ddof 1) over the root of the number; nan for one value."""
+    return statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan
+
+
+def rank_correlation(x: torch.Tensor, y: torch.Tensor) -> float:
+    """Spearman's rank correlation of two vectors; equal values share their mean rank."""
+    return float(torch.corrcoef(torch.stack((_ranks(x), _ranks(y))))[0, 1])
+
+
+def _ranks(values: torch.Tensor) -> torch.Tensor:
+    _, inverse, counts = torch.unique(values, return_inverse=True, return_counts=True)
+    last = counts.cumsum(0).double()
+    return (last - (counts.double() - 1) / 2)[inverse]
+
+
+def routing_correlation(weights: torch.Tensor, tasks: Sequence[Composition]) -> float:
+    """Rank correlation of the distance of two tasks' routing with the number of shared skills.
+
+    Args:
+        weights: [groups, tasks, heads, skills].
+        tasks: The tasks.
+
+    Returns:
+        -1 where tasks are routed the closer the more skills they share.
+    """
+    a, b = torch.triu_indices(len(tasks), len(tasks), offset=1)
+    shared = [tasks[i].shared(tasks[j]) for i, j in zip(a.tolist(), b.tolist(), strict=True)]
+    return rank_correlation(task_distances(weights)[a, b], torch.tensor(shared))
+
+
+def read_weights(checkpoint: Path) -> torch.Tensor | None:
+    """Routing of saved adapters, [groups, tasks, heads, skills]; None if it is not learned."""
+    logits = load_file(checkpoint / storage.TENSORS).get("router.logits")
+    if logits is None:
+        return None
+    router = Router(storage.read_config(checkpoint), len(logits))
+    assert router.logits is not None
+    router.logits.data = logits
+    return router.weights()
+
+
+def _training(config: CompositionalConfig, cell: Cell, output: Path, name: str) -> Row:
+    """Dev loss after training and how well the routing agrees with the true skills."""
+    folder = cell.folder(output)
+    last = read_jsonl(folder / "train" / name / "metrics.jsonl")[-1]
+    weights = None if name == "full" else read_weights(checkpoint_path(config, folder, name))
+    tasks = make_split(config.task_seed, cell.split, config.tasks).train
+    return {
+        "dev_loss": last["dev/loss"],
+        "rank_correlation": None if weights is None else routing_correlation(weights, tasks),
+    }
+
+
+def _base_table(base: Mapping[int, Mapping[str, float]]) -> str:
+    kinds = {"seen": "named, seen", "held_out": "named, held out", "unnamed": "not named"}
+    rows = [[str(seed), *(f"{row[kind]:.3f}" for kind in kinds)] for seed, row in base.items()]
+    return _table(["base model, seed", *kinds.values()], rows)
+
+
+def _adaptation_table(config: CompositionalConfig, rows: Sequence[Row]) -> str:
+    """Exact match of each arm: every seed's mean over tasks, draws and splits, then their mean."""
+    lines = []
+    for arm in config.arms:
+        cells_of_arm = [arm, f"{trained_parameters(config, ARMS[arm]):,}".replace(",", " ")]
+        for shots in config.shots:
+            mine = [row for row in rows if row["arm"] == arm and row["shots"] == shots]
+            by_seed = _means((row["pretraining_seed"], row["exact_match"]) for row in mine)
+            cells_of_arm.append(_listed(by_seed.values()))
+        lines.append(cells_of_arm)
+    head = ["arm", "parameters trained in adaptation"]
+    return _table([*head, *(f"{shots} examples" for shots in config.shots)], lines)
+
+
+def comparisons(arms: Sequence[str]) -> list[tuple[str, str]]:
+    """Pairs of arms worth subtracting: with one head, of the same inventory, and with a LoRA."""
+    pairs = []
+    for arm in arms:
+        one_head = arm.rsplit("-h", 1)[0]
+        for other in (
+            one_head.replace("poly-s", "poly").replace("mhr-z", "poly-z"),
+            arm.replace("poly-mu", "poly-s").replace("mhr-z", "poly-s"),
+            arm.replace("poly-z", "poly"),
+            "lora",
+        ):
+            if other != arm and other in arms and (arm, other) not in pairs:
+                pairs.append((arm, other))
+    return pairs
+
+
+def _difference_table(config: CompositionalConfig, rows: Sequence[Row]) -> str:
+    lines = []
+    for arm, other in comparisons(config.arms):
+        line = [f"{arm} - {other}"]
+        for shots in config.shots:
+            found = paired(rows, arm, other, shots)
+            each = " ".join(f"{value:+.3f}" for value in found.by_seed.values())
+            errors = f"{found.standard_error:.3f}; {found.task_standard_error:.3f}"
+            line.append(f"{found.mean:+.3f} ({errors}) {each}")
+        lines.append(line)
+    if not lines:
+        return ""
+    head = [f"{shots} examples" for shots in config.shots]
+    return _table(["paired difference (standard error; over tasks), each seed", *head], lines)
+
+
+def _training_table(rows: Sequence[Row]) -> str:
+    lines = []
+    for name in dict.fromkeys(row["inventory"] for row in rows):
+        mine = [row for row in rows if row["inventory"] == name]
+        found = [row["rank_correlation"] for row in mine if row["rank_correlation"] is not None]
+        losses = [row["dev_loss"] for row in mine]
+        lines.append([name, _listed(losses), _listed(found, "+.2f") if found else "-"])
+    if not lines:
+        return ""
+    head = ["inventory", "dev loss of the training tasks, each run"]
+    return _table([*head, "rank correlation of routing distance and shared skills"], lines)
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _listed(values: Iterable[float], number: str = ".3f") -> str:
+    """Every value and, of several, their mean in bold."""
+    listed = list(values)
+    each = " ".join(format(value, number) for value in listed)
+    return each if len(listed) == 1 else f"{each} = **{format(statistics.fmean(listed), number)}**"
+
+
+def _means(pairs: Iterable[tuple[Any, float]]) -> dict[Any, float]:
+    """Means of the values of equal keys, in the order in which the keys appear."""
+    groups: dict[Any, list[float]] = {}
+    for key, value in pairs:
+        groups.setdefault(key, []).append(value)
+    return {key: statistics.fmean(group) for key, group in groups.items()}
+
+
+def _plot(config: CompositionalConfig, rows: Sequence[Row], output: Path) -> None:
+    """Exact match of the arms (a dot for each seed), and a map of the training tasks."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    routed = [name for name in config.arms if name.startswith("poly-s")]
+    first = cells(config)[0]
+    mine = [row for row in rows if row["prompts"] == first.prompts]
+    panels = len(config.shots) + bool(routed)
+    height = max(3.4, 0.2 * len(config.arms) + 1)
+    figure = Figure(figsize=(3.6 * panels + 1, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    for number, shots in enumerate(config.shots, start=1):
+        axes = figure.add_subplot(1, panels, number)
+        _plot_arms(axes, config.arms, [row for row in mine if row["shots"] == shots])
+        axes.set_title(f"Exact match, {shots} examples of a new task", fontsize=9)
+        if number > 1:
+            axes.set_yticklabels([])
+    if routed:
+        folder = first.folder(output)
+        weights = read_weights(checkpoint_path(config, folder, routed[0]))
+        assert weights is not None
+        tasks = make_split(config.task_seed, first.split, config.tasks).train
+        axes = figure.add_subplot(1, panels, panels)
+        _plot_map(axes, scaled(task_distances(weights)), tasks)
+        axes.set_title(f"Training tasks by the routing of {routed[0]}", fontsize=9)
+    figure.savefig(output / "compositional.png", dpi=110)
+
+
+def _plot_arms(axes: Any, arms: Sequence[str], rows: Sequence[Row]) -> None:
+    for place, arm in enumerate(arms):
+        by_seed = _means(
+            (row["pretraining_seed"], row["exact_match"]) for row in rows if row["arm"] == arm
+        ).values()
+        axes.barh(place, statistics.fmean(by_seed), color="tab:blue", alpha=0.5)
+        axes.plot(list(by_seed), [place] * len(by_seed), "k.", markersize=3)
+    axes.set_yticks(range(len(arms)), arms, fontsize=7)
+    axes.invert_yaxis()
+    axes.set_xlim(0, 1)
+    axes.tick_params(axis="x", labelsize=7)
+
+
+def _plot_map(axes: Any, points: torch.Tensor, tasks: Sequence[Composition]) -> None:
+    """Tasks as points: colour says the decoration, shape the selection."""
+    colours = dict(zip(DECORATION, ("tab:blue", "tab:orange", "tab:green", "tab:red"), strict=True))
+    shapes = dict(zip(SELECTION, "os^D", strict=True))
+    for (x, y), task in zip(points.tolist(), tasks, strict=True):
+        colour = colours[task.decoration]
+        axes.plot(x, y, marker=shapes[task.selection], color=colour, markersize=5)
+    for name, colour in colours.items():
+        axes.plot([], [], marker="s", linestyle="", color=colour, label=name)
+    for name, shape in shapes.items():
+        axes.plot([], [], marker=shape, linestyle="", color="grey", label=name)
+    axes.legend(fontsize=6, ncols=2)
+    axes.set_xticks([])
+    axes.set_yticks([])
+
+
+def scaled(distances: torch.Tensor) -> torch.Tensor:
+    """Points in the plane that keep distances [n, n] as well as two axes can: [n, 2].
+
+    Source:
+        Classical multidimensional scaling (Torgerson 1952).
+    """
+    squares = distances.double().square()
+    centred = squares - squares.mean(0) - squares.mean(1, keepdim=True) + squares.mean()
+    values, vectors = torch.linalg.eigh(-centred / 2)
+    return vectors[:, -2:] * values[-2:].clamp(min=0).sqrt()
