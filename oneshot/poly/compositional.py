@@ -13,6 +13,7 @@ which ones a task needs. Each inventory is adapted to held-out compositions from
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -268,15 +269,18 @@ def _run_all(left: list[Job], progress: bool) -> None:
 
 
 def jobs(config: CompositionalConfig, output: Path) -> Iterator[Job]:
-    """Everything to do for a config: base models, then the training runs and arms of each cell."""
-    for seed in config.seeds:
-        folder = output / "base" / f"seed_{seed}"
-        yield Job(
-            f"base model, seed {seed}",
-            (folder / "exact_match.json").exists,
-            lambda seed=seed, folder=folder: train_base(config, seed, folder),  # type: ignore[misc]
-        )
+    """Everything to do for a config, cell by cell; a base model before the first cell it is in."""
+    based = set()
     for cell in cells(config):
+        seed = cell.seed
+        if seed not in based:
+            based.add(seed)
+            folder = output / "base" / f"seed_{seed}"
+            yield Job(
+                f"seed {seed}: training the base model",
+                (folder / "exact_match.json").exists,
+                functools.partial(train_base, config, seed, folder),
+            )
         yield from _cell_jobs(config, cell, output)
 
 
@@ -289,15 +293,15 @@ def _cell_jobs(config: CompositionalConfig, cell: Cell, output: Path) -> Iterato
         if inventory is not None:
             yield Job(
                 f"{where}: training {inventory}",
-                lambda name=inventory: checkpoint_path(config, folder, name).exists(),  # type: ignore[misc]
-                lambda name=inventory: train_one(config, cell, output, name),  # type: ignore[misc]
+                checkpoint_path(config, folder, inventory).exists,
+                functools.partial(train_one, config, cell, output, inventory),
             )
         for arm in chosen:
             if arm.inventory == inventory:
                 yield Job(
                     f"{where}: adapting {arm.name}",
                     (folder / "adapt" / arm.name / "summary.json").exists,
-                    lambda arm=arm: adapt_one_arm(config, cell, output, arm),  # type: ignore[misc]
+                    functools.partial(adapt_one_arm, config, cell, output, arm),
                 )
 
 
