@@ -1,6 +1,7 @@
 """Infinities, NaN, zeros and overflow: loss, gradient and reference agree on every backend.
 
 Each token is a sequence of its own and a call of its own forward, so that one value is seen alone.
+Interpreted and emulated kernels take some of the tokens, spread over the combinations.
 """
 
 import functools
@@ -38,17 +39,32 @@ SURROGATES = {
 }
 
 
+# Where a call takes long: not a native process, nor a GPU without an interpreter.
+SLOW = backends.NAME in ("triton", "emulated")
+TOKENS, CALLS = 40, 6  # that they take at once, and one by one
+
+
 def some_of(names, kept):
-    """Interpreted and emulated kernels take a part of the cases in `make test`."""
-    slow = backends.NAME != "native"
-    return [pytest.param(n, marks=FULL if slow and n not in kept else ()) for n in names]
+    """Slow backends take a part of the cases in `make test`."""
+    return [pytest.param(n, marks=FULL if SLOW and n not in kept else ()) for n in names]
+
+
+def spread(count, kept):
+    """All of `count` positions, or about `kept` of them where the backend is slow."""
+    step = count // kept | 1  # odd, so that it meets every value of an even number of them
+    return range(0, count, step if SLOW else 1)
+
+
+def called(count):
+    """The tokens that are computed alone."""
+    return spread(count, CALLS)
 
 
 def columns(*values):
     """Every combination, as one [N, 1] float32 tensor for each position."""
-    return [
-        torch.tensor(column)[:, None] for column in zip(*itertools.product(*values), strict=True)
-    ]
+    combinations = list(itertools.product(*values))
+    kept = [combinations[i] for i in spread(len(combinations), TOKENS)]
+    return [torch.tensor(column)[:, None] for column in zip(*kept, strict=True)]
 
 
 def row(x, b):
@@ -56,16 +72,19 @@ def row(x, b):
 
 
 def run(inputs, options):
-    """Loss of each token, its gradient by the log-probability, and the reference's."""
+    """Loss of each token, its gradient by the log-probability, and where an input is NaN.
+
+    Both agree with the reference, whose loss stands where the backend was not called.
+    """
     name, numbers = "policy_loss", [float(x) for x in options[:-1]]
     reason = backends.why_not(name, torch.float32)
     if reason is not None:
         pytest.skip(reason)
     new, old, advantages, ref, weights = inputs
 
-    def both(forward, backward, at):
+    def both(forward, backward, at, alone):
         loss = []
-        for b in range(len(new)):
+        for b in alone:
             mine = [row(x, b) for x in (new, old, advantages, None, ref, None, weights, None)]
             loss.append(forward(*map(at, mine), None, numbers, 1)[0].cpu())
         data = [*map(at, (new, old, advantages, None, ref, None, weights, None))]
@@ -76,13 +95,17 @@ def run(inputs, options):
         return torch.stack(loss), grad[:, 0]
 
     ops = torch.ops.oneshot
-    got = both(ops.policy_loss.default, ops.policy_loss_backward.default, placed)
-    want = both(
-        *(_library._REFERENCES[f"policy_loss{way}"] for way in ("", "_backward")), lambda x: x
+    alone = called(len(new))
+    some, grad = both(ops.policy_loss.default, ops.policy_loss_backward.default, placed, alone)
+    loss, true_grad = both(
+        *(_library._REFERENCES[f"policy_loss{way}"] for way in ("", "_backward")),
+        lambda x: x,
+        range(len(new)),
     )
-    for mine, true in zip(got, want, strict=True):
-        torch.testing.assert_close(mine, true, rtol=1e-5, atol=1e-6, equal_nan=True)
-    loss, grad = got
+    tolerance = {"rtol": 1e-5, "atol": 1e-6, "equal_nan": True}
+    torch.testing.assert_close(some, loss[list(alone)], **tolerance)
+    torch.testing.assert_close(grad, true_grad, **tolerance)
+    loss[list(alone)] = some
     hidden = loss.isfinite() & ~grad.isfinite()
     assert not hidden.any(), "a finite loss with a gradient that is not"
     given = [x[:, 0] for x in inputs if x is not None]
@@ -133,7 +156,7 @@ def test_policy_term(case, weighted):
     assert loss[nan].isnan().all()
     absent = ~nan & ((advantage == 0) | (weight == 0))[:, 0]
     absent &= (weight.isfinite() | (advantage != 0))[:, 0]  # an infinite weight is not left out
-    assert absent.sum() >= 7
+    assert absent.any()
     assert (loss[absent] == 0).all()
     assert (grad[absent] == 0).all()
     for b in range(len(new)):
@@ -194,7 +217,8 @@ def test_kl_term(case):
 def test_both_terms_with_entropy():
     """Every special value of one input, the others ordinary; entropy is linear."""
     specials = (INF, -INF, NAN, 1e30, 0.0)
-    for which, value in itertools.product(range(6), specials):
+    pairs = list(itertools.product(range(6), specials))
+    for which, value in [pairs[i] for i in called(len(pairs))]:
         inputs = [torch.full((2, 3), x) for x in (-1.5, -1.6, 1.0, -1.2, 0.7, 1.0)]
         inputs[which][1, 1] = value
         new, old, advantages, ref, entropy, weights = inputs
@@ -231,17 +255,20 @@ def test_value_loss(clip):
     ops, references = torch.ops.oneshot, _library._REFERENCES
     rest = (None, clip, 1, False, 1)
 
-    def losses(forward, at):
+    alone = list(called(len(value)))
+
+    def losses(forward, at, tokens):
         each = [
             forward(*map(at, (row(value, b), row(before, b), row(target, b))), None, None, *rest)
-            for b in range(len(value))
+            for b in tokens
         ]
         return torch.stack([x[0].cpu() for x in each]), torch.stack([x[1].cpu() for x in each])
 
-    got, metrics = losses(ops.value_loss.default, placed)
-    want, true_metrics = losses(references["value_loss"], lambda x: x)
-    torch.testing.assert_close(got, want, equal_nan=True)
-    torch.testing.assert_close(metrics[:, :3], true_metrics[:, :3], equal_nan=True)
+    some, metrics = losses(ops.value_loss.default, placed, alone)
+    got, true_metrics = losses(references["value_loss"], lambda x: x, range(len(value)))
+    torch.testing.assert_close(some, got[alone], equal_nan=True)
+    torch.testing.assert_close(metrics[:, :3], true_metrics[alone][:, :3], equal_nan=True)
+    got[alone] = some
     weights = torch.ones(len(value), dtype=torch.float64)
     inputs = (torch.tensor(1.0), value, before, target, None, None, weights, clip)
     grad = ops.value_loss_backward.default(*map(placed, inputs)).cpu()
@@ -253,8 +280,8 @@ def test_value_loss(clip):
 
 
 @pytest.mark.parametrize("per_sequence", [False, True])
-@pytest.mark.parametrize("truncate", [False, True])
-@pytest.mark.parametrize("bound", [INF, 20.0])
+@pytest.mark.parametrize("truncate", some_of([False, True], [True]))
+@pytest.mark.parametrize("bound", some_of([INF, 20.0], [INF]))
 def test_importance_weights(per_sequence, truncate, bound):
     """Of a token whose log-probabilities are anything; a NaN stays one unless it is ignored."""
     reason = backends.why_not("importance_weights", torch.float32)
@@ -263,7 +290,7 @@ def test_importance_weights(per_sequence, truncate, bound):
     new, sampler = columns(*[(-0.3, -1.0, -150.0, 0.0, INF, -INF, NAN)] * 2)
     for normalize, ignore_nan in itertools.product((False, True), (False, True)):
         rule = (None, None, per_sequence, truncate, 0.1, 2.0, bound, normalize, ignore_nan)
-        for b in range(len(new)):
+        for b in called(len(new)):
             pair = (row(new, b), row(sampler, b))
             got = torch.ops.oneshot.importance_weights.default(*map(placed, pair), *rule)
             want = _library._REFERENCES["importance_weights"](*pair, *rule)
