@@ -1,4 +1,6 @@
-"""Causal language models of transformers whose head gives log-probabilities instead of logits::
+"""Causal language models of transformers whose head gives log-probabilities instead of logits.
+
+::
 
     fuse_lm_head(model)
     logprobs, entropy, *_ = model(input_ids, attention_mask=mask, targets=next_ids)
