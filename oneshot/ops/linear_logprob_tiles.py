@@ -275,8 +275,8 @@ def forward(head: Head, kept_logits: torch.Tensor, extras: Extras) -> torch.Tens
     part = torch.cat((nothing, *merged))
     if head.shard.group is not None:
         part = merge_over_ranks(part, head.divisor, head.shard.group)
-    # A row without any token; a target that is no token of the vocabulary (on a device, whose
-    # values nobody waits for).
+    # A row without any token; a target outside the vocabulary (on a device, where checking it
+    # beforehand would wait for its value).
     part[:, TOTAL : FIELDS - 1].masked_fill_((part[:, :1] <= FLOOR / 2), float("nan"))
     part[:, FIELDS:].masked_fill_((part[:, :1] <= FLOOR / 2), float("nan"))
     unknown = (head.targets < 0) | (head.targets >= head.shard.vocab)

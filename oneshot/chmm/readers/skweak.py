@@ -76,7 +76,7 @@ def _sentence(
 
 
 def _gold(doc: Any, labels: LabelSpace) -> Ids | None:
-    """Label ids of `doc.ents`; spaCy marks a token that nobody annotated, which is not an O."""
+    """Label ids of `doc.ents`; spaCy marks unannotated tokens, which are no O."""
     unknown = [token.i for token in doc if not token.ent_iob_]
     if len(unknown) == len(doc):
         return None
