@@ -7,7 +7,8 @@
 
 `sets` writes the unseen problems (those of the demo) and the whole set: 60 three-digit problems
 of all families, and 4 sums of four digits, which the model never saw and cannot work out. `choose`
-ranks the set by historical variance and writes the files that `oneshot/rlvr/studies.py` names:
+ranks the set by historical variance and writes the files that
+`oneshot/rlvr/studies/definitions.py` names:
 - train.jsonl               the example of rank 1;
 - shots_2, shots_4          the first 2 and 4;
 - example_middle            the middle rank;
@@ -25,10 +26,10 @@ import argparse
 from pathlib import Path
 
 from oneshot.embedded import problems
-from oneshot.rlvr.datafiles import Row, read_rows, write_rows
 from oneshot.rlvr.demo import UNSEEN_SEED
-from oneshot.rlvr.label_noise import flip_labels, relabel
-from oneshot.rlvr.selection import Ranked, rank, read_history, rows_by_index, shots
+from oneshot.rlvr.problems.datafiles import Row, read_rows, write_rows
+from oneshot.rlvr.problems.label_noise import flip_labels, relabel
+from oneshot.rlvr.problems.selection import Ranked, rank, read_history, rows_by_index, shots
 
 SET_SIZE, SET_SEED = 60, 2027
 WILD = "9292725"

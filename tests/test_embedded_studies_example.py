@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from oneshot.embedded import problems
-from oneshot.rlvr.data import read_problems
+from oneshot.rlvr.problems.data import read_problems
 
 ROOT = Path(__file__).resolve().parents[1]
 FILES = {

@@ -9,7 +9,7 @@ import pytest
 
 from oneshot.rlvr.config import TrainConfig
 from oneshot.rlvr.evaluate_config import EvaluateConfig
-from oneshot.runs.config import load
+from oneshot.training.config import load
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -42,10 +42,10 @@ from oneshot.chmm.trainer import (
     train_chmm,
     why_not_gold,
 )
-from oneshot.runs.folder import open_run, write_config
-from oneshot.runs.jsonl import read_jsonl
-from oneshot.runs.log import MetricsLog
-from oneshot.runs.seeding import derive_seed
+from oneshot.training.folder import open_run, write_config
+from oneshot.training.jsonl import read_jsonl
+from oneshot.training.metrics import MetricsLog
+from oneshot.training.seeding import derive_seed
 
 Figures = dict[str, float]
 

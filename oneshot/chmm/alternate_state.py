@@ -21,8 +21,8 @@ from oneshot.chmm.labels import Ids
 from oneshot.chmm.model import CHMM
 from oneshot.chmm.prepare import Prepared
 from oneshot.chmm.tagger import Tagger
-from oneshot.runs import checkpoints
-from oneshot.runs.checkpoints import CheckpointError
+from oneshot.training import checkpoints
+from oneshot.training.checkpoints import CheckpointError
 
 Floats = Sequence[npt.NDArray[np.floating]]
 

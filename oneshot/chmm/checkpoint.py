@@ -2,7 +2,7 @@
 
 A CHMM folder holds model.safetensors and chmm.json (labels, sources, structure, encoder, the rule
 of silence and how files are read).
-`oneshot.runs.checkpoints` writes checkpoints so that they survive `kill -9` at any moment.
+`oneshot.training.checkpoints` writes checkpoints so that they survive `kill -9` at any moment.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from oneshot.chmm.data import TAGGER_SOURCE, WeakDataset
 from oneshot.chmm.labels import LabelSpace
 from oneshot.chmm.model import CHMM
 from oneshot.chmm.trainer import Progress
-from oneshot.runs import checkpoints
-from oneshot.runs.checkpoints import CheckpointError
+from oneshot.training import checkpoints
+from oneshot.training.checkpoints import CheckpointError
 
 MODEL, INFO = "model.safetensors", "chmm.json"
 STATE, BEST, OPTIMIZER = "state.json", "best.safetensors", "optimizer.safetensors"

@@ -36,7 +36,7 @@ def main(words: Sequence[str]) -> int:
 
 def _fit(words: list[str]) -> int:
     from oneshot.chmm.config import ChmmConfig
-    from oneshot.runs.config import argument_parser, instantiate
+    from oneshot.training.config import argument_parser, instantiate
 
     parser = argument_parser(ChmmConfig, "oneshot chmm fit")
     _add_resume(parser)
@@ -75,7 +75,7 @@ def _summary(figures: dict[str, Any]) -> str:
 
 def _alt(words: list[str]) -> int:
     from oneshot.chmm.config import ChmmConfig
-    from oneshot.runs.config import argument_parser, instantiate
+    from oneshot.training.config import argument_parser, instantiate
 
     parser = argument_parser(ChmmConfig, "oneshot chmm alt")
     _add_resume(parser)
@@ -169,7 +169,7 @@ def _eval(words: list[str]) -> int:
 
     from oneshot.chmm.config import ChmmConfig
     from oneshot.chmm.report import markdown
-    from oneshot.runs.config import load
+    from oneshot.training.config import load
 
     configs = [load(ChmmConfig, path, overrides) for path in parsed.configs]
     if parsed.data_root is not None:

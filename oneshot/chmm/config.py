@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from oneshot.chmm.labels import Overlaps
-from oneshot.runs.config import check_types, require
+from oneshot.training.config import check_types, require
 
 
 @dataclass(frozen=True)

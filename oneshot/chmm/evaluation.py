@@ -37,7 +37,7 @@ from oneshot.chmm.prepare import Prepared, observe, prepare
 from oneshot.chmm.report import write_report
 from oneshot.chmm.tagger import hard_labels, one_hot, train_tagger
 from oneshot.chmm.trainer import make_model, make_optimizer, train_chmm
-from oneshot.runs.config import to_dict
+from oneshot.training.config import to_dict
 
 Figures = dict[str, Any]
 

@@ -35,10 +35,10 @@ from oneshot.chmm.trainer import (
     still_rising,
     train_chmm,
 )
-from oneshot.runs import checkpoints
-from oneshot.runs.folder import open_run, write_config
-from oneshot.runs.jsonl import read_jsonl
-from oneshot.runs.log import MetricsLog
+from oneshot.training import checkpoints
+from oneshot.training.folder import open_run, write_config
+from oneshot.training.jsonl import read_jsonl
+from oneshot.training.metrics import MetricsLog
 
 # A resumed run may be longer or speak less: that changes no number of it.
 MAY_CHANGE = {"run.progress", "training.epochs"}

@@ -25,7 +25,7 @@ from oneshot.chmm.config import InitialConfig
 from oneshot.chmm.labels import Ids, LabelSpace
 from oneshot.chmm.model import CHMM
 from oneshot.chmm.networks import Mixed
-from oneshot.runs.seeding import derive_seed
+from oneshot.training.seeding import derive_seed
 
 Floats = npt.NDArray[np.float64]
 

@@ -25,7 +25,7 @@ from oneshot.chmm.config import TaggerConfig
 from oneshot.chmm.errors import NonFiniteLossError
 from oneshot.chmm.labels import Ids, LabelSpace
 from oneshot.chmm.pieces import Chunk, PieceBatch, PieceCutter, collate, longest_input
-from oneshot.runs.seeding import derive_seed
+from oneshot.training.seeding import derive_seed
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -24,7 +24,7 @@ from oneshot.chmm.errors import NoGoldError, NonFiniteLossError
 from oneshot.chmm.initialisation import initial_matrices, start
 from oneshot.chmm.labels import LabelSpace
 from oneshot.chmm.model import CHMM, log_likelihood_per_token
-from oneshot.runs.seeding import derive_seed
+from oneshot.training.seeding import derive_seed
 
 Row = dict[str, float]
 Selection = Literal["f1", "likelihood"]

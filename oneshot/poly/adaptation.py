@@ -23,10 +23,10 @@ from oneshot.poly.evaluation import check_metrics, evaluate
 from oneshot.poly.learning import Learner, make_optimizer
 from oneshot.poly.model import PolyModel, inject
 from oneshot.poly.settings import AdaptConfig, EvaluationConfig
-from oneshot.runs import checkpoints
-from oneshot.runs.folder import open_run, write_config
-from oneshot.runs.jsonl import read_jsonl
-from oneshot.runs.seeding import derive_seed
+from oneshot.training import checkpoints
+from oneshot.training.folder import open_run, write_config
+from oneshot.training.jsonl import read_jsonl
+from oneshot.training.seeding import derive_seed
 
 RESULTS = "results.jsonl"
 PREDICTIONS = "predictions.jsonl"

@@ -12,7 +12,7 @@ import torch
 from oneshot import models, ops
 from oneshot.poly.data import RawTask, without
 from oneshot.poly.settings import ModelConfig
-from oneshot.runs.processes import resolve_device
+from oneshot.training.distributed import resolve_device
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

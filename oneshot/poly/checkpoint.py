@@ -1,7 +1,7 @@
 """What a checkpoint of multi-task training holds.
 
 A folder with the adapters (or, for full fine-tuning, the model in the Hugging Face layout), the
-optimizer's moments and `trainer_state.json`; `oneshot.runs.checkpoints` writes it so that it
+optimizer's moments and `trainer_state.json`; `oneshot.training.checkpoints` writes it so that it
 survives `kill -9` at any moment.
 """
 
@@ -19,8 +19,8 @@ from safetensors.torch import load_file, save_file
 from oneshot.poly import storage
 from oneshot.poly.backbone import Codec
 from oneshot.poly.model import PolyModel
-from oneshot.runs import checkpoints
-from oneshot.runs.checkpoints import CheckpointError
+from oneshot.training import checkpoints
+from oneshot.training.checkpoints import CheckpointError
 
 STATE = "trainer_state.json"
 OPTIMIZER = "optimizer.safetensors"

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from oneshot.runs.config import argument_parser, instantiate
+from oneshot.training.config import argument_parser, instantiate
 
 COMMANDS = ("train", "adapt", "eval", "export", "miniature", "compositional")
 

@@ -34,10 +34,10 @@ from oneshot.poly.settings import (
     RunConfig,
     TrainConfig,
 )
-from oneshot.runs import checkpoints
-from oneshot.runs.config import require
-from oneshot.runs.folder import open_run, write_config
-from oneshot.runs.lock import release
+from oneshot.training import checkpoints
+from oneshot.training.config import require
+from oneshot.training.folder import open_run, write_config
+from oneshot.training.lock import release
 
 SKILLS, HEADS = (2, 3, 4, 8), (2, 4, 8)
 MAIN = ("lora", "lora-big-k2", "poly-k2", "poly-s-k2-h8", "poly-mu-k2-h8", "mhr-z-k2-h8")

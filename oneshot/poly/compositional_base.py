@@ -13,7 +13,7 @@ from oneshot.poly import backbone, compositional_tasks
 from oneshot.poly.data import Example
 from oneshot.poly.evaluation import evaluate
 from oneshot.poly.settings import ModelConfig
-from oneshot.runs.seeding import derive_seed
+from oneshot.training.seeding import derive_seed
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

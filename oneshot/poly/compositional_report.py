@@ -26,8 +26,8 @@ from oneshot.poly.compositional_tasks import DECORATION, SELECTION, Composition,
 from oneshot.poly.miniature import Arm
 from oneshot.poly.plots import task_distances
 from oneshot.poly.router import Router
-from oneshot.runs.config import to_dict
-from oneshot.runs.jsonl import read_jsonl
+from oneshot.training.config import to_dict
+from oneshot.training.jsonl import read_jsonl
 
 Row = dict[str, Any]
 

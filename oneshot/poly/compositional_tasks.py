@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from oneshot.runs.seeding import derive_seed
+from oneshot.training.seeding import derive_seed
 
 LETTERS = "abcdefghij"
 SHORTEST, LONGEST = 5, 7

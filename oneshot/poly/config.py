@@ -19,7 +19,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from oneshot.runs.config import check_types, require
+from oneshot.training.config import check_types, require
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from oneshot.poly.settings import DataConfig
-from oneshot.runs.seeding import derive_seed
+from oneshot.training.seeding import derive_seed
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ from oneshot.poly.backbone import Codec
 from oneshot.poly.data import Example
 from oneshot.poly.model import PolyModel
 from oneshot.poly.settings import OptimizerConfig
-from oneshot.runs.processes import Processes
-from oneshot.runs.seeding import derive_seed
+from oneshot.training.distributed import Processes
+from oneshot.training.seeding import derive_seed
 
 
 def make_optimizer(model: torch.nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:

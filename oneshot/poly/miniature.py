@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from oneshot.poly.config import PolyConfig
 from oneshot.poly.settings import AdaptConfig, TrainConfig
-from oneshot.runs.config import check_types, require
+from oneshot.training.config import check_types, require
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ def miniature(config: MiniatureConfig, *, resume: bool = False) -> str:
         FileExistsError: The folder has files in it and `resume` is False.
     """
     from oneshot.poly.adaptation import summarize
-    from oneshot.runs.folder import open_run, write_config
+    from oneshot.training.folder import open_run, write_config
 
     folder, _ = open_run(
         Path(config.train.run.output), config, resume, {"train.run.progress", "adapt.run.progress"}

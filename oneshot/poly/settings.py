@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from oneshot.poly.config import PolyConfig
-from oneshot.runs.config import check_types, require
+from oneshot.training.config import check_types, require
 
 
 @dataclass(frozen=True)

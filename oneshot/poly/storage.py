@@ -19,7 +19,7 @@ from torch import nn
 
 from oneshot.poly.config import PolyConfig
 from oneshot.poly.model import PolyModel, inject
-from oneshot.runs import checkpoints
+from oneshot.training import checkpoints
 
 CONFIG = "poly_config.json"
 TENSORS = "poly.safetensors"

@@ -20,7 +20,7 @@ from torch import nn
 
 from oneshot.poly.config import PolyConfig
 from oneshot.poly.model import PolyModel, inject
-from oneshot.runs.seeding import derive_seed
+from oneshot.training.seeding import derive_seed
 
 LAYER = "0"
 Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # inputs, rows of the routing, outputs

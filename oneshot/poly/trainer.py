@@ -28,13 +28,13 @@ from oneshot.poly.learning import Learner, make_optimizer
 from oneshot.poly.model import PolyModel, inject
 from oneshot.poly.plots import plot_curves, plot_routing
 from oneshot.poly.settings import EvaluationConfig, TrainConfig
-from oneshot.runs import checkpoints
-from oneshot.runs.config import require
-from oneshot.runs.folder import open_run, write_config
-from oneshot.runs.jsonl import read_jsonl
-from oneshot.runs.log import MetricsLog
-from oneshot.runs.processes import Processes, joined, resolve_device
-from oneshot.runs.seeding import derive_seed
+from oneshot.training import checkpoints
+from oneshot.training.config import require
+from oneshot.training.distributed import Processes, joined, resolve_device
+from oneshot.training.folder import open_run, write_config
+from oneshot.training.jsonl import read_jsonl
+from oneshot.training.metrics import MetricsLog
+from oneshot.training.seeding import derive_seed
 
 # A resumed run may keep fewer checkpoints or speak less: that changes no number of it. Not so the
 # number of steps, on which the learning rate depends.

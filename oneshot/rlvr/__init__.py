@@ -11,22 +11,22 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from oneshot.rlvr.config import TrainConfig, load_train_config
-    from oneshot.rlvr.data import Problem, read_problems
     from oneshot.rlvr.evaluate_config import EvaluateConfig
-    from oneshot.rlvr.evaluation import Evaluation, evaluate
-    from oneshot.rlvr.rewards import make_reward
+    from oneshot.rlvr.evaluation.evaluate import Evaluation, evaluate
+    from oneshot.rlvr.problems.data import Problem, read_problems
+    from oneshot.rlvr.rewards.reward import make_reward
     from oneshot.rlvr.trainer import TrainResult, train
 
 _HOME = {
     "EvaluateConfig": "evaluate_config",
-    "Evaluation": "evaluation",
-    "Problem": "data",
+    "Evaluation": "evaluation.evaluate",
+    "Problem": "problems.data",
     "TrainConfig": "config",
     "TrainResult": "trainer",
-    "evaluate": "evaluation",
+    "evaluate": "evaluation.evaluate",
     "load_train_config": "config",
-    "make_reward": "rewards",
-    "read_problems": "data",
+    "make_reward": "rewards.reward",
+    "read_problems": "problems.data",
     "train": "trainer",
 }
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from oneshot.runs.config import check_types, require
+from oneshot.training.config import check_types, require
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,8 @@
 
 A checkpoint is a folder in the Hugging Face layout (`AutoModelForCausalLM.from_pretrained` reads
 it) plus the optimizer's moments and `trainer_state.json`; PPO's critic and its moments lie in its
-folder `critic`. `oneshot.runs.checkpoints` writes it so that it survives `kill -9` at any moment.
+folder `critic`. `oneshot.training.checkpoints` writes it so that it survives `kill -9` at any
+moment.
 """
 
 from __future__ import annotations
@@ -19,9 +20,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from oneshot.runs import checkpoints
-from oneshot.runs.checkpoints import CheckpointError
-from oneshot.runs.processes import Processes, like, whole
+from oneshot.training import checkpoints
+from oneshot.training.checkpoints import CheckpointError
+from oneshot.training.distributed import Processes, like, whole
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -16,9 +16,9 @@ def run(name: str, words: list[str]) -> int:
 
 def train(words: list[str]) -> int:
     """`oneshot rlvr train`."""
+    from oneshot.rlvr.algorithm.presets import PRESETS, expand_presets
     from oneshot.rlvr.config import TrainConfig
-    from oneshot.rlvr.presets import PRESETS, expand_presets
-    from oneshot.runs.config import argument_parser, instantiate
+    from oneshot.training.config import argument_parser, instantiate
 
     parser = argument_parser(TrainConfig, "oneshot rlvr train")
     parser.add_argument(
@@ -49,17 +49,17 @@ def train(words: list[str]) -> int:
 def evaluate(words: list[str]) -> int:
     """`oneshot rlvr eval`."""
     from oneshot.rlvr.evaluate_config import EvaluateConfig
-    from oneshot.runs.config import argument_parser, instantiate
+    from oneshot.training.config import argument_parser, instantiate
 
     parser = argument_parser(EvaluateConfig, "oneshot rlvr eval")
     config = instantiate(EvaluateConfig, parser, parser.parse_args(words))
     _hide_loading_bars()
     if config.benchmarks:
-        from oneshot.rlvr.suite import run_suite
+        from oneshot.rlvr.evaluation.suite import run_suite
 
         print(run_suite(config))
         return 0
-    from oneshot.rlvr.evaluation import evaluate_config
+    from oneshot.rlvr.evaluation.evaluate import evaluate_config
 
     result = evaluate_config(config)
     if config.output is not None:
@@ -71,8 +71,8 @@ def evaluate(words: list[str]) -> int:
 
 def select(words: list[str]) -> int:
     """`oneshot rlvr select`."""
-    from oneshot.rlvr import selection
-    from oneshot.rlvr.datafiles import read_rows, write_rows
+    from oneshot.rlvr.problems import selection
+    from oneshot.rlvr.problems.datafiles import read_rows, write_rows
 
     parser = argparse.ArgumentParser(
         prog="oneshot rlvr select",
@@ -115,8 +115,8 @@ def select(words: list[str]) -> int:
 
 def relabel(words: list[str]) -> int:
     """`oneshot rlvr relabel`."""
-    from oneshot.rlvr import label_noise
-    from oneshot.rlvr.datafiles import read_rows, write_rows
+    from oneshot.rlvr.problems import label_noise
+    from oneshot.rlvr.problems.datafiles import read_rows, write_rows
 
     parser = argparse.ArgumentParser(
         prog="oneshot rlvr relabel", description="Write a training file with wrong labels."
@@ -141,10 +141,10 @@ def relabel(words: list[str]) -> int:
 
 def study(words: list[str]) -> int:
     """`oneshot rlvr study`."""
+    from oneshot.rlvr.algorithm.presets import expand_presets
     from oneshot.rlvr.config import TrainConfig
-    from oneshot.rlvr.presets import expand_presets
-    from oneshot.rlvr.studies import STUDIES
-    from oneshot.runs.config import argument_parser, instantiate
+    from oneshot.rlvr.studies.definitions import STUDIES
+    from oneshot.training.config import argument_parser, instantiate
 
     parser = argument_parser(TrainConfig, "oneshot rlvr study")
     parser.add_argument("study", choices=list(STUDIES), help="What is compared.")
@@ -155,7 +155,7 @@ def study(words: list[str]) -> int:
     config = instantiate(TrainConfig, parser, parsed)
     if parsed.output is not None:
         config = replace(config, run=replace(config.run, output=parsed.output))
-    from oneshot.rlvr.study import run_study
+    from oneshot.rlvr.studies.study import run_study
 
     _hide_loading_bars()
     run_study(parsed.study, config, seeds=parsed.seeds, resume=parsed.resume)
@@ -168,15 +168,15 @@ def study(words: list[str]) -> int:
 def serve(words: list[str]) -> int:
     """`oneshot rlvr serve`: becomes the rollout server; words after `--` are vLLM's own."""
     from oneshot import models
+    from oneshot.rlvr.algorithm.presets import expand_presets
     from oneshot.rlvr.config import TrainConfig
-    from oneshot.rlvr.presets import expand_presets
-    from oneshot.runs.config import argument_parser, instantiate
+    from oneshot.training.config import argument_parser, instantiate
 
     end = words.index("--") if "--" in words else len(words)
     parser = argument_parser(TrainConfig, "oneshot rlvr serve")
     parsed = parser.parse_args(expand_presets(words[:end]))
     config = instantiate(TrainConfig, parser, parsed)
-    from oneshot.rlvr import vllm_server
+    from oneshot.rlvr.rollout import vllm_server
 
     source = str(models.resolve(config.model.source))
     vllm_server.serve(source, config.model, config.rollout, config.run.seed, words[end + 1 :])

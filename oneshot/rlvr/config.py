@@ -13,10 +13,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from oneshot.rlvr.algorithm.presets import expand_presets
 from oneshot.rlvr.algorithm_config import AlgorithmConfig, CriticConfig, OptimizerConfig
-from oneshot.rlvr.presets import expand_presets
 from oneshot.rlvr.rollout_config import RolloutConfig
-from oneshot.runs.config import check_types, load, require
+from oneshot.training.config import check_types, load, require
 
 
 @dataclass(frozen=True)
@@ -241,7 +241,7 @@ class TrainConfig:
 
 
 def load_train_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -> TrainConfig:
-    """The training config of a YAML file with overrides (see `oneshot.runs.config.load`).
+    """The training config of a YAML file with overrides (see `oneshot.training.config.load`).
 
     `--preset NAME` among the overrides stands for the options of that preset (`presets.py`).
     """

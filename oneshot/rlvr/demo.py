@@ -27,7 +27,7 @@ from oneshot.rlvr.config import (
     RunConfig,
     TrainConfig,
 )
-from oneshot.rlvr.summary import SATURATED, summarize
+from oneshot.rlvr.studies.summary import SATURATED, summarize
 
 # Name of an arm -> reward function of the trainer.
 ARMS = {"outcome": "math_verify", "format": "format", "random": "random"}

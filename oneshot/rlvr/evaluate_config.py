@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from oneshot.rlvr.config import DataConfig, ModelConfig, RewardConfig
-from oneshot.runs.config import check_types, require
+from oneshot.training.config import check_types, require
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 
-from oneshot.rlvr.data import Problem
-from oneshot.rlvr.rewards import RewardResult, has_boxed_answer
-from oneshot.rlvr.rollout import Rollout
-from oneshot.runs.processes import Processes, interleave
+from oneshot.rlvr.problems.data import Problem
+from oneshot.rlvr.rewards.reward import RewardResult, has_boxed_answer
+from oneshot.rlvr.rollout.engine import Rollout
+from oneshot.training.distributed import Processes, interleave
 
 # Words that Wang et al. 2025 count as self-reflection (section 4.2).
 REFLECTION_WORDS = ("rethink", "recheck", "recalculate")

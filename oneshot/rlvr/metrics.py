@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from oneshot.rlvr.plots import plot_curves
-from oneshot.runs.log import MetricsLog
+from oneshot.training.metrics import MetricsLog
 
 # Name in metrics.jsonl -> label in the terminal.
 SHOWN = {

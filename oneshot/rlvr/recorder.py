@@ -10,18 +10,18 @@ from typing import TYPE_CHECKING
 import torch
 
 from oneshot.rlvr import checkpoint
+from oneshot.rlvr.algorithm.critic import Critic
+from oneshot.rlvr.algorithm.update import PolicyUpdater
 from oneshot.rlvr.config import TrainConfig
-from oneshot.rlvr.critic import Critic
-from oneshot.rlvr.data import Problem
+from oneshot.rlvr.evaluation.validation import Validation
 from oneshot.rlvr.figures import Outcome, sample_rows
 from oneshot.rlvr.metrics import open_log
 from oneshot.rlvr.notices import Notices
-from oneshot.rlvr.selection import fold, step_accuracy, write_history
-from oneshot.rlvr.update import PolicyUpdater
-from oneshot.rlvr.validation import Validation
-from oneshot.runs import checkpoints
-from oneshot.runs.folder import write_config
-from oneshot.runs.jsonl import JsonLines, read_jsonl
+from oneshot.rlvr.problems.data import Problem
+from oneshot.rlvr.problems.selection import fold, step_accuracy, write_history
+from oneshot.training import checkpoints
+from oneshot.training.folder import write_config
+from oneshot.training.jsonl import JsonLines, read_jsonl
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -1,10 +1,10 @@
 """RL on one (or a few) verifiable problems: the loop of Wang et al. 2025 (arXiv:2504.20571).
 
 One step: sample n responses to each prompt of the batch, score them, turn the scores into
-advantages (`credit.py`: against the group, or against a critic), take one optimizer step on the
-policy loss with an entropy bonus and a small KL to the untrained model (`loss.py`; its arithmetic
-is in `oneshot.ops`). Every random number derives from the seed and the step, so a killed run
-continues bit for bit.
+advantages (`algorithm/advantage.py`: against the group, or against a critic), take one optimizer
+step on the policy loss with an entropy bonus and a small KL to the untrained model
+(`algorithm/loss.py`; its arithmetic is in `oneshot.ops`). Every random number derives from the
+seed and the step, so a killed run continues bit for bit.
 
 Several processes (`torchrun`, `accelerate launch`) share each batch by prompts, the models are
 sharded over them (FSDP2), and the first one writes. The engine may have weights of its own
@@ -24,13 +24,14 @@ from typing import Any
 import torch
 
 from oneshot import models
-from oneshot.rlvr import checkpoint, data
-from oneshot.rlvr.config import TrainConfig
-from oneshot.rlvr.credit import CreditInputs, credit, overlong_penalty
-from oneshot.rlvr.critic import Critic
-from oneshot.rlvr.engines import make_engine
-from oneshot.rlvr.figures import Stopwatch, outcome, rollout_figures
-from oneshot.rlvr.parts import (
+from oneshot.rlvr import checkpoint
+from oneshot.rlvr.algorithm.advantage import CreditInputs, credit, overlong_penalty
+from oneshot.rlvr.algorithm.critic import Critic
+from oneshot.rlvr.algorithm.dynamic_sampling import Refill
+from oneshot.rlvr.algorithm.policy import distribute, load_policy
+from oneshot.rlvr.algorithm.update import PolicyUpdater
+from oneshot.rlvr.algorithm.weight_sync import make_sync
+from oneshot.rlvr.builders import (
     check_rows,
     check_shares,
     data_digest,
@@ -41,19 +42,19 @@ from oneshot.rlvr.parts import (
     training_rows,
     whole_copy,
 )
+from oneshot.rlvr.config import TrainConfig
+from oneshot.rlvr.figures import Stopwatch, outcome, rollout_figures
 from oneshot.rlvr.plots import plot_curves
-from oneshot.rlvr.policy import distribute, load_policy
+from oneshot.rlvr.problems import data
 from oneshot.rlvr.recorder import Recorder
-from oneshot.rlvr.refill import Refill
-from oneshot.rlvr.rewards import RewardFunction
-from oneshot.rlvr.rollout import Rollout
-from oneshot.rlvr.update import PolicyUpdater
-from oneshot.rlvr.weight_sync import make_sync
-from oneshot.runs import checkpoints
-from oneshot.runs.folder import open_run
-from oneshot.runs.jsonl import read_jsonl
-from oneshot.runs.processes import Processes, joined, resolve_device
-from oneshot.runs.seeding import derive_seed
+from oneshot.rlvr.rewards.reward import RewardFunction
+from oneshot.rlvr.rollout.engine import Rollout
+from oneshot.rlvr.rollout.factory import make_engine
+from oneshot.training import checkpoints
+from oneshot.training.distributed import Processes, joined, resolve_device
+from oneshot.training.folder import open_run
+from oneshot.training.jsonl import read_jsonl
+from oneshot.training.seeding import derive_seed
 
 # A resumed run may be longer, speak less or keep fewer checkpoints: that changes no number of it.
 MAY_CHANGE = {"run.steps", "run.keep_checkpoints", "run.progress"}

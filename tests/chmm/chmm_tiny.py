@@ -9,7 +9,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
 from oneshot.chmm.config import ChmmConfig
-from oneshot.runs.config import load
+from oneshot.training.config import load
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
 

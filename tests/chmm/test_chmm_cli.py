@@ -11,8 +11,8 @@ from oneshot.chmm.config import ChmmConfig
 from oneshot.chmm.labelling import label
 from oneshot.chmm.prepare import prepare
 from oneshot.cli import main
-from oneshot.runs.checkpoints import CheckpointError
-from oneshot.runs.config import load, to_dict
+from oneshot.training.checkpoints import CheckpointError
+from oneshot.training.config import load, to_dict
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from oneshot.chmm.config import (
     TaggerConfig,
     TrainingConfig,
 )
-from oneshot.runs.config import load
+from oneshot.training.config import load
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs" / "chmm").glob("*.yaml"))
 

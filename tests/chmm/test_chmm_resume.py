@@ -10,8 +10,8 @@ from chmm_runs import Runner
 
 from oneshot.chmm.alternate import alternate
 from oneshot.chmm.fit import fit
-from oneshot.runs import checkpoints
-from oneshot.runs.jsonl import read_jsonl
+from oneshot.training import checkpoints
+from oneshot.training.jsonl import read_jsonl
 
 SHORT = ["--training.epochs=3", "--alternate.loops=1"]
 

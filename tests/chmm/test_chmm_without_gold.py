@@ -14,7 +14,7 @@ from oneshot.chmm.alternate import alternate
 from oneshot.chmm.labelling import label
 from oneshot.chmm.tagger import Tagger
 from oneshot.cli import main
-from oneshot.runs.config import to_dict
+from oneshot.training.config import to_dict
 
 
 def bare(folder, source, splits=("train",), **changes):

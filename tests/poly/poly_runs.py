@@ -15,7 +15,7 @@ from transformers import (
 )
 
 from oneshot.poly.settings import AdaptConfig, TrainConfig
-from oneshot.runs.config import load
+from oneshot.training.config import load
 
 TASKS = ("first", "last", "larger", "parity")
 

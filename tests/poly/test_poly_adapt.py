@@ -11,7 +11,7 @@ from oneshot.poly import adaptation, storage
 from oneshot.poly.adaptation import adapt, summarize
 from oneshot.poly.miniature import MiniatureConfig, inventories, miniature
 from oneshot.poly.trainer import train
-from oneshot.runs.jsonl import read_jsonl
+from oneshot.training.jsonl import read_jsonl
 
 
 @pytest.fixture(scope="module")

@@ -35,8 +35,8 @@ from oneshot.poly.compositional_tasks import (
 )
 from oneshot.poly.model import inject
 from oneshot.poly.settings import AdaptConfig, DataConfig, ModelConfig, RunConfig
-from oneshot.runs.config import load
-from oneshot.runs.jsonl import read_jsonl
+from oneshot.training.config import load
+from oneshot.training.jsonl import read_jsonl
 
 # ---- tasks --------------------------------------------------------------------------------------
 

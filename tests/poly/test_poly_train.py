@@ -17,9 +17,9 @@ import torch
 
 from oneshot.poly import storage
 from oneshot.poly.trainer import check_share, train
-from oneshot.runs import checkpoints
-from oneshot.runs.jsonl import read_jsonl
-from oneshot.runs.processes import Processes
+from oneshot.training import checkpoints
+from oneshot.training.distributed import Processes
+from oneshot.training.jsonl import read_jsonl
 
 
 def rows(output):

@@ -7,8 +7,8 @@ import torch
 
 from oneshot import __version__
 from oneshot.cli import main
-from oneshot.rlvr.rewards import FormatReward, RewardResult
-from oneshot.runs.jsonl import read_jsonl
+from oneshot.rlvr.rewards.reward import FormatReward, RewardResult
+from oneshot.training.jsonl import read_jsonl
 
 
 @pytest.fixture(autouse=True)

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from oneshot.rlvr.algorithm.advantage import CreditInputs, credit, kl_penalty, overlong_penalty
 from oneshot.rlvr.algorithm_config import AlgorithmConfig, CriticConfig
-from oneshot.rlvr.credit import CreditInputs, credit, kl_penalty, overlong_penalty
 
 LENGTHS = [1, 7, 3, 5]
 

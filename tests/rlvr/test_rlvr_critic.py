@@ -5,14 +5,14 @@ import rlvr_tiny
 import torch
 
 from oneshot.rlvr import trainer
+from oneshot.rlvr.algorithm.critic import make_critic
+from oneshot.rlvr.algorithm.optimizer import NonFiniteLossError
 from oneshot.rlvr.algorithm_config import AlgorithmConfig, CriticConfig, OptimizerConfig
 from oneshot.rlvr.config import ModelConfig
-from oneshot.rlvr.critic import make_critic
-from oneshot.rlvr.optimizer import NonFiniteLossError
-from oneshot.rlvr.rollout import token_positions
+from oneshot.rlvr.rollout.engine import token_positions
+from oneshot.rlvr.rollout.transformers_engine import TransformersEngine
 from oneshot.rlvr.trainer import train
-from oneshot.rlvr.transformers_engine import TransformersEngine
-from oneshot.runs.processes import Processes
+from oneshot.training.distributed import Processes
 
 
 @pytest.fixture(autouse=True)

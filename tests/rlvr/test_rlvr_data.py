@@ -4,15 +4,15 @@ import json
 
 import pytest
 
-from oneshot.rlvr.data import (
+from oneshot.rlvr.problems.data import (
     Problem,
     batch_for_step,
     check_indices,
     read_problems,
     repeat_to_batch,
 )
-from oneshot.rlvr.datafiles import label_of, read_rows
-from oneshot.rlvr.selection import rows_by_index
+from oneshot.rlvr.problems.datafiles import label_of, read_rows
+from oneshot.rlvr.problems.selection import rows_by_index
 
 
 def write(path, rows):

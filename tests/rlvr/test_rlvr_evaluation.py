@@ -9,9 +9,9 @@ import rlvr_tiny
 import torch
 
 from oneshot.rlvr.config import PromptConfig, RewardConfig
-from oneshot.rlvr.data import Problem, read_problems
-from oneshot.rlvr.evaluation import evaluate, pass_at_k, prepare, wilson_interval
-from oneshot.rlvr.rewards import FunctionReward, make_reward
+from oneshot.rlvr.evaluation.evaluate import evaluate, pass_at_k, prepare, wilson_interval
+from oneshot.rlvr.problems.data import Problem, read_problems
+from oneshot.rlvr.rewards.reward import FunctionReward, make_reward
 
 
 def test_wilson_interval():

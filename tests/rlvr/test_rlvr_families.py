@@ -8,15 +8,15 @@ from safetensors.torch import load_file, save_file
 
 from oneshot import models
 from oneshot.rlvr import trainer
+from oneshot.rlvr.algorithm.critic import make_critic
+from oneshot.rlvr.algorithm.weight_sync import checkpoint_weights
 from oneshot.rlvr.algorithm_config import AlgorithmConfig, CriticConfig
 from oneshot.rlvr.checkpoint import stored_tensors
 from oneshot.rlvr.config import ModelConfig
-from oneshot.rlvr.critic import make_critic
-from oneshot.rlvr.engine_check import UnsupportedModelError, check_engine
+from oneshot.rlvr.rollout.engine_check import UnsupportedModelError, check_engine
+from oneshot.rlvr.rollout.transformers_engine import TransformersEngine
 from oneshot.rlvr.trainer import train
-from oneshot.rlvr.transformers_engine import TransformersEngine
-from oneshot.rlvr.weight_sync import checkpoint_weights
-from oneshot.runs.processes import Processes
+from oneshot.training.distributed import Processes
 
 PROMPTS = [[5, 9, 12], [7], [30, 31, 8, 9, 10, 4, 11]]
 # Models with trained numbers in persistent buffers: the layers' scale of Gemma 4, the experts'

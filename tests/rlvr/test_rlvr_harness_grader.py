@@ -3,9 +3,9 @@
 import pytest
 
 from oneshot.rlvr.config import RewardConfig
-from oneshot.rlvr.data import Problem
-from oneshot.rlvr.harness_grader import extract, is_correct, number
-from oneshot.rlvr.rewards import make_reward
+from oneshot.rlvr.problems.data import Problem
+from oneshot.rlvr.rewards.harness_grader import extract, is_correct, number
+from oneshot.rlvr.rewards.reward import make_reward
 
 
 @pytest.mark.parametrize(

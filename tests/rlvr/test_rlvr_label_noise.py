@@ -7,10 +7,10 @@ from fractions import Fraction
 import pytest
 
 from oneshot.cli import main
-from oneshot.rlvr.data import read_problems
-from oneshot.rlvr.datafiles import label_of, read_rows, with_label, write_rows
-from oneshot.rlvr.label_noise import flip_label, flip_labels
-from oneshot.rlvr.strict_grader import is_correct
+from oneshot.rlvr.problems.data import read_problems
+from oneshot.rlvr.problems.datafiles import label_of, read_rows, with_label, write_rows
+from oneshot.rlvr.problems.label_noise import flip_label, flip_labels
+from oneshot.rlvr.rewards.strict_grader import is_correct
 
 
 @pytest.mark.parametrize("label", ["12", "0", "-7", "3"])

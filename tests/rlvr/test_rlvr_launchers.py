@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from oneshot.runs.jsonl import read_jsonl
+from oneshot.training.jsonl import read_jsonl
 
 PYTHON = [sys.executable, "-m"]
 ACCELERATE = ["accelerate.commands.launch", "--num_machines=1", "--mixed_precision=no"]

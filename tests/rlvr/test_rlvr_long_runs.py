@@ -7,8 +7,8 @@ import pytest
 import rlvr_tiny
 
 from oneshot.rlvr.trainer import train
-from oneshot.runs.checkpoints import CheckpointError
-from oneshot.runs.jsonl import JsonLines, read_jsonl
+from oneshot.training.checkpoints import CheckpointError
+from oneshot.training.jsonl import JsonLines, read_jsonl
 
 
 @pytest.fixture(scope="module")

@@ -8,13 +8,13 @@ import pytest
 import torch
 
 from oneshot import ops
+from oneshot.rlvr.algorithm.loss import LossInputs, policy_loss, response_logprobs
+from oneshot.rlvr.algorithm.microbatch import loss_weights, plan, response_logits, split
+from oneshot.rlvr.algorithm.optimizer import NonFiniteLossError
+from oneshot.rlvr.algorithm.update import PolicyUpdater
 from oneshot.rlvr.algorithm_config import AlgorithmConfig, CorrectionConfig, OptimizerConfig
-from oneshot.rlvr.loss import LossInputs, policy_loss, response_logprobs
-from oneshot.rlvr.microbatch import loss_weights, plan, response_logits, split
-from oneshot.rlvr.optimizer import NonFiniteLossError
-from oneshot.rlvr.rollout import token_positions
-from oneshot.rlvr.transformers_engine import TransformersEngine
-from oneshot.rlvr.update import PolicyUpdater
+from oneshot.rlvr.rollout.engine import token_positions
+from oneshot.rlvr.rollout.transformers_engine import TransformersEngine
 
 TEMPERATURE = 0.6
 

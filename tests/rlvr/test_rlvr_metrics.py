@@ -11,7 +11,7 @@ from oneshot.rlvr.figures import Outcome, is_mixed, rollout_figures
 from oneshot.rlvr.metrics import open_log
 from oneshot.rlvr.notices import Notices
 from oneshot.rlvr.plots import PANELS, plot_curves
-from oneshot.runs.jsonl import read_jsonl
+from oneshot.training.jsonl import read_jsonl
 
 
 def test_log_reaches_every_file_at_once(tmp_path):

@@ -8,14 +8,14 @@ import torch
 from safetensors.torch import load_file
 
 from oneshot.rlvr import trainer
+from oneshot.rlvr.algorithm.optimizer import make_optimizer
+from oneshot.rlvr.algorithm.policy import distribute, load_policy
+from oneshot.rlvr.algorithm.update import PolicyUpdater
 from oneshot.rlvr.algorithm_config import AlgorithmConfig, OptimizerConfig
 from oneshot.rlvr.config import ModelConfig
-from oneshot.rlvr.optimizer import make_optimizer
-from oneshot.rlvr.policy import distribute, load_policy
+from oneshot.rlvr.rollout.transformers_engine import TransformersEngine
 from oneshot.rlvr.trainer import train
-from oneshot.rlvr.transformers_engine import TransformersEngine
-from oneshot.rlvr.update import PolicyUpdater
-from oneshot.runs.processes import Processes
+from oneshot.training.distributed import Processes
 
 
 @pytest.fixture(autouse=True)

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from oneshot.rlvr.config import load_train_config
-from oneshot.rlvr.data import read_problems
-from oneshot.runs.config import to_dict
+from oneshot.rlvr.problems.data import read_problems
+from oneshot.training.config import to_dict
 
 ROOT = Path(__file__).resolve().parents[2]
 FILES = sorted(ROOT.glob("configs/paper/*.yaml"))

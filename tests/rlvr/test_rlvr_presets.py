@@ -9,12 +9,12 @@ import torch
 from safetensors.torch import load_file
 
 from oneshot.rlvr import trainer
+from oneshot.rlvr.algorithm.loss import LossInputs, policy_loss
+from oneshot.rlvr.algorithm.presets import PRESETS, expand_presets
+from oneshot.rlvr.algorithm.update import RolloutLogprobs
 from oneshot.rlvr.config import load_train_config
-from oneshot.rlvr.loss import LossInputs, policy_loss
-from oneshot.rlvr.presets import PRESETS, expand_presets
-from oneshot.rlvr.rollout import Rollout
-from oneshot.rlvr.update import RolloutLogprobs
-from oneshot.runs.processes import Processes
+from oneshot.rlvr.rollout.engine import Rollout
+from oneshot.training.distributed import Processes
 
 NEEDED = ["--data.path=d.jsonl", "--run.output=o"]
 B, R, V, LIMIT = 5, 7, 11, 16

@@ -12,9 +12,9 @@ import torch
 from safetensors.torch import load_file
 
 from oneshot.rlvr.trainer import train
-from oneshot.runs import checkpoints
-from oneshot.runs.jsonl import read_jsonl
-from oneshot.runs.processes import Processes, interleave
+from oneshot.training import checkpoints
+from oneshot.training.distributed import Processes, interleave
+from oneshot.training.jsonl import read_jsonl
 
 # Each with what only the whole rollout knows: loss weights, the critic's whitening, the mean of the
 # importance weights, the draws of the random reward.
@@ -147,7 +147,7 @@ def test_a_killed_process_ends_the_run_which_resumes(tiny_folder, single, tmp_pa
     ],
 )
 def test_what_cannot_be_shared_is_refused(tiny_folder, tmp_path, options, message):
-    from oneshot.rlvr.parts import check_shares
+    from oneshot.rlvr.builders import check_shares
 
     config = rlvr_tiny.config(tiny_folder, tmp_path, *options)
     with pytest.raises(ValueError, match=message):

@@ -4,8 +4,8 @@ import pytest
 from tokenizers.processors import TemplateProcessing
 
 from oneshot.rlvr.config import PromptConfig
-from oneshot.rlvr.data import Problem
-from oneshot.rlvr.prompt import drop_long, encode, render
+from oneshot.rlvr.problems.data import Problem
+from oneshot.rlvr.problems.prompt import drop_long, encode, render
 
 PROBLEM = Problem([{"role": "user", "content": "1+1"}], "2")
 

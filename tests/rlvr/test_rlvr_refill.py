@@ -5,15 +5,15 @@ import rlvr_tiny
 import torch
 
 from oneshot.rlvr import trainer
+from oneshot.rlvr.algorithm.dynamic_sampling import Refill
 from oneshot.rlvr.config import load_train_config
-from oneshot.rlvr.data import Problem
-from oneshot.rlvr.refill import Refill
-from oneshot.rlvr.rewards import Reward, RewardResult
-from oneshot.rlvr.rollout import chosen
+from oneshot.rlvr.problems.data import Problem
+from oneshot.rlvr.rewards.reward import Reward, RewardResult
+from oneshot.rlvr.rollout.engine import chosen
+from oneshot.rlvr.rollout.transformers_engine import TransformersEngine
 from oneshot.rlvr.trainer import train
-from oneshot.rlvr.transformers_engine import TransformersEngine
-from oneshot.runs.processes import Processes
-from oneshot.runs.seeding import derive_seed
+from oneshot.training.distributed import Processes
+from oneshot.training.seeding import derive_seed
 
 
 @pytest.fixture(autouse=True)

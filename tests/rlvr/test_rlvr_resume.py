@@ -10,8 +10,8 @@ import pytest
 import rlvr_tiny
 from rlvr_runs import Runner
 
-from oneshot.runs import checkpoints
-from oneshot.runs.jsonl import read_jsonl
+from oneshot.training import checkpoints
+from oneshot.training.jsonl import read_jsonl
 
 
 @pytest.fixture(scope="module")

@@ -11,11 +11,11 @@ import numpy
 import pytest
 import torch
 
-from oneshot.rlvr.benchmarks import BENCHMARKS, read_benchmark
 from oneshot.rlvr.config import RewardConfig
-from oneshot.rlvr.data import Problem, read_problems
-from oneshot.rlvr.grading import GraderStartError
-from oneshot.rlvr.rewards import (
+from oneshot.rlvr.evaluation.benchmarks import BENCHMARKS, read_benchmark
+from oneshot.rlvr.problems.data import Problem, read_problems
+from oneshot.rlvr.rewards.grading import GraderStartError
+from oneshot.rlvr.rewards.reward import (
     FunctionReward,
     RewardError,
     has_boxed_answer,
@@ -308,7 +308,7 @@ def test_hostile_answers_cost_their_time_and_no_more(grader):
 
 def test_graders_serve_several_threads(module, monkeypatch):
     """One pool, and verdicts that another thread throws away while they are read."""
-    from oneshot.rlvr import rewards
+    from oneshot.rlvr.rewards import reward as rewards
 
     monkeypatch.setattr(rewards, "CACHE_SIZE", 3)
     answers = make_reward(RewardConfig(timeout=20.0, workers=2))

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from oneshot.rlvr.rollout import assemble, pad_left, stop_ids, token_positions
-from oneshot.rlvr.sampling import choose
-from oneshot.rlvr.transformers_engine import NonFiniteLogitsError, TransformersEngine
+from oneshot.rlvr.rollout.engine import assemble, pad_left, stop_ids, token_positions
+from oneshot.rlvr.rollout.sampling import choose
+from oneshot.rlvr.rollout.transformers_engine import NonFiniteLogitsError, TransformersEngine
 
 PROMPTS = [[5, 9, 12], [7], [5, 9, 12], [30, 31, 8, 9, 10, 4, 11]]
 

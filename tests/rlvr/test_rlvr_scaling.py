@@ -5,10 +5,10 @@ import torch
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from oneshot.rlvr import scaling
+from oneshot.rlvr.algorithm.microbatch import response_logits, split
+from oneshot.rlvr.algorithm.optimizer import make_optimizer
 from oneshot.rlvr.algorithm_config import OptimizerConfig
-from oneshot.rlvr.microbatch import response_logits, split
-from oneshot.rlvr.optimizer import make_optimizer
-from oneshot.rlvr.transformers_engine import TransformersEngine
+from oneshot.rlvr.rollout.transformers_engine import TransformersEngine
 
 
 @pytest.mark.parametrize("tied", [True, False])

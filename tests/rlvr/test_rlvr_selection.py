@@ -11,11 +11,18 @@ import torch
 
 from oneshot.cli import main
 from oneshot.rlvr import trainer
-from oneshot.rlvr.data import Problem
-from oneshot.rlvr.datafiles import read_rows
-from oneshot.rlvr.selection import fold, rank, read_history, shots, step_accuracy, write_history
+from oneshot.rlvr.problems.data import Problem
+from oneshot.rlvr.problems.datafiles import read_rows
+from oneshot.rlvr.problems.selection import (
+    fold,
+    rank,
+    read_history,
+    shots,
+    step_accuracy,
+    write_history,
+)
 from oneshot.rlvr.trainer import train
-from oneshot.runs.jsonl import read_jsonl
+from oneshot.training.jsonl import read_jsonl
 
 # Ranks that the paper names, as indices of its training set.
 PUBLISHED = {1: 124, 2: 267, 3: 531, 13: 682, 1209: 789}

@@ -3,9 +3,9 @@
 import pytest
 
 from oneshot.rlvr.config import RewardConfig
-from oneshot.rlvr.data import Problem, read_problems
-from oneshot.rlvr.rewards import make_reward
-from oneshot.rlvr.strict_grader import hendrycks_form, is_correct, last_box
+from oneshot.rlvr.problems.data import Problem, read_problems
+from oneshot.rlvr.rewards.reward import make_reward
+from oneshot.rlvr.rewards.strict_grader import hendrycks_form, is_correct, last_box
 
 RIGHT = {
     "12.8": ["12.80", "64/5", "\\frac{64}{5}", "12.8\\text{ mph}", "V = 12.8", " 12.8 ", "\\$12.8"],

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from oneshot.rlvr.config import load_train_config
-from oneshot.rlvr.studies import STUDIES
-from oneshot.rlvr.study import run_name, runs
-from oneshot.runs.config import flat, to_dict
+from oneshot.rlvr.studies.definitions import STUDIES
+from oneshot.rlvr.studies.study import run_name, runs
+from oneshot.training.config import flat, to_dict
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = "data/embedded_studies/"

@@ -15,10 +15,11 @@ import pytest
 import rlvr_tiny
 
 from oneshot.cli import main
-from oneshot.rlvr import study, trainer
-from oneshot.runs import checkpoints
-from oneshot.runs.jsonl import read_jsonl
-from oneshot.runs.seeding import derive_seed
+from oneshot.rlvr import trainer
+from oneshot.rlvr.studies import study
+from oneshot.training import checkpoints
+from oneshot.training.jsonl import read_jsonl
+from oneshot.training.seeding import derive_seed
 
 
 @pytest.fixture(autouse=True)
@@ -120,7 +121,8 @@ KILLED = """
 import json, sys
 from pathlib import Path
 import rlvr_tiny
-from oneshot.rlvr import metrics, study, trainer
+from oneshot.rlvr import metrics, trainer
+from oneshot.rlvr.studies import study
 trainer.plot_curves = metrics.plot_curves = lambda history, path: None
 tiny, output, overrides = json.loads(sys.argv[1])
 study.run_study("algorithms", rlvr_tiny.config(Path(tiny), Path(output), *overrides), seeds=1)

@@ -2,9 +2,9 @@
 
 import pytest
 
-from oneshot.rlvr.studies import Study
-from oneshot.rlvr.study_report import markdown, spread, summary, write_report
-from oneshot.rlvr.summary import summarize
+from oneshot.rlvr.studies.definitions import Study
+from oneshot.rlvr.studies.report import markdown, spread, summary, write_report
+from oneshot.rlvr.studies.summary import summarize
 
 STUDY = Study("Does it help?", {"plain": {}, "other": {"optimizer.lr": 0.1}})
 

@@ -8,18 +8,18 @@ import pytest
 import torch
 
 from oneshot.cli import main
-from oneshot.rlvr.benchmarks import BENCHMARKS, PAPER_SIX, parse_names, read_benchmark
 from oneshot.rlvr.config import DataConfig, ModelConfig, PromptConfig, RewardConfig
-from oneshot.rlvr.data import Problem
 from oneshot.rlvr.evaluate_config import EvaluateConfig
-from oneshot.rlvr.evaluation import accuracy_by_group, evaluate, pass_at_k
+from oneshot.rlvr.evaluation.benchmarks import BENCHMARKS, PAPER_SIX, parse_names, read_benchmark
+from oneshot.rlvr.evaluation.evaluate import accuracy_by_group, evaluate, pass_at_k
+from oneshot.rlvr.evaluation.report import plot
+from oneshot.rlvr.evaluation.suite import checkpoint_sources, run_suite
 from oneshot.rlvr.figures import reflection_shares
-from oneshot.rlvr.report import plot
-from oneshot.rlvr.rewards import make_reward
-from oneshot.rlvr.strict_grader import is_correct
-from oneshot.rlvr.suite import checkpoint_sources, run_suite
-from oneshot.runs.jsonl import read_jsonl
-from oneshot.runs.seeding import derive_seed
+from oneshot.rlvr.problems.data import Problem
+from oneshot.rlvr.rewards.reward import make_reward
+from oneshot.rlvr.rewards.strict_grader import is_correct
+from oneshot.training.jsonl import read_jsonl
+from oneshot.training.seeding import derive_seed
 
 
 @pytest.fixture(autouse=True)

@@ -10,12 +10,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from oneshot.rlvr import checkpoint, trainer
+from oneshot.rlvr.algorithm.optimizer import NonFiniteLossError
 from oneshot.rlvr.config import load_train_config
-from oneshot.rlvr.optimizer import NonFiniteLossError
-from oneshot.rlvr.rewards import RewardError
+from oneshot.rlvr.rewards.reward import RewardError
 from oneshot.rlvr.trainer import train
-from oneshot.runs import checkpoints
-from oneshot.runs.jsonl import read_jsonl
+from oneshot.training import checkpoints
+from oneshot.training.jsonl import read_jsonl
 
 FIGURES = {
     "reward/mean",

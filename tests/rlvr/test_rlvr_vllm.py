@@ -17,8 +17,8 @@ import rlvr_runs
 import rlvr_tiny
 import torch
 
-from oneshot.runs import checkpoints
-from oneshot.runs.jsonl import read_jsonl
+from oneshot.training import checkpoints
+from oneshot.training.jsonl import read_jsonl
 
 pytestmark = pytest.mark.vllm
 
@@ -168,7 +168,8 @@ def test_a_bfloat16_engine_is_corrected(engine, folder, tmp_path):
 
 def test_a_tied_layer_that_stays_stale_is_found(folder, tmp_path, in_process, monkeypatch):
     """Without the repair of the tied output layer the run must not even begin."""
-    from oneshot.rlvr import vllm_worker, weight_sync
+    from oneshot.rlvr.algorithm import weight_sync
+    from oneshot.rlvr.rollout import vllm_worker
 
     monkeypatch.setattr(vllm_worker, "repack_tied_head", lambda model: None)
     with pytest.raises(weight_sync.ParityError, match="rehearsal with perturbed weights"):
@@ -178,7 +179,7 @@ def test_a_tied_layer_that_stays_stale_is_found(folder, tmp_path, in_process, mo
 
 def test_a_weight_that_becomes_stale_stops_the_run(engine, folder, tmp_path, monkeypatch):
     """From the third update on one matrix is sent as it was at first."""
-    from oneshot.rlvr import weight_sync
+    from oneshot.rlvr.algorithm import weight_sync
 
     name = "model.layers.1.mlp.down_proj.weight"
     weights_of, sent = weight_sync.weights_of, []
@@ -199,8 +200,8 @@ def test_a_weight_that_becomes_stale_stops_the_run(engine, folder, tmp_path, mon
 
 def test_equal_prompts_get_different_responses_and_seeds_repeat(folder, server):
     from oneshot import models
-    from oneshot.rlvr.engines import make_engine
-    from oneshot.rlvr.weight_sync import checkpoint_weights
+    from oneshot.rlvr.algorithm.weight_sync import checkpoint_weights
+    from oneshot.rlvr.rollout.factory import make_engine
 
     config = config_of(folder, folder / "unused", "vllm_server")
     model = models.load_model(str(folder / "model"))
@@ -238,8 +239,8 @@ def test_training_with_transformers_is_the_same_task(folder, tmp_path):
 
 
 def test_a_dead_server_is_named(folder, tmp_path):
+    from oneshot.rlvr.rollout.vllm_server import RolloutServerError
     from oneshot.rlvr.trainer import train
-    from oneshot.rlvr.vllm_server import RolloutServerError
 
     config = config_of(folder, tmp_path / "run", "vllm_server")
     dead = replace(config.rollout.vllm, url="http://127.0.0.1:9")

@@ -1,0 +1,1 @@
+"""From rollouts to a new policy: advantages, loss, update, weight synchronisation."""

@@ -1,0 +1,210 @@
+"""Benchmarks over checkpoints: `oneshot rlvr eval --benchmarks ...`.
+
+<output>/results.json       settings, and the figures of every checkpoint on every benchmark
+<output>/results.md         the same as tables
+<output>/curves.png         the same over training steps
+<output>/responses/         every response, <checkpoint>/<benchmark>.jsonl
+
+Results are written as they come; the same command continues where a killed one stopped.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from oneshot.rlvr.config import RewardConfig
+from oneshot.rlvr.evaluate_config import EvaluateConfig
+from oneshot.rlvr.evaluation.benchmarks import BENCHMARKS, parse_names, read_benchmark
+from oneshot.rlvr.evaluation.evaluate import Evaluation, evaluate, prepare
+from oneshot.rlvr.evaluation.report import VALIDATION, markdown, plot
+from oneshot.rlvr.problems.data import Problem, read_problems
+from oneshot.rlvr.rewards.reward import Reward, make_reward
+from oneshot.training.config import to_dict
+from oneshot.training.seeding import derive_seed
+
+_STEP = re.compile(r"step_(\d{6,})")
+# May differ between a killed call and the one that continues it.
+_MAY_CHANGE = ("checkpoints", "output", "paper_protocol", "threads")
+
+
+Task = tuple[list[Problem], int, RewardConfig]
+"""Problems, responses per problem, grader."""
+
+
+def run_suite(config: EvaluateConfig) -> str:
+    """Evaluates every checkpoint on every benchmark and writes results, report and curves.
+
+    Args:
+        config: With `benchmarks` and `output`.
+
+    Returns:
+        The report (Markdown).
+
+    Raises:
+        ValueError: An unknown benchmark, bad data, or a folder with results of other settings.
+        FileNotFoundError: A benchmark file or a checkpoint is not there.
+    """
+    import torch
+
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    tasks = _tasks(config)
+    sources = checkpoint_sources(config)
+    assert config.output is not None
+    folder = Path(config.output)
+    results = _open(folder, config)
+    graders: dict[str, Reward] = {}
+    try:
+        for name, source in sources.items():
+            known = results["checkpoints"].setdefault(
+                name, {"source": source, "step": _step(source), "benchmarks": {}}
+            )
+            if known["source"] != source:
+                raise ValueError(f"{folder} has results of another checkpoint named {name!r}")
+            missing = [task for task in tasks if task not in known["benchmarks"]]
+            if not missing:
+                continue
+            chosen = {task: tasks[task] for task in missing}
+            for task, found in _evaluate(config, source, chosen, graders):
+                _write_responses(folder / "responses" / name / f"{task}.jsonl", found)
+                known["benchmarks"][task] = found.figures()
+                _write(folder / "results.json", json.dumps(results, indent=1) + "\n")
+    finally:
+        for reward in graders.values():
+            reward.close()
+    asked = {name: results["checkpoints"][name] for name in sources}
+    text = markdown(asked, list(tasks), config.paper_protocol)
+    _write(folder / "results.md", text)
+    plot(asked, list(tasks), folder / "curves.png")
+    return text
+
+
+def checkpoint_sources(config: EvaluateConfig) -> dict[str, str]:
+    """The models to evaluate: a short unique name -> model source.
+
+    A run folder stands for all its checkpoints, in the order of their steps.
+
+    Raises:
+        FileNotFoundError: A run folder without a checkpoint.
+        ValueError: Two models of one name.
+    """
+    sources: dict[str, str] = {}
+    for entry in config.checkpoints or (config.model.source,):
+        folder = Path(entry)
+        inside = folder / "checkpoints"
+        found = [entry]
+        if inside.is_dir():
+            found = [str(p) for p in sorted(inside.iterdir()) if _STEP.fullmatch(p.name)]
+            if not found:
+                raise FileNotFoundError(f"checkpoints: {inside} has no checkpoint")
+        for source in found:
+            name = re.sub(r"[^\w.-]+", "_", _name(source))
+            if name in sources:
+                raise ValueError(f"checkpoints: {sources[name]} and {source} are both {name!r}")
+            sources[name] = source
+    return sources
+
+
+def _name(source: str) -> str:
+    """step_000020 alone says little: with the name of its run before it."""
+    path = Path(source)
+    if _STEP.fullmatch(path.name) and path.parent.name == "checkpoints":
+        return f"{path.parent.parent.name}_{path.name}"
+    return source if not path.is_dir() else path.name
+
+
+def _step(source: str) -> int | None:
+    found = _STEP.fullmatch(Path(source).name)
+    return int(found[1]) if found else None
+
+
+def _tasks(config: EvaluateConfig) -> dict[str, Task]:
+    """Problems, responses per problem and grader of each benchmark, validation first."""
+    tasks: dict[str, Task] = {}
+    if config.validation is not None:
+        tasks[VALIDATION] = (
+            read_problems(
+                config.validation,
+                problem_key=config.data.problem_key,
+                answer_key=config.data.answer_key,
+            ),
+            1,
+            config.grader,
+        )
+    for benchmark, samples in parse_names(config.benchmarks):
+        problems = read_benchmark(benchmark, config.benchmark_folder, config.data.limit)
+        choice = replace(config.grader, function="choice")
+        tasks[benchmark.name] = (
+            problems,
+            samples,
+            choice if BENCHMARKS[benchmark.name].choices else config.grader,
+        )
+    return tasks
+
+
+def _evaluate(
+    config: EvaluateConfig, source: str, tasks: dict[str, Task], graders: dict[str, Reward]
+) -> Iterator[tuple[str, Evaluation]]:
+    """Evaluates one model on tasks, one after the other; the model is freed at the end."""
+    from oneshot import models
+    from oneshot.rlvr.algorithm.policy import load_policy
+    from oneshot.rlvr.rollout.engine_check import check_engine
+
+    tokenizer = models.load_tokenizer(source)
+    model = load_policy(config.model, source, tokenizer, sampling=True)
+    for problems, _, _ in tasks.values():  # before the first of them is answered
+        prompts, limit = prepare(
+            model, tokenizer, problems, config.data.prompt, config.max_new_tokens
+        )
+    check_engine(model, tokenizer, prompts, config.stop_tokens, limit)
+    for name, (problems, samples, grader) in tasks.items():
+        if grader.function not in graders:
+            graders[grader.function] = make_reward(grader, config.seed)
+        yield (
+            name,
+            evaluate(
+                model,
+                tokenizer,
+                problems,
+                template=config.data.prompt,
+                max_new_tokens=config.max_new_tokens,
+                batch_size=config.batch_size,
+                temperature=config.benchmark_temperature if samples > 1 else 0.0,
+                samples=samples,
+                top_p=config.top_p,
+                grader=graders[grader.function],
+                seed=derive_seed(config.seed, "benchmark", name),
+                stop_tokens=config.stop_tokens,
+            ),
+        )
+
+
+def _open(folder: Path, config: EvaluateConfig) -> dict[str, Any]:
+    """The results so far, of the same settings."""
+    settings = {k: v for k, v in to_dict(config).items() if k not in _MAY_CHANGE}
+    path = folder / "results.json"
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        return {"settings": settings, "checkpoints": {}}
+    results: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    if results["settings"] != json.loads(json.dumps(settings)):
+        old, new = results["settings"], json.loads(json.dumps(settings))
+        changed = [key for key in new if old.get(key) != new[key]]
+        raise ValueError(f"output: {folder} has results of other settings ({', '.join(changed)})")
+    return results
+
+
+def _write_responses(path: Path, found: Evaluation) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _write(path, "".join(json.dumps(record) + "\n" for record in found.records))
+
+
+def _write(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.writing")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)

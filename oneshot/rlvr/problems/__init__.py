@@ -1,0 +1,1 @@
+"""The verifiable problems: reading, selecting, corrupting and prompting."""

@@ -1,0 +1,1 @@
+"""What a response earns, and the graders that decide."""

@@ -1,0 +1,1 @@
+"""Sampling responses: one engine protocol, transformers and vLLM behind it."""

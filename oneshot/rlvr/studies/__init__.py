@@ -1,0 +1,1 @@
+"""Arms over seeds: the ablations and phenomena of the paper."""
