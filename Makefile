@@ -35,19 +35,24 @@ test: test-python test-levels test-cpp  ## Set up, then run the whole test suite
 test-python: $(VENV)/.built
 	$(BIN)/python -m pytest -m "not slow and not build and not gpu_free and not vllm"
 
-# The ops once more on every other instruction set and on the reference implementations; a level
+# The ops once more on every other instruction set and on the reference implementations, two at a time; a level
 # asked for by ONESHOT_CPU_ISA=... is the only one.
+OPS_AGAIN := $(BIN)/python -m pytest -q -m "not slow and not build and not gpu_free" tests/ops tests/parity \
+	--ignore tests/parity/test_parity_backends.py
 test-levels: $(VENV)/.built
-	set -e; for level in $$($(BIN)/python tests/levels.py); do \
-		echo "== ONESHOT_CPU_ISA=$$level"; \
-		ONESHOT_CPU_ISA=$$level $(BIN)/python -m pytest -q -m "not slow and not build and not gpu_free" tests/ops \
-			tests/parity --ignore tests/parity/test_parity_backends.py; \
-	done
-	if [ -z "$$ONESHOT_CPU_ISA" ]; then \
-		echo "== ONESHOT_DISABLE_NATIVE=1"; \
-		ONESHOT_DISABLE_NATIVE=1 $(BIN)/python -m pytest -q -m "not slow and not build and not gpu_free" tests/ops \
-			tests/parity --ignore tests/parity/test_parity_backends.py; \
+	set -e; levels=$$($(BIN)/python tests/levels.py); \
+	if [ -z "$$ONESHOT_CPU_ISA" ]; then levels="$$levels reference"; fi; \
+	if [ -n "$$levels" ]; then \
+		$(MAKE) --no-print-directory -j 2 --output-sync=target $$(for level in $$levels; do echo level-$$level; done); \
 	fi
+
+level-reference:
+	@echo "== ONESHOT_DISABLE_NATIVE=1"
+	ONESHOT_DISABLE_NATIVE=1 $(OPS_AGAIN)
+
+level-%:
+	@echo "== ONESHOT_CPU_ISA=$*"
+	ONESHOT_CPU_ISA=$* $(OPS_AGAIN)
 
 test-cpp: cpp-dev  ## GoogleTest suite of the torch-free kernels
 
