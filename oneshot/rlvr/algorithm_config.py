@@ -108,7 +108,11 @@ class AlgorithmConfig:
     """Optimizer steps per rollout, each on its own share of the sequences. The released code does
     1 where the paper's text says 8."""
     microbatch_tokens: int = 24_000
-    """Padded tokens (prompt and response) per forward and backward pass."""
+    """Padded tokens (prompts and responses) per forward and backward pass."""
+    share_prompts: Literal["auto", "off"] = "auto"
+    """"auto": passes read a prompt once for all of its responses in a micro-batch, if a comparison
+    before the run shows that the model can; such a prompt counts once in microbatch_tokens. "off":
+    every response is read with its whole prompt."""
     microbatch_weighting: Literal["exact", "sequences"] = "exact"
     """"exact": the aggregate of the whole update, whatever the micro-batches; "sequences":
     aggregate inside a micro-batch and weight by its sequences, as in the released code."""

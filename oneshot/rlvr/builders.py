@@ -12,6 +12,7 @@ from oneshot.rlvr import checkpoint
 from oneshot.rlvr.algorithm.critic import Critic, make_critic
 from oneshot.rlvr.algorithm.optimizer import make_optimizer
 from oneshot.rlvr.algorithm.policy import distribute, load_policy
+from oneshot.rlvr.algorithm.prompt_sharing import can_share_prompts
 from oneshot.rlvr.algorithm.update import PolicyUpdater
 from oneshot.rlvr.config import TrainConfig
 from oneshot.rlvr.problems import data
@@ -48,16 +49,23 @@ def training_rows(config: TrainConfig, tokenizer: PreTrainedTokenizerBase) -> tu
 def make_updater(
     config: TrainConfig,
     policy: PreTrainedModel,
+    rows: Sequence[Row],
     tokenizer: PreTrainedTokenizerBase,
     processes: Processes,
 ) -> PolicyUpdater:
-    """Optimizer and, when the KL counts, reference model."""
+    """Optimizer and, when the KL counts, reference model; shards the whole policy."""
     reference = None
     if config.algorithm.kl_coef > 0:
         source = config.model.reference or config.model.source
         reference = load_policy(config.model, source, tokenizer).requires_grad_(False)
         check_same_vocabulary(policy, reference, "model.reference")
-        distribute(reference, config.model, processes)
+    compared = [policy]
+    if reference is not None and reference.config.to_dict() != policy.config.to_dict():
+        compared.append(reference)
+    share_prompts = shares_prompts(config, compared, rows, processes)
+    for model in (policy, reference):
+        if model is not None:
+            distribute(model, config.model, processes)
     return PolicyUpdater(
         policy=policy,
         reference=reference,
@@ -66,7 +74,23 @@ def make_updater(
         schedule=config.optimizer,
         temperature=config.rollout.temperature,
         max_length=config.rollout.max_new_tokens,
+        share_prompts=share_prompts,
         processes=processes,
+    )
+
+
+def shares_prompts(
+    config: TrainConfig,
+    models: Sequence[PreTrainedModel],
+    rows: Sequence[Row],
+    processes: Processes,
+) -> bool:
+    """Whether passes of these whole models read a prompt once for all of its responses."""
+    return config.algorithm.share_prompts == "auto" and can_share_prompts(
+        models,
+        [prompt for _, prompt in rows],
+        samples=config.rollout.samples_per_prompt,
+        uniform=processes.size > 1,
     )
 
 
@@ -171,7 +195,11 @@ def rehearse_engine(
 
 
 def open_critic(
-    config: TrainConfig, start: Path | None, policy: PreTrainedModel, processes: Processes
+    config: TrainConfig,
+    start: Path | None,
+    policy: PreTrainedModel,
+    rows: Sequence[Row],
+    processes: Processes,
 ) -> Critic | None:
     """The critic of PPO, new or that of the checkpoint `start`; None for other algorithms."""
     if config.algorithm.advantage != "gae":
@@ -183,6 +211,7 @@ def open_critic(
         config.algorithm,
         config.model,
         processes,
+        lambda model: shares_prompts(config, [model], rows, processes),
     )
     check_same_vocabulary(policy, critic.model, "critic.source")
     return critic

@@ -28,7 +28,7 @@ from oneshot.rlvr import checkpoint
 from oneshot.rlvr.algorithm.advantage import CreditInputs, credit, overlong_penalty
 from oneshot.rlvr.algorithm.critic import Critic
 from oneshot.rlvr.algorithm.dynamic_sampling import Refill
-from oneshot.rlvr.algorithm.policy import distribute, load_policy
+from oneshot.rlvr.algorithm.policy import load_policy
 from oneshot.rlvr.algorithm.update import PolicyUpdater
 from oneshot.rlvr.algorithm.weight_sync import make_sync
 from oneshot.rlvr.builders import (
@@ -123,12 +123,11 @@ def _train(
     check_rows(config, rows, policy)
     copy = whole_copy(config, start, tokenizer, processes)
     rehearse_engine(config, rows, copy if processes.size > 1 else copy or policy, tokenizer)
-    distribute(policy, config.model, processes)
-    updater = make_updater(config, policy, tokenizer, processes)
-    critic = open_critic(config, start, policy, processes)
+    updater = make_updater(config, policy, rows, tokenizer, processes)
+    critic = open_critic(config, start, policy, rows, processes)
     step = 0 if start is None else _resume(start, updater, critic, digest, config.run.steps)
     engine = make_engine(config, copy or policy, tokenizer, copy=copy is not None)
-    sync = make_sync(config, policy, engine, processes, copy)
+    sync = make_sync(config, updater, engine, copy)
     score = make_score(config, reward)
     rows = data.repeat_to_batch(rows, config.rollout.batch_size)
     refill = Refill(config, rows, engine, score)

@@ -5,8 +5,9 @@ import torch
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from oneshot.rlvr import scaling
-from oneshot.rlvr.algorithm.microbatch import response_logits, split
+from oneshot.rlvr.algorithm.microbatch import split
 from oneshot.rlvr.algorithm.optimizer import make_optimizer
+from oneshot.rlvr.algorithm.passes import response_logits
 from oneshot.rlvr.algorithm_config import OptimizerConfig
 from oneshot.rlvr.rollout.transformers_engine import TransformersEngine
 

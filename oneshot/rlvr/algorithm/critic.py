@@ -6,6 +6,7 @@ model folder like that of the policy. Policy and critic share no weight.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,7 @@ from oneshot import models, ops
 from oneshot.ops.policy_loss import ValueMetric
 from oneshot.rlvr.algorithm.microbatch import MicroBatch, loss_weights, update_batches
 from oneshot.rlvr.algorithm.optimizer import make_optimizer, take_step
+from oneshot.rlvr.algorithm.passes import response_values
 from oneshot.rlvr.algorithm.policy import distribute
 from oneshot.rlvr.algorithm_config import AlgorithmConfig, CriticConfig
 from oneshot.rlvr.config import ModelConfig
@@ -35,6 +37,7 @@ class Critic:
         optimizer: Over its parameters.
         config: Value clip and optimizer.
         algorithm: Updates per rollout and micro-batching, the same as for the policy.
+        share_prompts: Whether passes read a prompt once for all of its responses.
         updates: Optimizer steps so far.
         processes: Those that share each rollout; the model is then sharded over them.
     """
@@ -43,6 +46,7 @@ class Critic:
     optimizer: torch.optim.Optimizer
     config: CriticConfig
     algorithm: AlgorithmConfig
+    share_prompts: bool = False
     updates: int = 0
     processes: Processes = field(default_factory=Processes)
 
@@ -81,8 +85,13 @@ class Critic:
         return {f"critic/{name}": value for name, value in figures.items()}
 
     def _plan(self, rollout: Rollout) -> list[list[MicroBatch]]:
-        algorithm = self.algorithm
-        return update_batches(rollout, algorithm.updates_per_rollout, algorithm.microbatch_tokens)
+        return update_batches(
+            rollout,
+            self.algorithm.updates_per_rollout,
+            self.algorithm.microbatch_tokens,
+            share_prompts=self.share_prompts,
+            uniform=self.processes.size > 1,
+        )
 
     def _step(
         self, batches: list[MicroBatch], old_values: Tensor, returns: Tensor, step: int
@@ -125,6 +134,7 @@ def make_critic(
     algorithm: AlgorithmConfig,
     placing: ModelConfig,
     processes: Processes,
+    shares_prompts: Callable[[PreTrainedModel], bool] = lambda model: False,
 ) -> Critic:
     """A critic on the trunk of `source`, with a new head at zero unless `source` is a critic.
 
@@ -134,6 +144,8 @@ def make_critic(
         algorithm: Updates per rollout and micro-batching.
         placing: For types and device, those of the policy.
         processes: Those that share it.
+        shares_prompts: Whether passes of the whole model may read a prompt once for all of its
+            responses.
     """
     model = models.load_tagger(source, ["value"], dtype=placing.weights_dtype)
     written_as = model.config.architectures or []  # what the files of `source` hold
@@ -144,19 +156,7 @@ def make_critic(
             torch.nn.init.zeros_(parameter)
     module: torch.nn.Module = model
     module.to(resolve_device(placing.device)).eval()
+    share = shares_prompts(model)
     distribute(model, placing, processes)
     optimizer = make_optimizer(model, config.optimizer)
-    return Critic(model, optimizer, config, algorithm, processes=processes)
-
-
-def response_values(model: PreTrainedModel, batch: MicroBatch) -> Tensor:
-    """Values [b, R] before each response token, float32."""
-    length, width = batch.response_ids.shape[1], batch.input_ids.shape[1]
-    output = model(
-        input_ids=batch.input_ids,
-        attention_mask=batch.attention_mask,
-        position_ids=batch.position_ids,
-        use_cache=False,
-    )
-    values: Tensor = output.logits[:, width - length - 1 : width - 1, 0]
-    return values.float()
+    return Critic(model, optimizer, config, algorithm, share, processes=processes)

@@ -18,7 +18,8 @@ from torch import Tensor
 
 from oneshot import ops
 from oneshot.ops.policy_loss import PolicyMetric
-from oneshot.rlvr.algorithm.microbatch import MicroBatch, response_logits
+from oneshot.rlvr.algorithm.microbatch import MicroBatch
+from oneshot.rlvr.algorithm.passes import response_logits
 from oneshot.rlvr.algorithm_config import AlgorithmConfig
 from oneshot.rlvr.rollout.engine import Rollout
 

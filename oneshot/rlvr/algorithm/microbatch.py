@@ -1,10 +1,9 @@
-"""Cutting a rollout into pieces that fit in memory, and running the model on one piece."""
+"""Cutting a rollout into pieces that fit in memory."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -12,8 +11,18 @@ from torch import Tensor
 from oneshot.rlvr.rollout.engine import Rollout, token_positions
 from oneshot.training.distributed import Processes
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+
+@dataclass(frozen=True)
+class SharedPrompts:
+    """The G distinct prompts of a micro-batch.
+
+    Attributes:
+        first: [G] int64, the first row of the micro-batch with each prompt.
+        of_row: [b] int64, the number of each row's prompt.
+    """
+
+    first: Tensor
+    of_row: Tensor
 
 
 @dataclass(frozen=True)
@@ -28,6 +37,8 @@ class MicroBatch:
         position_ids: [b, P + R].
         response_ids: [b, R].
         response_mask: [b, R] bool.
+        prompts: The distinct prompts, where a pass reads each of them once; None where it reads
+            every row whole.
     """
 
     rows: Tensor
@@ -36,61 +47,130 @@ class MicroBatch:
     position_ids: Tensor
     response_ids: Tensor
     response_mask: Tensor
+    prompts: SharedPrompts | None = None
 
 
-def plan(lengths: Sequence[tuple[int, int]], max_tokens: int) -> list[list[int]]:
+def plan(
+    lengths: Sequence[tuple[int, int]], max_tokens: int, prompts: Sequence[int] | None = None
+) -> list[list[int]]:
     """Groups rows of similar length so that no group has more than `max_tokens` padded tokens.
 
     Args:
         lengths: Prompt and response length of each row.
-        max_tokens: Limit of rows * (longest prompt + longest response); a row that alone is longer
-            makes a group of its own.
+        max_tokens: Limit of prompts * longest prompt + rows * longest response; a row that alone is
+            longer makes a group of its own.
+        prompts: Number of the prompt of each row, where equal prompts are read once. By default
+            every row has a prompt of its own.
 
     Returns:
-        Groups of row numbers, each row in exactly one.
+        Groups of row numbers, each row in exactly one; rows of one prompt are neighbours.
     """
-    order = sorted(range(len(lengths)), key=lambda i: (-sum(lengths[i]), i))
+    if prompts is None:
+        prompts = range(len(lengths))
+    longest: dict[int, int] = {}
+    first: dict[int, int] = {}
+    for i, prompt in enumerate(prompts):
+        longest[prompt] = max(longest.get(prompt, 0), sum(lengths[i]))
+        first.setdefault(prompt, i)
+
+    def key(i: int) -> tuple[int, int, int, int]:
+        prompt = prompts[i]
+        return -longest[prompt], first[prompt], -lengths[i][1], i
+
     groups: list[list[int]] = []
-    width = (0, 0)
-    for i in order:
-        prompt, response = lengths[i]
-        wider = (max(width[0], prompt), max(width[1], response))
-        if groups and (len(groups[-1]) + 1) * sum(wider) <= max_tokens:
-            groups[-1].append(i)
-            width = wider
-        else:
-            groups.append([i])
-            width = (prompt, response)
+    width, distinct = (0, 0), 0
+    for i in sorted(range(len(lengths)), key=key):
+        wider = (max(width[0], lengths[i][0]), max(width[1], lengths[i][1]))
+        if groups:
+            count = distinct + (prompts[i] != prompts[groups[-1][-1]])
+            if count * wider[0] + (len(groups[-1]) + 1) * wider[1] <= max_tokens:
+                groups[-1].append(i)
+                width, distinct = wider, count
+                continue
+        groups.append([i])
+        width, distinct = lengths[i], 1
     return groups
 
 
-def split(rollout: Rollout, rows: Sequence[int], max_tokens: int) -> list[MicroBatch]:
-    """Micro-batches of the given rows of a rollout, of at most `max_tokens` padded tokens each."""
-    prompts = rollout.prompt_mask.sum(1).tolist()
+def split(
+    rollout: Rollout,
+    rows: Sequence[int],
+    max_tokens: int,
+    *,
+    share_prompts: bool = False,
+    uniform: bool = False,
+) -> list[MicroBatch]:
+    """Micro-batches of the given rows of a rollout.
+
+    Args:
+        rollout: N responses.
+        rows: Which of them.
+        max_tokens: Padded tokens of one micro-batch; a prompt that is shared counts once.
+        share_prompts: Whether a pass reads a prompt once for all rows of the micro-batch that have
+            it. A prompt of one token, or one for each row, leaves nothing to share.
+        uniform: Share in every micro-batch alike, so that every process runs the same passes.
+    """
+    lengths = rollout.prompt_mask.sum(1).tolist()
     responses = rollout.response_mask.sum(1).tolist()
-    groups = plan([(prompts[i], responses[i]) for i in rows], max_tokens)
+    sizes = [(lengths[i], responses[i]) for i in rows]
+    numbers: list[int] | None = None
+    if share_prompts:
+        padded = torch.where(rollout.prompt_mask, rollout.prompt_ids, -1)[list(rows)]
+        numbers = torch.unique(padded, dim=0, return_inverse=True)[1].tolist()
     batches = []
-    for group in groups:
-        chosen = [rows[i] for i in group]
-        prompt = max(prompts[i] for i in chosen)
-        response = max(responses[i] for i in chosen)
-        batches.append(_micro_batch(rollout, chosen, prompt, response))
+    for group in plan(sizes, max_tokens, numbers):
+        prompt = max(sizes[i][0] for i in group)
+        response = max(sizes[i][1] for i in group)
+        prompts = None
+        if numbers is not None and prompt > 1:
+            of_group = [numbers[i] for i in group]
+            distinct = list(dict.fromkeys(of_group))
+            if uniform or len(distinct) < len(group):
+                prompts = SharedPrompts(
+                    torch.tensor([of_group.index(k) for k in distinct]),
+                    torch.tensor([distinct.index(k) for k in of_group]),
+                )
+        batches.append(_micro_batch(rollout, [rows[i] for i in group], prompt, response, prompts))
     return batches
 
 
-def update_batches(rollout: Rollout, updates: int, max_tokens: int) -> list[list[MicroBatch]]:
+def update_batches(
+    rollout: Rollout,
+    updates: int,
+    max_tokens: int,
+    *,
+    share_prompts: bool = False,
+    uniform: bool = False,
+) -> list[list[MicroBatch]]:
     """The micro-batches of each optimizer step on a rollout, every row in exactly one of them.
 
     Log-probs and values from before the first step come from these very micro-batches, too: in
     bfloat16 a row's numbers depend on the rows beside it, and GSPO clips at differences of 3e-4.
     """
     size = len(rollout) // updates
-    begins = range(0, len(rollout), size)
-    return [split(rollout, list(range(begin, begin + size)), max_tokens) for begin in begins]
+    return [
+        split(
+            rollout,
+            list(range(begin, begin + size)),
+            max_tokens,
+            share_prompts=share_prompts,
+            uniform=uniform,
+        )
+        for begin in range(0, len(rollout), size)
+    ]
 
 
-def _micro_batch(rollout: Rollout, rows: Sequence[int], prompt: int, response: int) -> MicroBatch:
-    index = torch.tensor(rows, device=rollout.prompt_ids.device)
+def _micro_batch(
+    rollout: Rollout,
+    rows: Sequence[int],
+    prompt: int,
+    response: int,
+    prompts: SharedPrompts | None,
+) -> MicroBatch:
+    device = rollout.prompt_ids.device
+    index = torch.tensor(rows, device=device)
+    if prompts is not None:
+        prompts = SharedPrompts(prompts.first.to(device), prompts.of_row.to(device))
     begin = rollout.prompt_ids.shape[1] - prompt
     prompt_mask = rollout.prompt_mask[index, begin:]
     response_ids = rollout.response_ids[index, :response]
@@ -103,25 +183,8 @@ def _micro_batch(rollout: Rollout, rows: Sequence[int], prompt: int, response: i
         position_ids=token_positions(mask),
         response_ids=response_ids,
         response_mask=response_mask,
+        prompts=prompts,
     )
-
-
-def response_logits(model: PreTrainedModel, batch: MicroBatch) -> Tensor:
-    """Logits [b, R, V] that predict the response tokens; the head never sees the prompt."""
-    length = batch.response_ids.shape[1]
-    width = batch.input_ids.shape[1]
-    # Position t predicts token t + 1. Indices, not a count: the buffer is exactly [b, R, V], so
-    # the backward op may write the gradient into it.
-    keep = torch.arange(width - length - 1, width - 1, device=batch.input_ids.device)
-    output = model(
-        input_ids=batch.input_ids,
-        attention_mask=batch.attention_mask,
-        position_ids=batch.position_ids,
-        use_cache=False,
-        logits_to_keep=keep,
-    )
-    logits: Tensor = output.logits
-    return logits
 
 
 def loss_weights(

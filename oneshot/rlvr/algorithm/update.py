@@ -10,13 +10,9 @@ from torch import Tensor
 
 from oneshot.rlvr.algorithm.correction import correction
 from oneshot.rlvr.algorithm.loss import LossInputs, policy_loss, response_logprobs
-from oneshot.rlvr.algorithm.microbatch import (
-    MicroBatch,
-    loss_weights,
-    response_logits,
-    update_batches,
-)
+from oneshot.rlvr.algorithm.microbatch import MicroBatch, loss_weights, update_batches
 from oneshot.rlvr.algorithm.optimizer import take_step
+from oneshot.rlvr.algorithm.passes import response_logits
 from oneshot.rlvr.algorithm_config import AlgorithmConfig, OptimizerConfig
 from oneshot.rlvr.rollout.engine import Rollout
 from oneshot.training.distributed import Processes
@@ -51,6 +47,8 @@ class PolicyUpdater:
         schedule: Learning rate, warm-up, clipping.
         temperature: Of the rollouts.
         max_length: `rollout.max_new_tokens`, for the aggregate that divides by it.
+        share_prompts: Whether passes read a prompt once for all of its responses; policy and
+            reference must both be able to (`prompt_sharing`).
         updates: Optimizer steps so far.
         processes: Those that share each rollout; the models are then sharded over them.
     """
@@ -62,6 +60,7 @@ class PolicyUpdater:
     schedule: OptimizerConfig
     temperature: float
     max_length: int | None = None
+    share_prompts: bool = False
     updates: int = 0
     processes: Processes = field(default_factory=Processes)
 
@@ -121,8 +120,13 @@ class PolicyUpdater:
         return figures
 
     def _plan(self, rollout: Rollout) -> list[list[MicroBatch]]:
-        algorithm = self.algorithm
-        return update_batches(rollout, algorithm.updates_per_rollout, algorithm.microbatch_tokens)
+        return update_batches(
+            rollout,
+            self.algorithm.updates_per_rollout,
+            self.algorithm.microbatch_tokens,
+            share_prompts=self.share_prompts,
+            uniform=self.processes.size > 1,
+        )
 
     def _step(
         self,

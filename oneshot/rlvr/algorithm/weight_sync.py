@@ -17,6 +17,7 @@ from torch import Tensor
 
 from oneshot.rlvr.algorithm.loss import response_logprobs
 from oneshot.rlvr.algorithm.microbatch import split
+from oneshot.rlvr.algorithm.update import PolicyUpdater
 from oneshot.rlvr.checkpoint import stored_tensors
 from oneshot.rlvr.config import TrainConfig
 from oneshot.rlvr.rollout.engine import Rollout, RolloutEngine
@@ -51,6 +52,7 @@ class WeightSync:
         responses: Responses compared after each rollout.
         microbatch_tokens: As `algorithm.microbatch_tokens`.
         processes: The processes of the run.
+        share_prompts: Whether the policy reads a prompt once for all of its responses.
         copy: The whole copy that this process keeps of the policy; None without one.
     """
 
@@ -61,6 +63,7 @@ class WeightSync:
     responses: int
     microbatch_tokens: int
     processes: Processes
+    share_prompts: bool = False
     copy: PreTrainedModel | None = None
 
     def send(self) -> None:
@@ -109,7 +112,14 @@ class WeightSync:
         if rollout.logprobs is None:
             raise ParityError(f"{where}: the rollout engine reported no log-probs to compare")
         rows = list(range(min(self.responses, len(rollout))))
-        batches = self.processes.padded(split(rollout, rows, self.microbatch_tokens))
+        batches = split(
+            rollout,
+            rows,
+            self.microbatch_tokens,
+            share_prompts=self.share_prompts,
+            uniform=self.processes.size > 1,
+        )
+        batches = self.processes.padded(batches)
         expected = response_logprobs(self.policy, rollout, batches, self.temperature)[rows]
         mask = rollout.response_mask[rows]
         difference = (rollout.logprobs[rows] - expected)[mask].abs().double()
@@ -133,23 +143,24 @@ class WeightSync:
 
 def make_sync(
     config: TrainConfig,
-    policy: PreTrainedModel,
+    updater: PolicyUpdater,
     engine: RolloutEngine,
-    processes: Processes,
     copy: PreTrainedModel | None,
 ) -> WeightSync | None:
     """The weight sync of a run; None when the engine samples from the policy itself."""
+    processes = updater.processes
     if not engine.needs_weights and processes.size == 1 and copy is None:
         return None
     tolerance = config.rollout.parity_tolerance
     return WeightSync(
-        policy=policy,
+        policy=updater.policy,
         engine=engine,
         temperature=config.rollout.temperature,
         tolerance=TOLERANCE[config.model.sampling_dtype] if tolerance is None else tolerance,
         responses=config.rollout.parity_responses,
         microbatch_tokens=config.algorithm.microbatch_tokens,
         processes=processes,
+        share_prompts=updater.share_prompts,
         copy=copy,
     )
 
