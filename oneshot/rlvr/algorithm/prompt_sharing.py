@@ -80,7 +80,9 @@ def fault(model: PreTrainedModel, prompts: Sequence[Sequence[int]]) -> str | Non
     except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
         if isinstance(error, torch.OutOfMemoryError):
             raise
-        return f"{name} cannot continue a prompt that it has read ({type(error).__name__}: {error})"
+        first_line = str(error).partition("\n")[0][:200]
+        reason = f"{type(error).__name__}: {first_line}"
+        return f"{name} cannot continue a prompt that it has read ({reason})"
     width = batch.input_ids.shape[1] - batch.response_ids.shape[1] - 1
     hidden, gradient = _hidden_and_gradient(
         model, lambda: plain_pass(trunk, batch, "last_hidden_state")[:, width:-1]
