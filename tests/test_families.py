@@ -16,7 +16,7 @@ def text(name):
     return (ROOT / name).read_text(encoding="utf-8")
 
 
-FAMILIES = re.search(r"set\(ONESHOT_FAMILIES ([^)]*)\)", text("CMakeLists.txt"))[1].split()
+FAMILIES = sorted(contract.parent.name for contract in ROOT.glob("csrc/*/contract.h"))
 PATTERNS = re.findall(r"^\| `([^`]*<family>[^`]*)` \|", text("CONTRIBUTING.md"), re.MULTILINE)
 
 

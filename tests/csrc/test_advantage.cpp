@@ -1,4 +1,4 @@
-#include "cpu/advantage.h"
+#include "advantage/contract.h"
 
 #include <gtest/gtest.h>
 

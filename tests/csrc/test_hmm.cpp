@@ -1,4 +1,4 @@
-#include "cpu/hmm.h"
+#include "hmm/contract.h"
 
 #include <gtest/gtest.h>
 

@@ -6,7 +6,7 @@
 #include <limits>
 #include <vector>
 
-#include "cpu/hmm.h"
+#include "hmm/contract.h"
 
 using namespace oneshot::cpu;
 

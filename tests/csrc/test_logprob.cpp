@@ -1,4 +1,4 @@
-#include "cpu/logprob.h"
+#include "logprob/contract.h"
 
 #include <gtest/gtest.h>
 

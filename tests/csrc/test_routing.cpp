@@ -1,4 +1,4 @@
-#include "cpu/routing.h"
+#include "routing/contract.h"
 
 #include <gtest/gtest.h>
 

@@ -1,5 +1,5 @@
 // C entry points of the `advantage` launchers, for ctypes.
-#include "cuda/advantage.cuh"
+#include "advantage/cuda/advantage.cuh"
 
 using namespace oneshot;
 

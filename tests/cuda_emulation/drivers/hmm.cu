@@ -1,9 +1,9 @@
 // C entry points of the `hmm` launchers, for ctypes. inputs: init, trans, emit, lengths, final;
 // numbers: batch, steps, states, the strides of cpu::HmmInput in its order, constant_trans.
-#include "cuda/hmm.cuh"
+#include "hmm/cuda/hmm.cuh"
 
-#include "cuda/hmm_chain.cuh"
-#include "cuda/hmm_scan.cuh"
+#include "hmm/cuda/chain.cuh"
+#include "hmm/cuda/messages_scan.cuh"
 
 using namespace oneshot;
 

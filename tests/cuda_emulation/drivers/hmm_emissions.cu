@@ -1,6 +1,6 @@
 // C entry points of the combine_emissions launchers, for ctypes. inputs: log_emissions, soft, ids,
 // weights; numbers: tokens, sources, states, labels, constant, normalize.
-#include "cuda/hmm.cuh"
+#include "hmm/cuda/hmm.cuh"
 
 using namespace oneshot;
 

@@ -1,6 +1,6 @@
 // C entry points of the `logprob` launchers, for ctypes. `strides` are those of a 2-d matrix of
 // rows: logits, keep-mask, gradient.
-#include "cuda/logprob.cuh"
+#include "logprob/cuda/logprob.cuh"
 
 using namespace oneshot;
 

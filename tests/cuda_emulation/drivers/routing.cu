@@ -1,5 +1,5 @@
 // C entry points of the `routing` launchers, for ctypes.
-#include "cuda/routing.cuh"
+#include "routing/cuda/routing.cuh"
 
 using namespace oneshot;
 
