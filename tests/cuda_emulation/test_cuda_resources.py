@@ -90,7 +90,7 @@ def test_no_kernel_spills(source: str, architecture: str, tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("source", "architecture"),
     [
-        pytest.param(s, a, marks=() if (s, a) == ("logprob/logprob", "sm_90") else pytest.mark.gpu_free)
+        pytest.param(s, a, marks=() if (s, a) in QUICK else pytest.mark.gpu_free)
         for s in VECTOR_SOURCES
         for a in ARCHITECTURES
     ],
