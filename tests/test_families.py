@@ -46,3 +46,24 @@ def test_every_public_op_is_in_the_readme_and_in_the_api_pages():
     table, pages = text("README.md"), text("docs/api/ops.md")
     assert not [name for name in ops.__all__ if f"`{name}`" not in table]
     assert not [name for name in ops.__all__ if f"autofunction:: {name}\n" not in pages]
+
+
+INCLUDE = re.compile(r'^#include "([^"]+)"', re.MULTILINE)
+
+
+def included(path, seen):
+    """`path` and what it includes of csrc, directly or not."""
+    if path not in seen:
+        seen.add(path)
+        for name in INCLUDE.findall(path.read_text(encoding="utf-8")):
+            if (ROOT / "csrc" / name).exists():
+                included(ROOT / "csrc" / name, seen)
+    return seen
+
+
+def test_cuda_sources_include_nothing_of_the_cpu():
+    sources = [*ROOT.glob("csrc/**/*.cu"), *ROOT.glob("csrc/*/torch/*_cuda.cpp")]
+    files = set().union(*(included(path, set()) for path in sources))
+    assert {path.parent.name for path in files} >= {"common", "cuda", "torch"}
+    assert not [path for path in files if "cpu" in path.relative_to(ROOT / "csrc").parts[:-1]]
+    assert not [path for path in files if re.search(r"\bcpu::", path.read_text(encoding="utf-8"))]

@@ -1,4 +1,5 @@
-// Hidden Markov models and linear-chain CRFs on the CPU: torch-free contract on raw pointers.
+// Hidden Markov models and linear-chain CRFs: what the kernels of every device take, on raw
+// pointers.
 //
 // The score of a path z of n steps is init[z_0] + sum_t emit[t, z_t] + sum_t trans[t, z_t, z_{t+1}]
 // + final[z_{n-1}], in nats. -inf is legal everywhere. A NaN or +inf in a used place makes the
@@ -7,19 +8,8 @@
 #pragma once
 
 #include <cstdint>
-#include <functional>
 
-namespace oneshot::cpu {
-
-// Who does the work: run(n, body) calls body(i) once for every i in [0, n), in any order, on up to
-// `threads` threads, and returns when all are done.
-struct Workers {
-  int threads = 1;
-  std::function<void(int64_t, const std::function<void(int64_t)>&)> run =
-      [](int64_t count, const std::function<void(int64_t)>& body) {
-        for (int64_t i = 0; i < count; ++i) body(i);
-      };
-};
+namespace oneshot {
 
 // Strides count elements; 0 repeats (broadcasting). K states of a row, and the K x K of a matrix
 // (source state first), are adjacent.
@@ -40,7 +30,12 @@ struct HmmInput {
 };
 
 // The first sequence whose length lies outside [0, steps], or -1.
-int64_t hmm_bad_length(const int64_t* lengths, int64_t batch, int64_t steps);
+inline int64_t hmm_bad_length(const int64_t* lengths, int64_t batch, int64_t steps) {
+  for (int64_t b = 0; lengths != nullptr && b < batch; ++b) {
+    if (lengths[b] < 0 || lengths[b] > steps) return b;
+  }
+  return -1;
+}
 
 // Outputs are dense; nullptr: not asked for. 0 behind the end of a sequence, and everywhere in an
 // impossible one (log_likelihood -inf).
@@ -51,9 +46,6 @@ struct HmmPosteriors {
   T* xi = nullptr;              // [batch, steps - 1, states, states]
   T* xi_sum = nullptr;          // [batch, states, states]
 };
-
-void hmm_posteriors(const HmmInput<float>&, const HmmPosteriors<float>&, const Workers&);
-void hmm_posteriors(const HmmInput<double>&, const HmmPosteriors<double>&, const Workers&);
 
 // Gradient of the posteriors: upstream gradients are dense, nullptr: 0.
 template <typename T>
@@ -76,16 +68,6 @@ struct HmmGradients {
   bool trans_shared = false, trans_constant = false;  // over the batch, over steps
 };
 
-void hmm_posteriors_backward(const HmmInput<float>&, const HmmUpstream<float>&,
-                             const HmmGradients<float>&, const Workers&);
-void hmm_posteriors_backward(const HmmInput<double>&, const HmmUpstream<double>&,
-                             const HmmGradients<double>&, const Workers&);
-
-// The path of the largest score, ties to the lowest state; path [batch, steps] is -1 behind the end
-// and where the score is -inf or NaN.
-void hmm_viterbi(const HmmInput<float>&, int64_t* path, float* score, const Workers&);
-void hmm_viterbi(const HmmInput<double>&, int64_t* path, double* score, const Workers&);
-
 // Paths drawn from the posterior, [samples, batch, steps], -1 as above. Philox4x32-10 with the key
 // seed and the counter (id, sample, step).
 struct HmmSampling {
@@ -93,9 +75,6 @@ struct HmmSampling {
   int64_t samples = 1;
   uint64_t seed = 0;
 };
-
-void hmm_sample(const HmmInput<float>&, const HmmSampling&, int64_t* paths, const Workers&);
-void hmm_sample(const HmmInput<double>&, const HmmSampling&, int64_t* paths, const Workers&);
 
 // ---- evidence of several label sources
 // out[n, i] = sum_s w_s log sum_j exp(log_emissions[n, s, i, j]) x[n, s, j], tokens n = [B, T].
@@ -112,10 +91,12 @@ struct EmissionInput {
 };
 
 // The place [token * sources + source] of the first id outside [-1, labels), or -1.
-int64_t emission_bad_id(const int64_t* ids, int64_t count, int64_t labels);
-
-void combine_emissions(const EmissionInput<float>&, float* out, const Workers&);
-void combine_emissions(const EmissionInput<double>&, double* out, const Workers&);
+inline int64_t emission_bad_id(const int64_t* ids, int64_t count, int64_t labels) {
+  for (int64_t i = 0; ids != nullptr && i < count; ++i) {
+    if (ids[i] < -1 || ids[i] >= labels) return i;
+  }
+  return -1;
+}
 
 template <typename T>
 struct EmissionGradients {
@@ -125,9 +106,4 @@ struct EmissionGradients {
   T* weights = nullptr;         // nullptr without weights
 };
 
-void combine_emissions_backward(const EmissionInput<float>&, const EmissionGradients<float>&,
-                                const Workers&);
-void combine_emissions_backward(const EmissionInput<double>&, const EmissionGradients<double>&,
-                                const Workers&);
-
-}  // namespace oneshot::cpu
+}  // namespace oneshot

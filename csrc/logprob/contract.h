@@ -1,5 +1,5 @@
 // Log-probabilities of chosen tokens and entropy of softmax(logits / temperature), one row a token:
-// torch-free contract on raw pointers.
+// what the kernels of every device take, on raw pointers.
 #pragma once
 
 #include <cstdint>
@@ -7,7 +7,7 @@
 #include "common/dtype.h"
 #include "common/rows.h"
 
-namespace oneshot::cpu {
+namespace oneshot {
 
 // What both directions read. "Real" below is float, or double for float64 logits.
 struct LogprobInput {
@@ -44,9 +44,4 @@ struct LogprobBackward {
   Rows grad_rows;
 };
 
-// Rows [begin, end). Return -1, or the first row of the range with a target outside [0, vocab),
-// whose results (and those of the rows after it) are then not written.
-int64_t logprob_forward(const LogprobForward&, int64_t begin, int64_t end);
-int64_t logprob_backward(const LogprobBackward&, int64_t begin, int64_t end);
-
-}  // namespace oneshot::cpu
+}  // namespace oneshot

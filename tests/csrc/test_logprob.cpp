@@ -1,4 +1,4 @@
-#include "logprob/contract.h"
+#include "logprob/cpu/logprob.h"
 
 #include <gtest/gtest.h>
 

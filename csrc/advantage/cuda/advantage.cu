@@ -5,9 +5,6 @@
 namespace oneshot::cuda {
 namespace {
 
-using cpu::Baseline;
-using cpu::Scale;
-
 constexpr int kThreads = 128;
 
 __device__ __forceinline__ bool ignored(const GroupRule& rule, double score) {
@@ -153,14 +150,14 @@ struct WhitenStats {
 
 template <typename T>
 __global__ void whiten_reduce_kernel(WhitenArgs<T> args, int power, const WhitenStats* stats,
-                                     cpu::WhitenPartial* partials, int64_t blocks) {
+                                     WhitenPartial* partials, int64_t blocks) {
   ONESHOT_SHARED(double, sums, 32);
   ONESHOT_SHARED(int64_t, counts, 32);
   const double center = power == 1 ? 0.0 : stats->mean;
   for (int64_t block = blockIdx.x; block < blocks; block += gridDim.x) {
     double sum = 0.0;
     int64_t count = 0;
-    const int64_t begin = block * cpu::kWhitenBlock, last = begin + cpu::kWhitenBlock;
+    const int64_t begin = block * kWhitenBlock, last = begin + kWhitenBlock;
     const int64_t end = last < args.count ? last : args.count;
     for (int64_t i = begin + threadIdx.x; i < end; i += kWhitenThreads) {
       if (args.mask != nullptr && !args.mask[i]) continue;
@@ -174,7 +171,7 @@ __global__ void whiten_reduce_kernel(WhitenArgs<T> args, int power, const Whiten
   }
 }
 
-__global__ void whiten_fold_kernel(const cpu::WhitenPartial* partials, int64_t blocks, int power,
+__global__ void whiten_fold_kernel(const WhitenPartial* partials, int64_t blocks, int power,
                                    double eps, WhitenStats* stats) {
   ONESHOT_SHARED(double, sums, 32);
   ONESHOT_SHARED(int64_t, counts, 32);
@@ -211,8 +208,7 @@ int64_t group_advantages_workspace(int64_t rows) {
 }
 
 int64_t whiten_workspace(int64_t count) {
-  return int64_t(sizeof(cpu::WhitenPartial)) * cpu::whiten_blocks(count) +
-         int64_t(sizeof(WhitenStats));
+  return int64_t(sizeof(WhitenPartial)) * whiten_blocks(count) + int64_t(sizeof(WhitenStats));
 }
 
 template <typename T>
@@ -246,8 +242,8 @@ cudaError_t group_advantages(const TokenRows<T>& tokens, const int64_t* lengths,
 template <typename T>
 cudaError_t whiten(const WhitenArgs<T>& args, double eps, void* workspace, cudaStream_t stream) {
   if (args.count == 0) return cudaSuccess;
-  const int64_t blocks = cpu::whiten_blocks(args.count);
-  auto* partials = static_cast<cpu::WhitenPartial*>(workspace);
+  const int64_t blocks = whiten_blocks(args.count);
+  auto* partials = static_cast<WhitenPartial*>(workspace);
   auto* stats = reinterpret_cast<WhitenStats*>(partials + blocks);
   for (int power = 1; power <= 2; ++power) {
     ONESHOT_RETURN_IF_FAILED(launch(whiten_reduce_kernel<T>, blocks_for(blocks), kWhitenThreads, 0,

@@ -11,11 +11,6 @@
 
 namespace oneshot::cuda {
 
-using cpu::GaeArgs;
-using cpu::GroupRule;
-using cpu::TokenRows;
-using cpu::WhitenArgs;
-
 // Exactly one of the three.
 struct RowGroups {
   int64_t size = 0;                // of every group

@@ -3,18 +3,12 @@
 #include <vector>
 
 #include "hmm/cpu/emission_row.h"
+#include "hmm/cpu/hmm.h"
 
 #define ONESHOT_KERNEL_BODY "hmm/cpu/emissions.inc"
 #include "cpu/foreach_isa.h"
 
 namespace oneshot::cpu {
-
-int64_t emission_bad_id(const int64_t* ids, int64_t count, int64_t labels) {
-  for (int64_t i = 0; ids != nullptr && i < count; ++i) {
-    if (ids[i] < -1 || ids[i] >= labels) return i;
-  }
-  return -1;
-}
 
 namespace {
 

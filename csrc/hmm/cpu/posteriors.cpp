@@ -1,18 +1,12 @@
-#include "hmm/contract.h"
-
 #include <algorithm>
+#include <functional>
+#include <memory>
 #include <vector>
 
 #include "hmm/cpu/forward_backward/tasks.h"
+#include "hmm/cpu/hmm.h"
 
 namespace oneshot::cpu {
-
-int64_t hmm_bad_length(const int64_t* lengths, int64_t batch, int64_t steps) {
-  for (int64_t b = 0; lengths != nullptr && b < batch; ++b) {
-    if (lengths[b] < 0 || lengths[b] > steps) return b;
-  }
-  return -1;
-}
 
 namespace {
 

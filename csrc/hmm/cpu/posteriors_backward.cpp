@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "hmm/cpu/double_precision/forward_backward.h"
+#include "hmm/cpu/hmm.h"
 
 namespace oneshot::cpu {
 namespace {

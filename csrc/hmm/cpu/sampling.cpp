@@ -6,6 +6,7 @@
 #include "common/philox.h"
 #include "hmm/cpu/double_precision/forward_backward.h"
 #include "hmm/cpu/forward_backward/sweep.h"
+#include "hmm/cpu/hmm.h"
 
 namespace oneshot::cpu {
 namespace {

@@ -1,6 +1,7 @@
 #include <algorithm>
 #include <memory>
 
+#include "hmm/cpu/hmm.h"
 #include "hmm/cpu/sequence.h"
 
 #define ONESHOT_KERNEL_BODY "hmm/cpu/viterbi.inc"

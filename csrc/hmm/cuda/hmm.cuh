@@ -13,14 +13,6 @@
 
 namespace oneshot::cuda {
 
-using cpu::EmissionGradients;
-using cpu::EmissionInput;
-using cpu::HmmGradients;
-using cpu::HmmInput;
-using cpu::HmmPosteriors;
-using cpu::HmmSampling;
-using cpu::HmmUpstream;
-
 // `workspace`: device memory of as many bytes as the function above each launcher says.
 template <typename T>
 int64_t hmm_posteriors_workspace(const HmmInput<T>&, const HmmPosteriors<T>&);

@@ -1,22 +1,24 @@
-// The inputs of combine_emissions on either device, checked.
+// torch ops that combine label sources into emissions, one body for both devices. `Device` runs the
+// kernels of a call: emissions.cpp has the one of the CPU, emissions_cuda.cpp the one of a GPU.
 #pragma once
 
-#include <optional>
+#include <tuple>
 
-#include "hmm/torch/tensors.h"
+#include "hmm/contract.h"
+#include "torch/tensors.h"
 
 namespace oneshot {
 
 struct Evidence {
   Tensor log_emissions, observations;
-  std::optional<Tensor> weights;
+  OptionalTensor weights;
   bool normalize;
 
   bool soft() const { return observations.scalar_type() != ScalarType::Long; }
 
   template <typename T>
-  cpu::EmissionInput<T> input() const {
-    cpu::EmissionInput<T> in;
+  EmissionInput<T> input() const {
+    EmissionInput<T> in;
     const int64_t last = log_emissions.dim() - 1;
     in.log_emissions = data<T>(log_emissions);
     in.constant = log_emissions.dim() == 3;
@@ -33,7 +35,7 @@ struct Evidence {
 };
 
 inline Evidence checked(On on, const Tensor& log_emissions, const Tensor& observations,
-                        const std::optional<Tensor>& weights, bool normalize) {
+                        const OptionalTensor& weights, bool normalize) {
   check_float_or_double(on, log_emissions, "log_emissions");
   const int64_t dims = log_emissions.dim();
   if ((dims != 3 && dims != 5) || log_emissions.size(dims - 1) < 1 ||
@@ -42,7 +44,7 @@ inline Evidence checked(On on, const Tensor& log_emissions, const Tensor& observ
          shape_text(log_emissions));
   }
   const int64_t sources = log_emissions.size(dims - 3), labels = log_emissions.size(dims - 1);
-  check_on(on, observations, "observations");
+  check_beside(on, observations, "observations", log_emissions, "log_emissions");
   const bool soft = observations.scalar_type() != ScalarType::Long;
   if (soft) check_like(on, observations, "observations", log_emissions, "log_emissions");
   bool fits = observations.dim() == (soft ? 4 : 3) && observations.size(2) == sources &&
@@ -60,11 +62,10 @@ inline Evidence checked(On on, const Tensor& log_emissions, const Tensor& observ
       fail("weights must have the shape [", sources, "], got ", shape_text(*weights));
     }
   }
-  Evidence e{torch::stable::contiguous(log_emissions), torch::stable::contiguous(observations),
-             dense(weights), normalize};
+  Evidence e{dense(log_emissions), dense(observations), dense(weights), normalize};
   if (on == On::kCpu && !soft) {  // on a GPU the device checks them
     const auto* ids = data<int64_t>(e.observations);
-    const int64_t bad = cpu::emission_bad_id(ids, e.observations.numel(), labels);
+    const int64_t bad = emission_bad_id(ids, e.observations.numel(), labels);
     if (bad >= 0) {
       const int64_t steps = e.observations.size(1), token = bad / sources;
       fail("observations must lie in [-1, ", labels, "), got ", ids[bad], " for sequence ",
@@ -81,6 +82,50 @@ inline void check_upstream(On on, const Tensor& grad, const Evidence& e) {
       grad.size(1) != e.observations.size(1) || grad.size(2) != states) {
     fail("grad must have the shape of the result, got ", shape_text(grad));
   }
+}
+
+template <typename Device>
+struct EmissionOps {
+  static Tensor combine(const Tensor& log_emissions, const Tensor& observations,
+                        const OptionalTensor& weights, bool normalize) {
+    const Evidence e = checked(Device::kOn, log_emissions, observations, weights, normalize);
+    const Device device(log_emissions);
+    const Tensor out = fresh(log_emissions, {observations.size(0), observations.size(1),
+                                             log_emissions.size(log_emissions.dim() - 2)});
+    with_real_type(out, [&](auto type) {
+      using T = decltype(type);
+      device.combine(e.input<T>(), mutable_data<T>(out));
+    });
+    return out;
+  }
+
+  static std::tuple<Tensor, Tensor, Tensor> combine_backward(const Tensor& grad,
+                                                             const Tensor& log_emissions,
+                                                             const Tensor& observations,
+                                                             const OptionalTensor& weights,
+                                                             bool normalize) {
+    const Evidence e = checked(Device::kOn, log_emissions, observations, weights, normalize);
+    check_upstream(Device::kOn, grad, e);
+    const Device device(log_emissions);
+    const Tensor upstream = dense(grad);
+    const Tensor by_log_emissions = fresh_like(log_emissions);
+    const Tensor by_soft = e.soft() ? fresh_like(observations) : nothing(grad);
+    const Tensor by_weights = weights ? fresh_like(*weights) : nothing(grad);
+    with_real_type(grad, [&](auto type) {
+      using T = decltype(type);
+      const EmissionGradients<T> out{data<T>(upstream), mutable_data<T>(by_log_emissions),
+                                     e.soft() ? mutable_data<T>(by_soft) : nullptr,
+                                     weights ? mutable_data<T>(by_weights) : nullptr};
+      device.combine_backward(e.input<T>(), out);
+    });
+    return {by_log_emissions, by_soft, by_weights};
+  }
+};
+
+template <typename Device, typename Library>
+void register_emissions(Library& m) {
+  m.impl("combine_emissions", TORCH_BOX(&EmissionOps<Device>::combine));
+  m.impl("combine_emissions_backward", TORCH_BOX(&EmissionOps<Device>::combine_backward));
 }
 
 }  // namespace oneshot

@@ -2,17 +2,16 @@
 #pragma once
 
 #include <initializer_list>
-#include <optional>
 
-#include "hmm/torch/tensors.h"
-#include "torch/huge_pages.h"
+#include "hmm/contract.h"
+#include "torch/tensors.h"
 
 namespace oneshot {
 
 // The tensors behind an HmmInput: views where the kernel can read them in place.
 struct Potentials {
   Tensor log_init, log_trans, log_emit;
-  std::optional<Tensor> lengths, log_final;
+  OptionalTensor lengths, log_final;
 
   int64_t batch() const { return log_emit.size(0); }
   int64_t steps() const { return log_emit.size(1); }
@@ -20,12 +19,12 @@ struct Potentials {
   bool constant_trans() const { return log_trans.size(1) == 1; }
 
   template <typename T>
-  cpu::HmmInput<T> input() const {
+  HmmInput<T> input() const {
     // 0 repeats what the batch, or all steps, share.
     const auto stride = [](const Tensor& t, int64_t dim) {
       return t.size(dim) == 1 ? 0 : t.stride(dim);
     };
-    cpu::HmmInput<T> in;
+    HmmInput<T> in;
     in.log_init = data<T>(log_init);
     in.log_trans = data<T>(log_trans);
     in.log_emit = data<T>(log_emit);
@@ -47,7 +46,7 @@ struct Potentials {
 inline Tensor dense_inside(const Tensor& t, int64_t dims) {
   int64_t expected = 1;
   for (int64_t d = t.dim() - 1; d >= t.dim() - dims; --d) {
-    if (t.size(d) != 1 && t.stride(d) != expected) return torch::stable::contiguous(t);
+    if (t.size(d) != 1 && t.stride(d) != expected) return dense(t);
     expected *= t.size(d);
   }
   return t;
@@ -63,8 +62,8 @@ inline void check_vector(On on, const Tensor& t, const char* name, const Tensor&
 }
 
 inline Potentials checked(On on, const Tensor& log_init, const Tensor& log_trans,
-                          const Tensor& log_emit, const std::optional<Tensor>& lengths,
-                          const std::optional<Tensor>& log_final) {
+                          const Tensor& log_emit, const OptionalTensor& lengths,
+                          const OptionalTensor& log_final) {
   check_float_or_double(on, log_emit, "log_emit");
   if (log_emit.dim() != 3 || log_emit.size(1) < 1 || log_emit.size(2) < 1) {
     fail("log_emit must have the shape [B, T, K] with T, K >= 1, got ", shape_text(log_emit));
@@ -80,7 +79,7 @@ inline Potentials checked(On on, const Tensor& log_init, const Tensor& log_trans
          states, "], got ", shape_text(log_trans));
   }
   if (lengths) {
-    check_on(on, *lengths, "lengths");
+    check_beside(on, *lengths, "lengths", log_emit, "log_emit");
     check_dtype(*lengths, "lengths", ScalarType::Long, "int64");
     if (lengths->dim() != 1 || lengths->size(0) != batch) {
       fail("lengths must have the shape [", batch, "], got ", shape_text(*lengths));
@@ -93,14 +92,14 @@ inline Potentials checked(On on, const Tensor& log_init, const Tensor& log_trans
   if (log_final) p.log_final = dense_inside(*log_final, 1);
   if (on == On::kCuda) return p;  // what the lengths say is checked on the device
   const auto* all = data<int64_t>(p.lengths);
-  const int64_t bad = cpu::hmm_bad_length(all, batch, steps);
+  const int64_t bad = hmm_bad_length(all, batch, steps);
   if (bad >= 0) {
     fail("lengths must lie in [0, ", steps, "], got ", all[bad], " for sequence ", bad);
   }
   return p;
 }
 
-inline void check_gradient(On on, const std::optional<Tensor>& grad, const char* name,
+inline void check_gradient(On on, const OptionalTensor& grad, const char* name,
                            const Tensor& log_emit, std::initializer_list<int64_t> sizes) {
   if (!grad) return;
   check_like(on, *grad, name, log_emit, "log_emit");
@@ -110,22 +109,13 @@ inline void check_gradient(On on, const std::optional<Tensor>& grad, const char*
   if (!same) fail(name, " must have the shape of its output, got ", shape_text(*grad));
 }
 
-// A fresh output; on the CPU its pages are asked to be huge.
-inline Tensor output(On on, const Tensor& like, std::initializer_list<int64_t> sizes) {
-  Tensor t = torch::stable::new_empty(like, sizes);
-  if (on == On::kCpu) {
-    prefer_huge_pages(t.mutable_data_ptr(), t.numel() * int64_t(t.element_size()));
-  }
-  return t;
-}
-
 // Upstream gradients of the outputs of hmm_posteriors, checked and dense.
 struct UpstreamTensors {
-  std::optional<Tensor> log_likelihood, gamma, xi, xi_sum;
+  OptionalTensor log_likelihood, gamma, xi, xi_sum;
 
-  UpstreamTensors(On on, const Potentials& p, const std::optional<Tensor>& grad_log_likelihood,
-                  const std::optional<Tensor>& grad_gamma, const std::optional<Tensor>& grad_xi,
-                  const std::optional<Tensor>& grad_xi_sum)
+  UpstreamTensors(On on, const Potentials& p, const OptionalTensor& grad_log_likelihood,
+                  const OptionalTensor& grad_gamma, const OptionalTensor& grad_xi,
+                  const OptionalTensor& grad_xi_sum)
       : log_likelihood(dense(grad_log_likelihood)),
         gamma(dense(grad_gamma)),
         xi(dense(grad_xi)),
@@ -138,7 +128,7 @@ struct UpstreamTensors {
   }
 
   template <typename T>
-  cpu::HmmUpstream<T> upstream() const {
+  HmmUpstream<T> upstream() const {
     return {data<T>(log_likelihood), data<T>(gamma), data<T>(xi), data<T>(xi_sum)};
   }
 };
@@ -147,17 +137,17 @@ struct UpstreamTensors {
 struct GradientTensors {
   Tensor init, trans, emit, final;
 
-  GradientTensors(On on, const Potentials& p)
-      : init(output(on, p.log_emit, {p.log_init.size(0), p.states()})),
-        trans(output(on, p.log_emit,
-                     {p.log_trans.size(0), p.log_trans.size(1), p.states(), p.states()})),
-        emit(output(on, p.log_emit, {p.batch(), p.steps(), p.states()})),
-        final(p.log_final ? output(on, p.log_emit, {p.log_final->size(0), p.states()})
-                          : output(on, p.log_emit, {0})) {}
+  explicit GradientTensors(const Potentials& p)
+      : init(fresh(p.log_emit, {p.log_init.size(0), p.states()})),
+        trans(
+            fresh(p.log_emit, {p.log_trans.size(0), p.log_trans.size(1), p.states(), p.states()})),
+        emit(fresh(p.log_emit, {p.batch(), p.steps(), p.states()})),
+        final(p.log_final ? fresh(p.log_emit, {p.log_final->size(0), p.states()})
+                          : nothing(p.log_emit)) {}
 
   template <typename T>
-  cpu::HmmGradients<T> gradients(const Potentials& p) const {
-    cpu::HmmGradients<T> out;
+  HmmGradients<T> gradients(const Potentials& p) const {
+    HmmGradients<T> out;
     out.init = mutable_data<T>(init);
     out.trans = mutable_data<T>(trans);
     out.emit = mutable_data<T>(emit);
@@ -170,14 +160,15 @@ struct GradientTensors {
   }
 };
 
-inline void check_sampling(On on, const std::optional<Tensor>& sequence_ids, int64_t num_samples,
-                           int64_t batch) {
+inline void check_sampling(On on, const OptionalTensor& sequence_ids, int64_t num_samples,
+                           const Tensor& log_emit) {
   if (num_samples < 1) fail("num_samples must be >= 1, got ", num_samples);
   if (!sequence_ids) return;
-  check_on(on, *sequence_ids, "sequence_ids");
+  check_beside(on, *sequence_ids, "sequence_ids", log_emit, "log_emit");
   check_dtype(*sequence_ids, "sequence_ids", ScalarType::Long, "int64");
-  if (sequence_ids->dim() != 1 || sequence_ids->size(0) != batch) {
-    fail("sequence_ids must have the shape [", batch, "], got ", shape_text(*sequence_ids));
+  if (sequence_ids->dim() != 1 || sequence_ids->size(0) != log_emit.size(0)) {
+    fail("sequence_ids must have the shape [", log_emit.size(0), "], got ",
+         shape_text(*sequence_ids));
   }
 }
 

@@ -1,4 +1,4 @@
-#include "logprob/contract.h"
+#include "logprob/cpu/logprob.h"
 
 #define ONESHOT_KERNEL_BODY "logprob/cpu/logprob.inc"
 #include "cpu/foreach_isa.h"

@@ -5,9 +5,6 @@
 namespace oneshot::cuda {
 namespace {
 
-using cpu::kLogprobStats;
-using cpu::LogprobInput;
-
 __host__ __device__ inline int64_t segments_of(int64_t vocab) {
   return (vocab + kSegment - 1) / kSegment;
 }

@@ -11,9 +11,6 @@
 
 namespace oneshot::cuda {
 
-using cpu::LogprobBackward;
-using cpu::LogprobForward;
-
 // Bytes of device memory the forward pass needs besides its arguments.
 int64_t logprob_workspace(DType dtype, int64_t rows, int64_t vocab);
 

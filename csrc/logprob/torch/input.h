@@ -1,17 +1,12 @@
 // How the tensors of the `logprob` family become the pointers of its kernels, on either device.
 #pragma once
 
-#include <optional>
 #include <vector>
 
 #include "logprob/contract.h"
-#include "torch/checks.h"
+#include "torch/tensors.h"
 
 namespace oneshot {
-
-inline ScalarType real_type(const Tensor& logits) {
-  return logits.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
-}
 
 // The leading dimensions of `t`, seen with the sizes of `shape` (size 1 broadcasts); false when
 // the kernel cannot walk them in place.
@@ -28,9 +23,9 @@ inline bool rows_of(const Tensor& t, const Tensor& shape, Rows& rows) {
 
 inline Tensor with_walkable_rows(const Tensor& t, const Tensor& shape, Rows& rows) {
   if (rows_of(t, shape, rows)) return t;
-  const Tensor dense = torch::stable::contiguous(t);
-  if (!rows_of(dense, shape, rows)) fail("tensors of ", shape.dim(), " dimensions do not fit");
-  return dense;
+  const Tensor copy = dense(t);
+  if (!rows_of(copy, shape, rows)) fail("tensors of ", shape.dim(), " dimensions do not fit");
+  return copy;
 }
 
 inline int64_t row_count(const Tensor& logits) {
@@ -57,12 +52,12 @@ inline void check_leading(const Tensor& t, const char* name, const Tensor& logit
 // The tensors a kernel call points into: views of the caller's where possible.
 struct Input {
   Tensor logits, targets;
-  std::optional<Tensor> mask, keep_mask;
-  cpu::LogprobInput pointers{};
+  OptionalTensor mask, keep_mask;
+  LogprobInput pointers{};
 };
 
 inline Input make_input(On on, const Tensor& logits, const Tensor& targets,
-                        const std::optional<Tensor>& mask, const std::optional<Tensor>& keep_mask,
+                        const OptionalTensor& mask, const OptionalTensor& keep_mask,
                         double temperature) {
   check_on(on, logits, "logits");
   check_on(on, targets, "targets");
@@ -74,19 +69,19 @@ inline Input make_input(On on, const Tensor& logits, const Tensor& targets,
   const bool one_each = targets.dim() == logits.dim() - 1;
   check_leading(targets, "targets", logits, one_each ? logits.dim() - 1 : logits.dim());
   if (!(temperature > 0.0)) fail("temperature must be positive, got ", temperature);
-  Input in{logits, torch::stable::contiguous(targets), std::nullopt, std::nullopt};
+  Input in{logits, dense(targets), std::nullopt, std::nullopt};
   in.pointers.dtype = dtype_of(logits, "logits");
   in.logits = with_walkable_rows(logits, logits, in.pointers.rows);
   in.pointers.logits = in.logits.const_data_ptr();
   in.pointers.vocab = logits.size(logits.dim() - 1);
-  in.pointers.targets = static_cast<const int64_t*>(in.targets.const_data_ptr());
+  in.pointers.targets = data<int64_t>(in.targets);
   in.pointers.targets_per_row = one_each ? 1 : targets.size(targets.dim() - 1);
   in.pointers.temperature = temperature;
   if (mask) {
     check_on(on, *mask, "mask");
     check_dtype(*mask, "mask", ScalarType::Bool, "bool");
     check_leading(*mask, "mask", logits, logits.dim() - 1);
-    in.mask = torch::stable::contiguous(*mask);
+    in.mask = dense(*mask);
     in.pointers.mask = mask_pointer(*in.mask);
   }
   if (keep_mask) {
@@ -108,39 +103,38 @@ inline Input make_input(On on, const Tensor& logits, const Tensor& targets,
 }
 
 // An upstream gradient as the kernel wants it: dense, in the dtype of the results, or absent.
-inline const void* gradient_pointer(On on, const std::optional<Tensor>& grad, const char* name,
+inline const void* gradient_pointer(On on, const OptionalTensor& grad, const char* name,
                                     const Tensor& logits, const Tensor& like,
-                                    std::optional<Tensor>& keep_alive) {
+                                    OptionalTensor& keep_alive) {
   if (!grad) return nullptr;
   check_on(on, *grad, name);
   check_dtype(*grad, name, real_type(logits), "the dtype of the results");
   if (grad->numel() != like.numel()) {
     fail(name, " must have the shape ", shape_text(like), ", got ", shape_text(*grad));
   }
-  keep_alive = torch::stable::contiguous(*grad);
+  keep_alive = dense(*grad);
   return keep_alive->const_data_ptr();
 }
 
 // Checks what backward gets and puts its pointers together.
 struct BackwardInput {
   Tensor logprobs, stats;
-  std::optional<Tensor> grad_logprobs, grad_entropy;
-  cpu::LogprobBackward pointers{};
+  OptionalTensor grad_logprobs, grad_entropy;
+  LogprobBackward pointers{};
 };
 
-inline BackwardInput make_backward(On on, const std::optional<Tensor>& grad_logprobs,
-                                   const std::optional<Tensor>& grad_entropy, const Input& in,
+inline BackwardInput make_backward(On on, const OptionalTensor& grad_logprobs,
+                                   const OptionalTensor& grad_entropy, const Input& in,
                                    const Tensor& logprobs, const Tensor& stats, void* grad_logits,
                                    const Rows& grad_rows) {
   const int64_t rows = row_count(in.logits);
   check_dtype(logprobs, "logprobs", real_type(in.logits), "the dtype of the results");
   check_dtype(stats, "stats", real_type(in.logits), "the dtype of the results");
   check_same_shape(logprobs, "logprobs", in.targets, "targets");
-  if (stats.numel() != rows * cpu::kLogprobStats) {
-    fail("stats must hold ", cpu::kLogprobStats, " numbers a row, got ", shape_text(stats));
+  if (stats.numel() != rows * kLogprobStats) {
+    fail("stats must hold ", kLogprobStats, " numbers a row, got ", shape_text(stats));
   }
-  BackwardInput b{torch::stable::contiguous(logprobs), torch::stable::contiguous(stats),
-                  std::nullopt, std::nullopt};
+  BackwardInput b{dense(logprobs), dense(stats), std::nullopt, std::nullopt};
   b.pointers.input = in.pointers;
   b.pointers.grad_logprobs =
       gradient_pointer(on, grad_logprobs, "grad_logprobs", in.logits, logprobs, b.grad_logprobs);

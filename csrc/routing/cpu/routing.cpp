@@ -1,4 +1,4 @@
-#include "routing/contract.h"
+#include "routing/cpu/routing.h"
 
 #include <algorithm>
 #include <stdexcept>
@@ -40,7 +40,7 @@ void mix(const MixForward& args, int64_t item_begin, int64_t item_end) {
   ONESHOT_DISPATCH_ISA(mix_item_range, args, item_begin, item_end);
 }
 
-void mix_backward(const MixBackward& args, int64_t item_begin, int64_t item_end) {
+void mix_backward(const MixBackwardItems& args, int64_t item_begin, int64_t item_end) {
   ONESHOT_DISPATCH_ISA(mix_backward_item_range, args, item_begin, item_end);
 }
 

@@ -11,25 +11,10 @@
 
 namespace oneshot::cuda {
 
-using cpu::Inventory;
-using cpu::LoraBackward;
-using cpu::LoraForward;
-using cpu::LoraShape;
-using cpu::MixForward;
-
 // ---- mixing (mix.cu)
 
 cudaError_t mix(const MixForward&, cudaStream_t);
 
-struct MixBackward {
-  Inventory inventory;
-  const void* weights;
-  const void* grad_mixture;  // Real [mixtures, rank, length]
-  void* grad_inventory;      // in the dtype of the inventory, or nullptr: not wanted
-  void* grad_weights;        // Real [mixtures, heads, skills], or nullptr: not wanted
-  bool add_weights;          // to what stands in grad_weights
-  int64_t mixtures;
-};
 cudaError_t mix_backward(const MixBackward&, cudaStream_t);
 
 // ---- which mixture belongs to which row (rows.cu)

@@ -2,17 +2,13 @@
 // device.
 #pragma once
 
+#include <sstream>
 #include <vector>
 
 #include "routing/contract.h"
-#include "torch/checks.h"
+#include "torch/tensors.h"
 
 namespace oneshot {
-
-// Weights, mixtures and their gradients: float32, float64 beside float64 tensors.
-inline ScalarType real_type(const Tensor& t) {
-  return t.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
-}
 
 // Dense, on the device, of this dtype and shape; -1 in `shape`: any size.
 inline Tensor dense(On on, const Tensor& t, const char* name, ScalarType dtype,
@@ -35,14 +31,10 @@ inline Tensor dense(On on, const Tensor& t, const char* name, ScalarType dtype,
     }
     fail(name, " must have the shape [", wanted.str(), "], got ", shape_text(t));
   }
-  return torch::stable::contiguous(t);
+  return dense(t);
 }
 
-inline Tensor nothing(const Tensor& like) {
-  return torch::stable::new_empty(like, std::vector<int64_t>{0}, like.scalar_type());
-}
-
-inline cpu::Inventory describe(const Tensor& inventory, bool transposed) {
+inline Inventory describe(const Tensor& inventory, bool transposed) {
   return {dtype_of(inventory, "inventory"),
           inventory.const_data_ptr(),
           inventory.size(0),
@@ -60,5 +52,19 @@ inline Tensor dense_weights(On on, const Tensor& weights, const Tensor& inventor
   return dense(on, weights, "weights", real_type(inventory),
                {-1, inventory.size(0), inventory.size(1)});
 }
+
+inline OptionalTensor dense_base(On on, const Tensor& x, const OptionalTensor& base,
+                                 int64_t d_out) {
+  if (!base) return std::nullopt;
+  return dense(on, *base, "base", x.scalar_type(), {x.size(0), x.size(1), d_out});
+}
+
+// Outputs of routed_lora.
+struct LoraResults {
+  Tensor y, shrunk;
+  LoraResults(const Tensor& x, int64_t rank, int64_t d_out)
+      : y(fresh(x, {x.size(0), x.size(1), d_out})),
+        shrunk(fresh(x, {x.size(0), x.size(1), rank}, real_type(x))) {}
+};
 
 }  // namespace oneshot

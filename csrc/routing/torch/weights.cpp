@@ -6,23 +6,20 @@
 #include <vector>
 
 #include "routing/torch/shapes.h"
+#include "torch/parallel.h"
 
 namespace oneshot {
 namespace {
 
-// Fewer logits than this are not worth another thread.
-constexpr int64_t kLogitsOfThread = 16384;
-
 std::tuple<Tensor, Tensor> distinct_tasks(const Tensor& task_ids, int64_t tasks) {
   check_cpu(task_ids, "task_ids");
   check_dtype(task_ids, "task_ids", ScalarType::Long, "int64");
-  const Tensor ids = torch::stable::contiguous(task_ids);
-  Tensor place = torch::stable::new_empty(ids, ids.sizes());
+  const Tensor ids = dense(task_ids);
+  Tensor place = fresh_like(ids);
   const std::vector<int64_t> found =
-      cpu::distinct_tasks(static_cast<const int64_t*>(ids.const_data_ptr()), ids.numel(), tasks,
-                          static_cast<int64_t*>(place.mutable_data_ptr()));
-  Tensor distinct = torch::stable::new_empty(ids, std::vector<int64_t>{int64_t(found.size())});
-  std::copy(found.begin(), found.end(), static_cast<int64_t*>(distinct.mutable_data_ptr()));
+      cpu::distinct_tasks(data<int64_t>(ids), ids.numel(), tasks, mutable_data<int64_t>(place));
+  Tensor distinct = fresh(ids, {int64_t(found.size())});
+  std::copy(found.begin(), found.end(), mutable_data<int64_t>(distinct));
   return {distinct, place};
 }
 
@@ -37,7 +34,7 @@ struct Weights {
         chosen(dense(On::kCpu, tasks, "tasks", ScalarType::Long, {-1})),
         shape{given.size(0), tasks.size(0), given.size(2), given.size(3)},
         args{logits.const_data_ptr(),
-             static_cast<const int64_t*>(chosen.const_data_ptr()),
+             data<int64_t>(chosen),
              given.size(1),
              tasks.size(0),
              given.size(2),
@@ -52,53 +49,35 @@ struct Weights {
 
   template <typename Body>
   void each_layer(const Body& body) const {
-    const int64_t of_layer = args.rows * args.heads * args.skills;
-    const int64_t grain = std::max<int64_t>(1, kLogitsOfThread / std::max<int64_t>(1, of_layer));
-    torch::stable::parallel_for(0, shape[0], grain, body);
+    TorchThreads{}(0, shape[0], grain_of(args.rows * args.heads * args.skills), body);
   }
 };
 
-template <typename Real>
-void forward(const Weights& weights, Tensor& out) {
-  auto* to = static_cast<Real*>(out.mutable_data_ptr());
-  weights.each_layer(
-      [&](int64_t begin, int64_t end) { cpu::routing_weights(weights.args, to, begin, end); });
-}
-
 Tensor routing_weights(const Tensor& logits, const Tensor& tasks, double eps) {
   const Weights weights(logits, tasks, eps);
-  Tensor out = torch::stable::new_empty(logits, weights.shape);
-  if (real_type(logits) == ScalarType::Double) {
-    forward<double>(weights, out);
-  } else {
-    forward<float>(weights, out);
-  }
-  return out;
-}
-
-template <typename Real>
-void backward(const Weights& weights, const Tensor& grad, const Tensor& output,
-              Tensor& grad_logits) {
-  const auto* from = static_cast<const Real*>(grad.const_data_ptr());
-  const auto* shares = static_cast<const Real*>(output.const_data_ptr());
-  auto* to = static_cast<Real*>(grad_logits.mutable_data_ptr());
-  weights.each_layer([&](int64_t begin, int64_t end) {
-    cpu::routing_weights_backward(weights.args, from, shares, to, begin, end);
+  const Tensor out = fresh(logits, weights.shape);
+  with_real_type(logits, [&](auto type) {
+    auto* to = mutable_data<decltype(type)>(out);
+    weights.each_layer(
+        [&](int64_t begin, int64_t end) { cpu::routing_weights(weights.args, to, begin, end); });
   });
+  return out;
 }
 
 Tensor routing_weights_backward(const Tensor& grad, const Tensor& logits, const Tensor& tasks,
                                 const Tensor& output, double eps) {
   const Weights weights(logits, tasks, eps);
   const ScalarType real = real_type(logits);
-  const Tensor dense_grad = dense(On::kCpu, grad, "grad", real, weights.shape);
-  const Tensor dense_output = dense(On::kCpu, output, "weights", real, weights.shape);
-  Tensor grad_logits = torch::stable::new_empty(weights.logits, weights.logits.sizes());
-  if (real == ScalarType::Double) {
-    backward<double>(weights, dense_grad, dense_output, grad_logits);
-  } else {
-    backward<float>(weights, dense_grad, dense_output, grad_logits);
-  }
+  const Tensor upstream = dense(On::kCpu, grad, "grad", real, weights.shape);
+  const Tensor shares = dense(On::kCpu, output, "weights", real, weights.shape);
+  const Tensor grad_logits = fresh_like(weights.logits);
+  with_real_type(logits, [&](auto type) {
+    using Real = decltype(type);
+    weights.each_layer([&](int64_t begin, int64_t end) {
+      cpu::routing_weights_backward(weights.args, data<Real>(upstream), data<Real>(shares),
+                                    mutable_data<Real>(grad_logits), begin, end);
+    });
+  });
   return grad_logits;
 }
 

@@ -7,6 +7,7 @@
 #include <new>
 #include <vector>
 
+#include "common/parallel.h"
 #include "hmm/cpu/double_precision/forward_backward.h"
 #include "hmm/cpu/forward_backward/sweep.h"
 
