@@ -19,9 +19,8 @@ oneshot_ask_python(TORCH_VERSION
 oneshot_ask_python(pybind11_DIR "import pybind11; print(pybind11.get_cmake_dir())")
 find_package(pybind11 REQUIRED CONFIG)
 
-set(torch_sources ${ONESHOT_FAMILIES} ${ONESHOT_TORCH_PARTS})
-list(TRANSFORM torch_sources PREPEND csrc/torch/)
-list(TRANSFORM torch_sources APPEND .cpp)
+oneshot_sources(torch_sources torch .cpp)
+list(FILTER torch_sources EXCLUDE REGEX "_cuda\\.cpp$")
 
 # NO_EXTRAS: link-time optimisation buys nothing here and costs most of the build.
 pybind11_add_module(_C MODULE NO_EXTRAS csrc/python/module.cpp ${torch_sources})

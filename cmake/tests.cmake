@@ -1,4 +1,4 @@
-# GoogleTest for the torch-free kernels: tests/csrc/test_<family>.cpp, one executable each.
+# GoogleTest for the torch-free kernels: tests/csrc/test_<name>.cpp, one executable each.
 # An installed GoogleTest is used; otherwise this release is downloaded into the build folder.
 find_package(GTest QUIET)
 if(NOT GTest_FOUND)
@@ -11,8 +11,10 @@ if(NOT GTest_FOUND)
 endif()
 enable_testing()
 include(GoogleTest)
-foreach(name isa exp hmm_emissions routing_weights ${ONESHOT_FAMILIES})
-  add_executable(test_${name} tests/csrc/test_${name}.cpp tests/csrc/main.cpp)
+file(GLOB tests CONFIGURE_DEPENDS tests/csrc/test_*.cpp)
+foreach(test ${tests})
+  string(REGEX REPLACE ".*/test_(.*)\\.cpp$" "\\1" name ${test})
+  add_executable(test_${name} ${test} tests/csrc/main.cpp)
   target_link_libraries(test_${name} PRIVATE oneshot_kernels GTest::gtest)
   target_include_directories(test_${name} PRIVATE tests/csrc)
   # Every level the machine has; a level it lacks is skipped (exit code 77).

@@ -16,7 +16,7 @@ def text(name):
     return (ROOT / name).read_text(encoding="utf-8")
 
 
-FAMILIES = re.search(r"set\(ONESHOT_FAMILIES ([^)]*)\)", text("CMakeLists.txt"))[1].split()
+FAMILIES = sorted(contract.parent.name for contract in ROOT.glob("csrc/*/contract.h"))
 PATTERNS = re.findall(r"^\| `([^`]*<family>[^`]*)` \|", text("CONTRIBUTING.md"), re.MULTILINE)
 
 
@@ -46,3 +46,26 @@ def test_every_public_op_is_in_the_readme_and_in_the_api_pages():
     table, pages = text("README.md"), text("docs/api/ops.md")
     assert not [name for name in ops.__all__ if f"`{name}`" not in table]
     assert not [name for name in ops.__all__ if f"autofunction:: {name}\n" not in pages]
+
+
+INCLUDE = re.compile(r'^#include "([^"]+)"', re.MULTILINE)
+
+
+def included(path, seen):
+    """`path` and what it includes of csrc, directly or not."""
+    if path not in seen:
+        seen.add(path)
+        for name in INCLUDE.findall(path.read_text(encoding="utf-8")):
+            if (ROOT / "csrc" / name).exists():
+                included(ROOT / "csrc" / name, seen)
+    return seen
+
+
+def test_cuda_sources_include_nothing_of_the_cpu():
+    sources = [*ROOT.glob("csrc/**/*.cu"), *ROOT.glob("csrc/*/torch/*_cuda.cpp")]
+    files = set().union(*(included(path, set()) for path in sources))
+    assert {path.parent.name for path in files} >= {"common", "cuda", "torch"}
+    assert not [path for path in files if "cpu" in path.relative_to(ROOT / "csrc").parts[:-1]]
+    # The contract of policy_loss leaves namespace cpu with its own rewrite.
+    others = [path for path in files if "policy_loss" not in path.parts]
+    assert not [path for path in others if re.search(r"\bcpu::", path.read_text(encoding="utf-8"))]

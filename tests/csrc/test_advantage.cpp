@@ -1,4 +1,4 @@
-#include "cpu/advantage.h"
+#include "advantage/cpu/advantage.h"
 
 #include <gtest/gtest.h>
 
@@ -9,8 +9,8 @@
 
 #include "common/parallel.h"
 
+using namespace oneshot;
 using namespace oneshot::cpu;
-using oneshot::Serial;
 
 namespace {
 

@@ -1,4 +1,4 @@
-#include "cpu/hmm.h"
+#include "hmm/cpu/hmm.h"
 
 #include <gtest/gtest.h>
 
@@ -9,6 +9,7 @@
 #include <thread>
 #include <vector>
 
+using namespace oneshot;
 using namespace oneshot::cpu;
 
 namespace {

@@ -6,8 +6,9 @@
 #include <limits>
 #include <vector>
 
-#include "cpu/hmm.h"
+#include "hmm/cpu/hmm.h"
 
+using namespace oneshot;
 using namespace oneshot::cpu;
 
 namespace {

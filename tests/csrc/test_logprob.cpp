@@ -1,4 +1,4 @@
-#include "cpu/logprob.h"
+#include "logprob/cpu/logprob.h"
 
 #include <gtest/gtest.h>
 

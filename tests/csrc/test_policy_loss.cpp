@@ -1,5 +1,5 @@
 // The policy_loss kernels without torch: closed forms, one token at a time.
-#include "cpu/policy_loss.h"
+#include "policy_loss/contract.h"
 
 #include <gtest/gtest.h>
 

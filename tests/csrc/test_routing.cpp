@@ -1,4 +1,4 @@
-#include "cpu/routing.h"
+#include "routing/cpu/routing.h"
 
 #include <gtest/gtest.h>
 
@@ -53,8 +53,9 @@ TEST(Routing, MixingAndItsGradientMatchDouble) {
       Numbers mixture(mixtures * size, 3), up(mixtures * size, 4), gradient(skill.size, 5);
       mix({v, weights.get(), mixture.get(), mixtures}, 0, mix_items(v));
       std::vector<float> grad_weights(size_t(weights.size), 0.0f);
-      mix_backward({v, weights.get(), up.get(), gradient.get(), nullptr, mixtures},
-                   grad_weights.data(), Serial{});
+      mix_backward(
+          {v, weights.get(), up.get(), gradient.get(), grad_weights.data(), true, mixtures},
+          Serial{});
       std::vector<double> exact_weights(size_t(weights.size), 0.0);
       for (int64_t h = 0; h < c.heads; ++h) {
         for (int64_t i = 0; i < c.p; ++i) {

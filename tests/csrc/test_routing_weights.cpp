@@ -1,4 +1,4 @@
-#include "cpu/routing_weights.h"
+#include "routing/cpu/weights.h"
 
 #include <gtest/gtest.h>
 

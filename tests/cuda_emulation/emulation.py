@@ -1,4 +1,4 @@
-"""Compiles csrc/cuda for the emulator, and hands tensors to the launchers.
+"""Compiles the CUDA kernels of csrc for the emulator, and hands tensors to the launchers.
 
 Two builds: "checked" (every access instrumented: bounds, unwritten memory, races, alignment) and
 "address" (AddressSanitizer and UndefinedBehaviorSanitizer; needs libasan preloaded).
@@ -55,9 +55,10 @@ def _compile(source: Path, flags: list[str], dependencies: bytes) -> Path:
 
 
 def _headers() -> bytes:
-    folders = (HERE / "emulator", ROOT / "csrc" / "cuda", ROOT / "csrc" / "common")
-    files = [p for folder in folders for p in sorted(folder.glob("*")) if p.suffix != ".cu"]
-    return b"".join(p.read_bytes() for p in [*files, *sorted((ROOT / "csrc/cpu").glob("*.h"))])
+    """Everything that a kernel may include."""
+    folders = (HERE / "emulator", ROOT / "csrc")
+    files = [p for folder in folders for p in sorted(folder.rglob("*.*h"))]
+    return b"".join(p.read_bytes() for p in files if p.suffix in {".h", ".cuh"})
 
 
 def build(*sources: Path) -> ctypes.CDLL:
@@ -149,5 +150,5 @@ class Device:
 
 @functools.cache
 def kernels() -> ctypes.CDLL:
-    """Every kernel of csrc/cuda, with the C entry points of driver.cu."""
-    return build(*sorted((ROOT / "csrc" / "cuda").glob("*.cu")), *sorted(HERE.glob("drivers/*.cu")))
+    """Every CUDA kernel of csrc, with the C entry points of drivers/."""
+    return build(*sorted((ROOT / "csrc").rglob("*.cu")), *sorted(HERE.glob("drivers/*.cu")))

@@ -1,5 +1,5 @@
 // C entry points of the `advantage` launchers, for ctypes.
-#include "cuda/advantage.cuh"
+#include "advantage/cuda/advantage.cuh"
 
 using namespace oneshot;
 
@@ -14,10 +14,10 @@ template <typename T>
 int group(const void* rewards, const bool* mask, void* out, const int64_t* shape,
           const int64_t* lengths, int64_t size, const int64_t* ids, const int64_t* sizes,
           int64_t size_count, const int* words, double eps, void* workspace) {
-  const cpu::TokenRows<T> tokens{static_cast<const T*>(rewards), mask, static_cast<T*>(out),
-                                 shape[0], shape[1]};
-  const cpu::GroupRule rule{cpu::Baseline(words[0]), cpu::Scale(words[1]), words[2], eps,
-                            words[3] == 0,           words[4] == 1};
+  const TokenRows<T> tokens{static_cast<const T*>(rewards), mask, static_cast<T*>(out), shape[0],
+                            shape[1]};
+  const GroupRule rule{Baseline(words[0]), Scale(words[1]), words[2], eps,
+                       words[3] == 0,      words[4] == 1};
   const cuda::RowGroups groups{size, ids, sizes, size_count};
   return int(cuda::group_advantages(tokens, lengths, groups, rule, workspace, nullptr));
 }
@@ -26,29 +26,29 @@ template <typename T>
 int scan(const void* rewards, const void* values, const bool* mask, const void* bootstrap,
          const int64_t* cu_seqlens, void* advantages, void* returns, const int64_t* numbers,
          double gamma, double lam) {
-  const cpu::GaeArgs<T> args{static_cast<const T*>(rewards),
-                             static_cast<const T*>(values),
-                             mask,
-                             static_cast<const T*>(bootstrap),
-                             cu_seqlens,
-                             static_cast<T*>(advantages),
-                             static_cast<T*>(returns),
-                             numbers[0],
-                             numbers[1],
-                             numbers[2],
-                             numbers[3],
-                             numbers[4],
-                             numbers[5],
-                             T(gamma),
-                             T(gamma * lam)};
+  const GaeArgs<T> args{static_cast<const T*>(rewards),
+                        static_cast<const T*>(values),
+                        mask,
+                        static_cast<const T*>(bootstrap),
+                        cu_seqlens,
+                        static_cast<T*>(advantages),
+                        static_cast<T*>(returns),
+                        numbers[0],
+                        numbers[1],
+                        numbers[2],
+                        numbers[3],
+                        numbers[4],
+                        numbers[5],
+                        T(gamma),
+                        T(gamma * lam)};
   return int(cuda::gae(args, numbers[6], nullptr));
 }
 
 template <typename T>
 int whitened(const void* values, const bool* mask, void* out, int64_t count, bool shift_mean,
              double eps, void* workspace) {
-  const cpu::WhitenArgs<T> args{static_cast<const T*>(values), mask, static_cast<T*>(out), count,
-                                shift_mean};
+  const WhitenArgs<T> args{static_cast<const T*>(values), mask, static_cast<T*>(out), count,
+                           shift_mean};
   return int(cuda::whiten(args, eps, workspace, nullptr));
 }
 

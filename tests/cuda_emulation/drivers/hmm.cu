@@ -1,17 +1,17 @@
 // C entry points of the `hmm` launchers, for ctypes. inputs: init, trans, emit, lengths, final;
-// numbers: batch, steps, states, the strides of cpu::HmmInput in its order, constant_trans.
-#include "cuda/hmm.cuh"
+// numbers: batch, steps, states, the strides of HmmInput in its order, constant_trans.
+#include "hmm/cuda/hmm.cuh"
 
-#include "cuda/hmm_chain.cuh"
-#include "cuda/hmm_scan.cuh"
+#include "hmm/cuda/chain.cuh"
+#include "hmm/cuda/messages_scan.cuh"
 
 using namespace oneshot;
 
 namespace {
 
 template <typename T>
-cpu::HmmInput<T> input(const void* const* inputs, const int64_t* numbers) {
-  cpu::HmmInput<T> in;
+HmmInput<T> input(const void* const* inputs, const int64_t* numbers) {
+  HmmInput<T> in;
   in.log_init = static_cast<const T*>(inputs[0]);
   in.log_trans = static_cast<const T*>(inputs[1]);
   in.log_emit = static_cast<const T*>(inputs[2]);
@@ -27,16 +27,15 @@ cpu::HmmInput<T> input(const void* const* inputs, const int64_t* numbers) {
 
 // outputs: log_likelihood, gamma, xi, xi_sum.
 template <typename T>
-cpu::HmmPosteriors<T> posteriors(void* const* outputs) {
+HmmPosteriors<T> posteriors(void* const* outputs) {
   return {static_cast<T*>(outputs[0]), static_cast<T*>(outputs[1]), static_cast<T*>(outputs[2]),
           static_cast<T*>(outputs[3])};
 }
 
 // outputs: init, trans, emit, final; the shared ones are those whose input has one row.
 template <typename T>
-cpu::HmmGradients<T> gradients(const cpu::HmmInput<T>& in, void* const* outputs,
-                               const int64_t* rows) {
-  cpu::HmmGradients<T> out;
+HmmGradients<T> gradients(const HmmInput<T>& in, void* const* outputs, const int64_t* rows) {
+  HmmGradients<T> out;
   out.init = static_cast<T*>(outputs[0]);
   out.trans = static_cast<T*>(outputs[1]);
   out.emit = static_cast<T*>(outputs[2]);
@@ -59,9 +58,8 @@ template <typename T>
 int run_backward(const void* const* inputs, const int64_t* numbers, const void* const* upstream,
                  void* const* outputs, const int64_t* rows, void* workspace) {
   const auto in = input<T>(inputs, numbers);
-  const cpu::HmmUpstream<T> up{
-      static_cast<const T*>(upstream[0]), static_cast<const T*>(upstream[1]),
-      static_cast<const T*>(upstream[2]), static_cast<const T*>(upstream[3])};
+  const HmmUpstream<T> up{static_cast<const T*>(upstream[0]), static_cast<const T*>(upstream[1]),
+                          static_cast<const T*>(upstream[2]), static_cast<const T*>(upstream[3])};
   return int(
       cuda::hmm_posteriors_backward(in, up, gradients(in, outputs, rows), workspace, nullptr));
 }
@@ -74,7 +72,7 @@ int run_viterbi(const void* const* inputs, const int64_t* numbers, int64_t* path
 }
 
 template <typename T>
-int run_sample(const void* const* inputs, const int64_t* numbers, const cpu::HmmSampling& how,
+int run_sample(const void* const* inputs, const int64_t* numbers, const HmmSampling& how,
                int64_t* paths, void* workspace) {
   return int(cuda::hmm_sample(input<T>(inputs, numbers), how, paths, workspace, nullptr));
 }
@@ -120,7 +118,7 @@ extern "C" void emu_hmm_workspace(int wide, const void* const* inputs, const int
   const auto count = [&](auto type) {
     using T = decltype(type);
     const auto in = input<T>(inputs, numbers);
-    cpu::HmmGradients<T> out;
+    HmmGradients<T> out;
     out.trans_constant = in.constant_trans;
     bytes[0] = cuda::hmm_posteriors_workspace(in, posteriors<T>(outputs));
     bytes[1] = cuda::hmm_posteriors_backward_workspace(in, out);

@@ -1,14 +1,14 @@
 // C entry points of the combine_emissions launchers, for ctypes. inputs: log_emissions, soft, ids,
 // weights; numbers: tokens, sources, states, labels, constant, normalize.
-#include "cuda/hmm.cuh"
+#include "hmm/cuda/hmm.cuh"
 
 using namespace oneshot;
 
 namespace {
 
 template <typename T>
-cpu::EmissionInput<T> input(const void* const* inputs, const int64_t* numbers) {
-  cpu::EmissionInput<T> in;
+EmissionInput<T> input(const void* const* inputs, const int64_t* numbers) {
+  EmissionInput<T> in;
   in.log_emissions = static_cast<const T*>(inputs[0]);
   in.soft = static_cast<const T*>(inputs[1]);
   in.ids = static_cast<const int64_t*>(inputs[2]);
@@ -27,8 +27,8 @@ int run(const void* const* inputs, const int64_t* numbers, void* out) {
 template <typename T>
 int run_backward(const void* const* inputs, const int64_t* numbers, const void* upstream,
                  void* const* outputs, void* workspace) {
-  const cpu::EmissionGradients<T> out{static_cast<const T*>(upstream), static_cast<T*>(outputs[0]),
-                                      static_cast<T*>(outputs[1]), static_cast<T*>(outputs[2])};
+  const EmissionGradients<T> out{static_cast<const T*>(upstream), static_cast<T*>(outputs[0]),
+                                 static_cast<T*>(outputs[1]), static_cast<T*>(outputs[2])};
   return int(cuda::combine_emissions_backward(input<T>(inputs, numbers), out, workspace, nullptr));
 }
 

@@ -1,14 +1,14 @@
 // C entry points of the `logprob` launchers, for ctypes. `strides` are those of a 2-d matrix of
 // rows: logits, keep-mask, gradient.
-#include "cuda/logprob.cuh"
+#include "logprob/cuda/logprob.cuh"
 
 using namespace oneshot;
 
 namespace {
 
-cpu::LogprobInput input(int dtype, const void* logits, const int64_t* shape, const int64_t* targets,
-                        const bool* mask, const bool* keep, double temperature) {
-  cpu::LogprobInput in{};
+LogprobInput input(int dtype, const void* logits, const int64_t* shape, const int64_t* targets,
+                   const bool* mask, const bool* keep, double temperature) {
+  LogprobInput in{};
   in.dtype = DType(dtype);
   in.logits = logits;
   in.rows.push(shape[0], shape[3]);
@@ -32,8 +32,8 @@ extern "C" int emu_logprob_forward(int dtype, const void* logits, const int64_t*
                                    const int64_t* targets, const bool* mask, const bool* keep,
                                    double temperature, void* logprobs, void* entropy, void* stats,
                                    void* workspace) {
-  const cpu::LogprobForward args{input(dtype, logits, shape, targets, mask, keep, temperature),
-                                 logprobs, entropy, stats};
+  const LogprobForward args{input(dtype, logits, shape, targets, mask, keep, temperature), logprobs,
+                            entropy, stats};
   return int(cuda::logprob_forward(args, shape[0], workspace, nullptr));
 }
 
@@ -42,13 +42,13 @@ extern "C" int emu_logprob_backward(int dtype, const void* logits, const int64_t
                                     double temperature, const void* grad_logprobs,
                                     const void* grad_entropy, const void* logprobs,
                                     const void* stats, void* grad) {
-  cpu::LogprobBackward args{input(dtype, logits, shape, targets, mask, keep, temperature),
-                            grad_logprobs,
-                            grad_entropy,
-                            logprobs,
-                            stats,
-                            grad,
-                            {}};
+  LogprobBackward args{input(dtype, logits, shape, targets, mask, keep, temperature),
+                       grad_logprobs,
+                       grad_entropy,
+                       logprobs,
+                       stats,
+                       grad,
+                       {}};
   args.grad_rows.push(shape[0], shape[5]);
   return int(cuda::logprob_backward(args, shape[0], nullptr));
 }

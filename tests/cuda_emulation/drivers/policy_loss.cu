@@ -1,6 +1,6 @@
 // C entry points of the `policy_loss` launchers, for ctypes. `pointers` and `layouts` follow the
 // order of cpu::PolicyInputs; a layout is dtype, row stride, token stride.
-#include "cuda/policy_loss.cuh"
+#include "policy_loss/cuda/policy_loss.cuh"
 
 using namespace oneshot;
 

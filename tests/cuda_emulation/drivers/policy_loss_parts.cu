@@ -1,6 +1,6 @@
 // C entry points of the value loss and importance weights, for ctypes; layouts as in
 // policy_loss.cu.
-#include "cuda/policy_loss_parts.cuh"
+#include "policy_loss/cuda/policy_loss_parts.cuh"
 
 using namespace oneshot;
 

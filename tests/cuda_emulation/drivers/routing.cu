@@ -1,12 +1,12 @@
 // C entry points of the `routing` launchers, for ctypes.
-#include "cuda/routing.cuh"
+#include "routing/cuda/routing.cuh"
 
 using namespace oneshot;
 
 namespace {
 
 // shape: heads, skills, p, q, mixtures.
-cpu::Inventory inventory(int dtype, const void* data, const int64_t* shape, bool transposed) {
+Inventory inventory(int dtype, const void* data, const int64_t* shape, bool transposed) {
   return {DType(dtype), data, shape[0], shape[1], shape[2], shape[3], transposed};
 }
 
@@ -15,7 +15,7 @@ cuda::RowMixtures rows(const int64_t* mixture_of, const int64_t* shape) {
   return {mixture_of, shape[0], shape[1], shape[2]};
 }
 
-cpu::LoraShape lora(int dtype, const int64_t* shape) {
+LoraShape lora(int dtype, const int64_t* shape) {
   return {DType(dtype), shape[2], shape[3], shape[4], shape[5]};
 }
 
@@ -52,7 +52,7 @@ extern "C" int emu_lora(int dtype, const int64_t* shape, const int64_t* mixture_
 
 extern "C" int64_t emu_lora_backward_workspace(int dtype, const int64_t* shape, void* grad_a,
                                                void* grad_b) {
-  cpu::LoraBackward args{};
+  LoraBackward args{};
   args.shape = lora(dtype, shape);
   args.grad_a = grad_a, args.grad_b = grad_b;
   return cuda::lora_backward_workspace(args, rows(nullptr, shape));

@@ -1,5 +1,5 @@
 // What the kernels use of CUDA, for an ordinary C++ compiler: this folder stands first on the
-// include path when csrc/cuda is compiled for the emulator.
+// include path when the CUDA kernels are compiled for the emulator.
 #pragma once
 
 #include <algorithm>

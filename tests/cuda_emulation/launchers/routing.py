@@ -1,6 +1,6 @@
 """The emulated CUDA kernels of `routing`, with the arguments and outputs of the ops.
 
-Memory and choices are those of csrc/torch/routing_cuda.cpp.
+Memory and choices are those of csrc/routing/torch/routing_cuda.cpp.
 """
 
 from __future__ import annotations
