@@ -10,8 +10,15 @@ import torch
 import triton
 import triton.language as tl
 
+from oneshot.policy_options import KernelOptions, KlEstimator, RatioLevel
 from oneshot.triton_kernels._launch import ceil_div, single
 from oneshot.triton_kernels.policy_loss_backward import backward_kernel
+from oneshot.triton_kernels.policy_loss_options import (
+    EACH_ITS_OWN,
+    KL_NONE,
+    SPREAD_SHARED,
+    SUM_SHARED,
+)
 from oneshot.triton_kernels.policy_loss_sums import SUMS, sequence_sums
 from oneshot.triton_kernels.policy_loss_terms import factor_of, kl_terms, policy_terms
 from oneshot.triton_kernels.policy_loss_tokens import (
@@ -105,7 +112,7 @@ def _forward_kernel(
             x, ratio, advantage, factor, SURROGATE, clip_min, clip_max, dual_clip, delta
         )
         policy += total(tl.where(used, value, 0.0))
-        if KL > 0:
+        if KL != KL_NONE:
             kl, slope = kl_terms(x, take(ref, ref_stride, b, at, used, True), KL, kl_bound,
                              kl_value_bound)  # fmt: skip
             if KL_WEIGHTED:
@@ -136,30 +143,22 @@ def _forward_kernel(
     tl.store(out + 10, largest)
 
 
-class _Options:
-    """The list `options` of the schema, sorted into numbers and switches of the kernels."""
+def _numbers(options):
+    """The bounds of the kernels, in the order of their arguments."""
+    return [single(x) for x in (
+        options.clip_min, options.clip_max, options.dual_clip, options.delta,
+        options.log_ratio_min, options.log_ratio_max, options.kl_log_ratio_clamp, options.kl_clamp,
+    )]  # fmt: skip
 
-    def __init__(self, options, has_ref):
-        (
-            surrogate, ratio, clip_min, clip_max, dual_clip, delta, low, high, kl, kl_weighted,
-            kl_bound, kl_value_bound, self.policy_coef, self.kl_coef, self.entropy_coef,
-            aggregate, kl_aggregate, entropy_aggregate, count_empty,
-        ) = options  # fmt: skip
-        self.numbers = [single(x) for x in (clip_min, clip_max, dual_clip, delta, low, high,
-                                            kl_bound, kl_value_bound)]  # fmt: skip
-        self.ratio = int(ratio)
-        self.flags = {
-            "SURROGATE": int(surrogate),
-            "SEQUENCE": self.ratio != 0,
-            "KL": int(kl) if has_ref else 0,
-            "KL_WEIGHTED": bool(kl_weighted),
-        }
-        self.modes = {
-            "COUNT_EMPTY": bool(count_empty),
-            "AGGREGATE": int(aggregate),
-            "KL_AGGREGATE": int(kl_aggregate),
-            "ENTROPY_AGGREGATE": int(entropy_aggregate),
-        }
+
+def _switches(options, has_ref):
+    """What the kernels are compiled for."""
+    return {
+        "SURROGATE": int(options.surrogate),
+        "SEQUENCE": options.ratio != RatioLevel.TOKEN,
+        "KL": int(options.kl if has_ref else KlEstimator.NONE),
+        "KL_WEIGHTED": options.kl_importance_weighted,
+    }
 
 
 def _inputs(at: Layout, new, old, advantages, ref, weights):
@@ -179,7 +178,8 @@ def policy_loss(
 ):  # fmt: skip
     """Launcher of the op."""
     at = layout(logprobs, mask, cu_seqlens)
-    choice = _Options(options, ref_logprobs is not None)
+    chosen = KernelOptions.unpacked(options, max_length)
+    switches = _switches(chosen, ref_logprobs is not None)
     tensors, flags = _inputs(
         at, logprobs, old_logprobs, advantages, ref_logprobs, importance_weights
     )
@@ -189,7 +189,7 @@ def policy_loss(
     weights = logprobs.new_empty((4, at.batch), **double)
     programs = at.batch * SPLITS.value
     log_ratios = logprobs.new_empty((programs, 2), **double)
-    if choice.flags["SEQUENCE"] and programs:
+    if switches["SEQUENCE"] and programs:
         before = tensors[:2] if old_logprobs is None else tensors[2:4]
         _log_ratio_kernel[(programs,)](
             *tensors[:2], *before, *at.arguments(), log_ratios, **at.flags()
@@ -198,14 +198,17 @@ def policy_loss(
     by_sequence = logprobs.new_empty((SUMS.value, at.batch), **double)
     if programs:
         _forward_kernel[(programs,)](
-            *tensors, *at.tokens(entropy), *at.arguments(), log_ratios, sums, *choice.numbers,
-            **at.flags(), **flags, **choice.flags, HAS_ENTROPY=entropy is not None,
+            *tensors, *at.tokens(entropy), *at.arguments(), log_ratios, sums, *_numbers(chosen),
+            **at.flags(), **flags, **switches, HAS_ENTROPY=entropy is not None,
         )  # fmt: skip
         sequence_sums[(ceil_div(at.batch, 16),)](sums, by_sequence, at.batch)
     total_kernel[(1,)](
         by_sequence, loss if count is None else count, loss, metrics, weights, at.batch,
-        max_length, single(choice.policy_coef), single(choice.kl_coef),
-        single(choice.entropy_coef), HAS_COUNT=count is not None, **choice.modes, num_warps=8,
+        max_length, single(chosen.policy_coef), single(chosen.kl_coef),
+        single(chosen.entropy_coef), HAS_COUNT=count is not None,
+        COUNT_EMPTY=chosen.count_empty, AGGREGATE=int(chosen.aggregate),
+        KL_AGGREGATE=int(chosen.kl_aggregate), ENTROPY_AGGREGATE=int(chosen.entropy_aggregate),
+        num_warps=8,
     )  # fmt: skip
     return loss, metrics, weights
 
@@ -216,7 +219,8 @@ def policy_loss_backward(
 ):  # fmt: skip
     """Launcher of the op."""
     at = layout(logprobs, mask, cu_seqlens)
-    choice = _Options(options, ref_logprobs is not None and options[13] != 0)
+    chosen = KernelOptions.unpacked(options, max_length)
+    switches = _switches(chosen, ref_logprobs is not None and chosen.kl_coef != 0)
     tensors, flags = _inputs(
         at, logprobs, old_logprobs, advantages, ref_logprobs, importance_weights
     )
@@ -225,12 +229,14 @@ def policy_loss_backward(
     if programs == 0 or not (grad_logprobs or grad_entropy):
         return by_logprobs, by_entropy
     shared = logprobs.new_empty((programs, 2), dtype=torch.float64)
-    passes = (1, 2) if choice.ratio == 1 and grad_logprobs else (0,)
-    for number in passes:
+    passes = [EACH_ITS_OWN]
+    if chosen.ratio == RatioLevel.SEQUENCE and grad_logprobs:
+        passes = [SUM_SHARED, SPREAD_SHARED]
+    for step in passes:
         backward_kernel[(programs,)](
             *tensors, *at.arguments(), grad_loss, weights.contiguous(), at.batch, shared,
-            by_logprobs, by_entropy, *choice.numbers, **at.flags(), **flags, **choice.flags,
-            HAS_POLICY=choice.policy_coef != 0, NEED_LOGPROBS=grad_logprobs,
-            NEED_ENTROPY=grad_entropy and number != 1, SHARED=number,
+            by_logprobs, by_entropy, *_numbers(chosen), **at.flags(), **flags, **switches,
+            HAS_POLICY=chosen.policy_coef != 0, NEED_LOGPROBS=grad_logprobs,
+            NEED_ENTROPY=grad_entropy and step is not SUM_SHARED, SHARED=step.value,
         )  # fmt: skip
     return by_logprobs, by_entropy

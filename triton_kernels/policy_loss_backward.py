@@ -5,6 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from oneshot.triton_kernels.policy_loss_options import KL_NONE, SPREAD_SHARED, SUM_SHARED
 from oneshot.triton_kernels.policy_loss_terms import factor_of, kl_terms, policy_terms
 from oneshot.triton_kernels.policy_loss_tokens import (
     BLOCK,
@@ -35,8 +36,8 @@ def backward_kernel(
 ):  # fmt: skip
     """Gradients of the tokens of one split.
 
-    SHARED 0: each token its own. A sequence's ratio hands the same share to all its tokens: pass 1
-    writes the sums of each split to `shared`, pass 2 reads them.
+    SHARED is one of the passes of `policy_loss_options`. A sequence's ratio hands the same share to
+    all its tokens: one pass writes the sums of each split to `shared`, the next reads them.
     """
     b = (tl.program_id(0) // SPLITS).to(tl.int64)
     split = tl.program_id(0) % SPLITS
@@ -69,7 +70,7 @@ def backward_kernel(
             ratio = tl.exp(clamp(exponent, low, high))
             direct = tl.zeros_like(x)
             by_ratio = tl.zeros_like(x)
-            if KL > 0:
+            if KL != KL_NONE:
                 kl, slope = kl_terms(x, take(ref, ref_stride, b, at, used, True), KL, kl_bound,
                                      kl_value_bound)  # fmt: skip
                 if KL_WEIGHTED:
@@ -88,15 +89,15 @@ def backward_kernel(
                 by_log_ratio = tl.where(held, 0.0, by_log_ratio)
                 direct += policy_scale * by_logprob
                 by_ratio += policy_scale * by_log_ratio
-            if SHARED == 1:
+            if SHARED == SUM_SHARED:
                 collected += total(tl.where(used, by_ratio, 0.0))
                 tokens += total(tl.where(used, 1.0, 0.0))
             else:
-                if SHARED == 2:
+                if SHARED == SPREAD_SHARED:
                     by_ratio = tl.zeros_like(x) + mean_of(shared, b).to(tl.float32)
                 grad = tl.where(used, direct + by_ratio, 0.0)
                 tl.store(by_logprobs + dense, grad.to(by_logprobs.dtype.element_ty), mask=inside)
-    if SHARED == 1:
+    if SHARED == SUM_SHARED:
         out = shared + (b * SPLITS + split) * 2
         tl.store(out, collected)
         tl.store(out + 1, tokens)

@@ -1,13 +1,21 @@
-"""What one token contributes to the policy loss: device functions shared by forward and backward.
-
-Enums have the numbers of `oneshot.reference.policy_loss`, which is the definition.
-"""
+"""What one token contributes to the policy loss: functions that forward and backward share."""
 
 from __future__ import annotations
 
 import triton
 import triton.language as tl
 
+from oneshot.triton_kernels.policy_loss_options import (
+    ABS,
+    ABS_PLUS,
+    CISPO,
+    K1,
+    K1_PLUS,
+    K2,
+    K3_PLUS,
+    KL_NONE,
+    REINFORCE,
+)
 from oneshot.triton_kernels.policy_loss_tokens import clamp
 
 
@@ -30,17 +38,17 @@ def _excess_exp(x):
 def kl_terms(new, ref, KL: tl.constexpr, bound, value_bound):
     """KL estimate (Schulman 2020) and its derivative by the log-probability."""
     zero = tl.zeros_like(new)
-    if KL == 0:
+    if KL == KL_NONE:
         return zero, zero
     log_ratio = ref - new
     x = clamp(log_ratio, -bound, bound)
-    if (KL == 1) | (KL == 5):
+    if (KL == K1) | (KL == K1_PLUS):
         value = -x
         slope = zero + 1.0
-    elif KL == 2:
+    elif KL == K2:
         value = 0.5 * x * x
         slope = -x
-    elif (KL == 4) | (KL == 7):
+    elif (KL == ABS) | (KL == ABS_PLUS):
         value = tl.abs(x)
         slope = tl.where(x < 0.0, 1.0, tl.where(x > 0.0, -1.0, x * 0.0))
     else:
@@ -49,7 +57,7 @@ def kl_terms(new, ref, KL: tl.constexpr, bound, value_bound):
     held = (tl.abs(log_ratio) > bound) | (tl.abs(value) > value_bound)
     slope = tl.where(held, 0.0, slope)
     value = clamp(value, -value_bound, value_bound)
-    if KL >= 5:
+    if (KL == K1_PLUS) | (KL == K3_PLUS) | (KL == ABS_PLUS):
         slope = -log_ratio
         value += log_ratio - log_ratio  # NaN where the gradient is infinite
     return value, slope
@@ -76,13 +84,12 @@ def policy_terms(
     `factor` is the advantage times the importance weight: all that multiplies the ratio.
     """
     zero = tl.zeros_like(ratio)
-    never = ratio != ratio
-    never = never & (ratio == ratio)
-    if SURROGATE == 2:
+    never = tl.zeros_like(ratio) != 0.0
+    if SURROGATE == REINFORCE:
         return scaled(-factor, new), -factor, zero, never, never, never
     below = ratio < clip_min
     above = ratio > clip_max
-    if SURROGATE == 1:
+    if SURROGATE == CISPO:
         weight = scaled(-factor, clamp(ratio, clip_min, clip_max))
         return scaled(weight, new), weight, zero, below, above, never
     # -min(r A, clip(r) A) with its two further bounds is -A times r held within a range, which

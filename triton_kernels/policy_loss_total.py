@@ -5,6 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from oneshot.triton_kernels.policy_loss_options import AS_POLICY
 from oneshot.triton_kernels.policy_loss_sums import token_weight_total, weight_of
 from oneshot.triton_kernels.policy_loss_tokens import BLOCK
 
@@ -43,17 +44,17 @@ def total_kernel(
         tokens, filled, batch, max_length, count, AGGREGATE, COUNT_EMPTY, HAS_COUNT
     )
     kl_total = policy_total
-    if KL_AGGREGATE >= 0:
+    if KL_AGGREGATE != AS_POLICY:
         kl_total = token_weight_total(
             tokens, filled, batch, max_length, count, KL_AGGREGATE, COUNT_EMPTY, False
         )
     entropy_total = policy_total
-    if ENTROPY_AGGREGATE >= 0:
+    if ENTROPY_AGGREGATE != AS_POLICY:
         entropy_total = token_weight_total(
             tokens, filled, batch, max_length, count, ENTROPY_AGGREGATE, COUNT_EMPTY, False
         )
-    kl_mode: tl.constexpr = AGGREGATE if KL_AGGREGATE < 0 else KL_AGGREGATE
-    entropy_mode: tl.constexpr = AGGREGATE if ENTROPY_AGGREGATE < 0 else ENTROPY_AGGREGATE
+    kl_mode: tl.constexpr = AGGREGATE if KL_AGGREGATE == AS_POLICY else KL_AGGREGATE
+    entropy_mode: tl.constexpr = AGGREGATE if ENTROPY_AGGREGATE == AS_POLICY else ENTROPY_AGGREGATE
     policy_term, kl_term, entropy_term = zero, zero, zero
     for start in range(0, batch, BLOCK):
         b = (start + lanes).to(tl.int64)

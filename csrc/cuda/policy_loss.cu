@@ -13,7 +13,7 @@ template <typename R>
 __global__ void policy_rows_kernel(PolicyInputs in, int64_t tokens, PolicySums* sums) {
   ONESHOT_SHARED(double, scratch, kWarps);
   ONESHOT_SHARED(int64_t, counts, kWarps);
-  const cpu::Sequences& s = in.sequences;
+  const Sequences& s = in.sequences;
   for (int64_t b = blockIdx.x; b < s.batch; b += gridDim.x) {
     const TokenRange range = token_range(s, b, tokens);
     PolicySums sum{};
@@ -29,9 +29,10 @@ __global__ void policy_rows_kernel(PolicyInputs in, int64_t tokens, PolicySums* 
       sum.log_ratio = 0.0;
       sum.tokens = 0;
     }
+    const PolicyConstants<R> constants(in, double(mean));
     sum.ratio_min = double(INFINITY), sum.ratio_max = -double(INFINITY);
     for_counted(s, range, [&](int64_t t) {
-      const PolicyTerms<R> terms = policy_terms(in, b, range.first + t, mean);
+      const PolicyTerms<R> terms = terms_at(in, constants, b, range.first + t);
       sum.policy += double(terms.policy);
       sum.kl += double(terms.kl);
       if (in.entropy.data != nullptr) {
@@ -75,20 +76,20 @@ template <typename R>
 __global__ void policy_total_kernel(PolicyInputs in, DeviceScalar given, const PolicySums* sums,
                                     R* loss, R* metrics, double* weights) {
   ONESHOT_SHARED(double, scratch, kWarps);
-  const cpu::PolicyOptions& o = in.options;
+  const PolicyOptions& o = in.options;
   const int64_t batch = in.sequences.batch;
   const auto total = [&](auto value) { return batch_sum(sums, batch, scratch, value); };
   const double count = scalar_or_nan(given);
   const double tokens = total([](const PolicySums& s) { return double(s.tokens); });
   const double filled = total([](const PolicySums& s) { return s.tokens > 0 ? 1.0 : 0.0; });
 
-  const int modes[3] = {-1, o.kl_aggregate, o.entropy_aggregate};
+  const Aggregate modes[3] = {Aggregate::kAsPolicy, o.kl_aggregate, o.entropy_aggregate};
   const double coefficients[3] = {o.policy_coef, o.kl_coef, -o.entropy_coef};
   double loss_sum = 0.0;
 #pragma unroll
   for (int part = 0; part < 3; ++part) {
-    const bool like_policy = modes[part] < 0;
-    const Weighting weight(cpu::Aggregate(like_policy ? o.aggregate : modes[part]), o.count_empty,
+    const bool like_policy = modes[part] == Aggregate::kAsPolicy;
+    const Weighting weight(like_policy ? o.aggregate : modes[part], o.count_empty,
                            like_policy ? count : double(NAN), o.max_length, tokens, filled, batch);
     double term = 0.0, weighted = 0.0;
     for (int64_t b = threadIdx.x; b < batch; b += kThreads) {
@@ -126,11 +127,11 @@ __global__ void policy_total_kernel(PolicyInputs in, DeviceScalar given, const P
       ratio_or_zero(total([](const PolicySums& s) { return double(s.clipped_dual); }), tokens),
       tokens,
       filled};
-  static_assert(sizeof(figures) == sizeof(double) * (cpu::kPolicyMetrics - 3), "every metric");
+  static_assert(sizeof(figures) == sizeof(double) * (kPolicyMetrics - 3), "every metric");
   if (threadIdx.x != 0) return;
   *loss = R(loss_sum);
 #pragma unroll
-  for (int i = 0; i < cpu::kPolicyMetrics - 3; ++i) metrics[3 + i] = R(figures[i]);
+  for (int i = 0; i < kPolicyMetrics - 3; ++i) metrics[3 + i] = R(figures[i]);
 }
 
 // One block a sequence.
@@ -139,20 +140,20 @@ __global__ void policy_backward_kernel(PolicyInputs in, int64_t tokens, DeviceSc
                                        const double* weights, void* by_logprobs, void* by_entropy) {
   ONESHOT_SHARED(double, scratch, kWarps);
   ONESHOT_SHARED(int64_t, counts, kWarps);
-  const cpu::Sequences& s = in.sequences;
+  const Sequences& s = in.sequences;
   const DType dtype = in.logprobs.dtype;
   const double upstream = scalar_or_nan(grad_loss);
   for (int64_t b = blockIdx.x; b < s.batch; b += gridDim.x) {
     const TokenRange range = token_range(s, b, tokens);
     const R policy_scale = R(upstream * weights[b]), kl_scale = R(upstream * weights[s.batch + b]);
     const R entropy_scale = R(upstream * weights[2 * s.batch + b]);
-    const R mean = R(weights[3 * s.batch + b]);
+    const PolicyConstants<R> constants(in, weights[3 * s.batch + b]);
     // The two parts of a token's gradient: through its log-probability, and through the ratio.
     const auto parts = [&](int64_t t, R& direct, R& by_ratio) {
-      const PolicyTerms<R> terms = policy_terms(in, b, range.first + t, mean);
+      const PolicyTerms<R> terms = terms_at(in, constants, b, range.first + t);
       direct = kl_scale * terms.kl_by_logprob;
       by_ratio = kl_scale * terms.kl_by_log_ratio;
-      if (in.options.policy_coef == 0.0) return;  // 0 times an infinite term would be NaN
+      if (!constants.policy) return;  // 0 times an infinite term would be NaN
       direct += policy_scale * terms.policy_by_logprob;
       by_ratio += policy_scale * terms.policy_by_log_ratio;
     };

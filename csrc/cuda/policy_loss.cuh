@@ -1,4 +1,4 @@
-// Policy loss on the GPU. Arguments and meaning are those of cpu/policy_loss.h with device
+// Policy loss on the GPU. Arguments and meaning are those of common/policy_loss.h with device
 // pointers; what the CPU takes as a number (the count, the upstream gradient) is read on the
 // device.
 #pragma once
@@ -7,12 +7,9 @@
 
 #include <cstdint>
 
-#include "cpu/policy_loss.h"
+#include "common/policy_loss.h"
 
 namespace oneshot::cuda {
-
-using cpu::PolicyInputs;
-using cpu::PolicySums;
 
 // One number in device memory.
 struct DeviceScalar {
@@ -22,12 +19,12 @@ struct DeviceScalar {
 };
 
 // `tokens`: how many the layout has, for the check of cu_seqlens. loss and metrics
-// [cpu::kPolicyMetrics] are float (double if wide), weights [4, batch] double; sums [batch] is
+// [kPolicyMetrics] are float (double if wide), weights [4, batch] double; sums [batch] is
 // workspace.
 cudaError_t policy_loss(const PolicyInputs&, int64_t tokens, DeviceScalar count, PolicySums* sums,
                         void* loss, void* metrics, double* weights, cudaStream_t);
 
-// by_logprobs and by_entropy as in cpu::PolicyGradient; nullptr: not wanted.
+// by_logprobs and by_entropy as in PolicyGradient; nullptr: not wanted.
 cudaError_t policy_loss_backward(const PolicyInputs&, int64_t tokens, DeviceScalar grad_loss,
                                  const double* weights, void* by_logprobs, void* by_entropy,
                                  cudaStream_t);

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from oneshot import models, ops
-from oneshot.ops.policy_loss import ValueMetric
+from oneshot.ops.value_loss import ValueMetric
 from oneshot.rlvr.algorithm_config import AlgorithmConfig, CriticConfig
 from oneshot.rlvr.config import ModelConfig
 from oneshot.rlvr.microbatch import MicroBatch, loss_weights, update_batches

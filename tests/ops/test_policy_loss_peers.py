@@ -10,8 +10,7 @@ import types
 import pytest
 import torch
 
-from oneshot import ops
-from oneshot.ops import policy_presets
+from oneshot import ops, policy_presets
 
 ROWS, WIDTH = 6, 33
 
@@ -49,7 +48,7 @@ def ours(batch, preset, *, per_token=False, weights=False, ref=False, entropy=Fa
         ref_logprobs=batch.ref if ref else None,
         entropy=h if entropy else None,
         importance_weights=batch.weights if weights else None,
-        **preset,
+        options=preset,
     )
     out.loss.backward()
     return out, new.grad, h.grad
@@ -421,4 +420,4 @@ def test_presets_refuse_what_they_do_not_cover():
         policy_presets.verl(loss_mode="kl_cov")
     with pytest.raises(ValueError, match="needs batch_num_tokens"):
         policy_presets.verl(dp_size=2)
-    assert policy_presets.trl(loss_type="cispo")["clip_low"] == math.inf
+    assert policy_presets.trl(loss_type="cispo").clip_low == math.inf

@@ -15,27 +15,25 @@ import torch
 from parity import FULL, INF, NAN, check, placed
 
 from oneshot.ops import _library
-from oneshot.reference.policy_loss import PolicyOptions
+from oneshot.policy_options import Aggregate, KernelOptions, KlEstimator, RatioLevel, Surrogate
 
-PLAIN = PolicyOptions(
-    0, 0, 0.8, 1.2, INF, INF, -INF, INF, 0, False, INF, INF, 1.0, 0.0, 0.0, 1, -1, -1, False, 1
-)  # fmt: skip
+PLAIN = KernelOptions(kl=KlEstimator.NONE, aggregate=Aggregate.TOKEN_SUM)
 EXPONENTS = (0.1, 0.5, -0.5, 100.0, -200.0, INF, -INF, NAN)
 SURROGATES = {
     "ppo": {},
-    "ppo_sequence": {"ratio": 1},
-    "ppo_sequence_token": {"ratio": 2},
+    "ppo_sequence": {"ratio": RatioLevel.SEQUENCE},
+    "ppo_sequence_token": {"ratio": RatioLevel.SEQUENCE_TOKEN},
     "dual": {"dual_clip": 3.0},
     "delta": {"delta": 4.0},
     "dual_and_small_delta": {"dual_clip": 3.0, "delta": 1.1},
     "dual_below_the_range": {"dual_clip": 1.1, "delta": 1.5},
     "no_bounds": {"clip_min": -INF, "clip_max": INF},
     "held": {"log_ratio_min": -0.3, "log_ratio_max": 20.0},
-    "held_sequence": {"log_ratio_min": -0.3, "log_ratio_max": 20.0, "ratio": 1},
-    "cispo": {"surrogate": 1, "clip_min": -INF, "clip_max": 5.0},
-    "cispo_sequence": {"surrogate": 1, "ratio": 1},
-    "cispo_no_bounds": {"surrogate": 1, "clip_min": -INF, "clip_max": INF},
-    "reinforce": {"surrogate": 2},
+    "held_sequence": {"log_ratio_min": -0.3, "log_ratio_max": 20.0, "ratio": RatioLevel.SEQUENCE},
+    "cispo": {"surrogate": Surrogate.CISPO, "clip_min": -INF, "clip_max": 5.0},
+    "cispo_sequence": {"surrogate": Surrogate.CISPO, "ratio": RatioLevel.SEQUENCE},
+    "cispo_no_bounds": {"surrogate": Surrogate.CISPO, "clip_min": -INF, "clip_max": INF},
+    "reinforce": {"surrogate": Surrogate.REINFORCE},
 }
 
 
@@ -76,7 +74,7 @@ def run(inputs, options):
 
     Both agree with the reference, whose loss stands where the backend was not called.
     """
-    name, numbers = "policy_loss", [float(x) for x in options[:-1]]
+    name, numbers = "policy_loss", options.packed()
     reason = backends.why_not(name, torch.float32)
     if reason is not None:
         pytest.skip(reason)
@@ -125,12 +123,12 @@ def by_definition(new, old, advantage, weight, o):
 
     The gradient is -A r where the moving candidate wins, and 0 where a bound does.
     """
-    if o.surrogate == 2:
+    if o.surrogate == Surrogate.REINFORCE:
         return -advantage * weight * new, -advantage * weight
     x = new - old
     ratio = exponential(min(max(x, o.log_ratio_min), o.log_ratio_max))
     clipped = min(max(ratio, o.clip_min), o.clip_max)
-    if o.surrogate == 1:
+    if o.surrogate == Surrogate.CISPO:
         factor = -clipped * advantage * weight
         return factor * new, factor
     candidates = [(min(ratio, o.delta) * advantage, ratio <= o.delta)]
@@ -223,7 +221,7 @@ def test_both_terms_with_entropy():
         inputs[which][1, 1] = value
         new, old, advantages, ref, entropy, weights = inputs
         options = PLAIN._replace(kl=3, kl_coef=0.1, entropy_coef=0.01, dual_clip=3.0)
-        numbers = [float(x) for x in options[:-1]]
+        numbers = options.packed()
         data = (new, old, advantages, None, ref, entropy, weights, None)
         loss, _, sums = check("policy_loss", *data, None, numbers, 1, judge=_like_float32)
         grad = check(
