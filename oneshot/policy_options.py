@@ -20,6 +20,9 @@ class Surrogate(IntEnum):
     CLIP = 0  # -min(r A, clip(r) A)
     CISPO = 1  # -stop_gradient(clip(r)) A log p
     REINFORCE = 2  # -A log p
+    SAPO = 3  # -A times a sigmoid of r instead of clip(r)
+    VESPO = 4  # -stop_gradient(phi(r)) A log p, with a gamma density phi
+    GMPO = 5  # -A r, where r is the geometric mean of the clipped ratios of the sequence
 
 
 class RatioLevel(IntEnum):
@@ -28,6 +31,7 @@ class RatioLevel(IntEnum):
     TOKEN = 0  # its own
     SEQUENCE = 1  # geometric mean over its sequence, gradient to every token of the sequence
     SEQUENCE_TOKEN = 2  # the same value, gradient to the token itself only
+    SEQUENCE_PRODUCT = 3  # product over its sequence, gradient to every token of the sequence
 
 
 class KlEstimator(IntEnum):
@@ -80,10 +84,20 @@ OBJECTIVES = {
     "cispo": Objective(Surrogate.CISPO, "token", math.inf, 4.0, "token-mean"),
     # Williams 1992; the ratio plays no part
     "reinforce": Objective(Surrogate.REINFORCE, "token", math.inf, math.inf, "token-mean"),
+    # Gao et al. 2025, arXiv 2511.20347
+    "sapo": Objective(Surrogate.SAPO, "token", math.inf, math.inf, "seq-mean-token-mean"),
+    # VESPO 2026, arXiv 2602.10693
+    "vespo": Objective(Surrogate.VESPO, "sequence-product", math.inf, math.inf, "token-mean"),
+    # Zhao et al. 2025, arXiv 2507.20673: ratios of tokens within [exp(-0.4), exp(0.4)]
+    "gmpo": Objective(
+        Surrogate.GMPO, "sequence", -math.expm1(-0.4), math.expm1(0.4), "seq-mean-token-mean"
+    ),
 }
 
-ObjectiveName = Literal["ppo", "grpo", "dapo", "dr_grpo", "gspo", "cispo", "reinforce"]
-RatioName = Literal["token", "sequence", "sequence-token"]
+ObjectiveName = Literal[
+    "ppo", "grpo", "dapo", "dr_grpo", "gspo", "cispo", "reinforce", "sapo", "vespo", "gmpo"
+]
+RatioName = Literal["token", "sequence", "sequence-token", "sequence-product"]
 KlName = Literal["none", "k1", "k2", "k3", "abs", "k1+", "k3+", "abs+"]
 AggregateName = Literal[
     "token-mean",
@@ -119,7 +133,8 @@ class PolicyLossOptions:
     three options, and `aggregate`, overrides its part."""
     ratio: RatioName | None = None
     """"token"; "sequence": geometric mean over the sequence (GSPO); "sequence-token": the same
-    value, with gradient to the token itself only (GSPO-token). Default: the objective's."""
+    value, with gradient to the token itself only (GSPO-token); "sequence-product": product over the
+    sequence. Default: the objective's."""
     clip_low: float | None = None
     """The ratio is clipped at 1 - clip_low; .inf: no lower bound. Default: the objective's."""
     clip_high: float | None = None
@@ -128,6 +143,18 @@ class PolicyLossOptions:
     """Bound c > 1 of the loss, -c A, where the advantage is negative; none by default."""
     delta: float | None = None
     """Upper bound of the unclipped ratio (two-sided clipping), for negative advantages."""
+    sapo_temperature_pos: float = 1.0
+    """Steepness of SAPO's sigmoid where the advantage is positive."""
+    sapo_temperature_neg: float = 1.05
+    """Steepness of SAPO's sigmoid where the advantage is negative."""
+    vespo_k_pos: float = 2.0
+    """VESPO's weight is r^k exp(lambda (1 - r)); this k where the advantage is positive."""
+    vespo_lambda_pos: float = 3.0
+    """VESPO's lambda where the advantage is positive."""
+    vespo_k_neg: float = 3.0
+    """VESPO's k where the advantage is negative."""
+    vespo_lambda_neg: float = 2.0
+    """VESPO's lambda where the advantage is negative."""
     log_ratio_clamp: float | tuple[float, float] | None = None
     """Bounds of the log-ratio before exp, symmetric or (low, high); no gradient beyond them."""
     kl: KlName = "k3"
@@ -241,8 +268,23 @@ def check_options(options: Mapping[str, Any]) -> None:
             f"the clip range is empty: 1 + clip_high must not lie below 1 - clip_low, "
             f"got clip_low={low}, clip_high={high}"
         )
-    _at_least("dual_clip", options["dual_clip"], 1)
-    _at_least("delta", options["delta"], 1)
+    surrogate = OBJECTIVES[options["objective"]].surrogate
+    for name in ("dual_clip", "delta"):
+        _at_least(name, options[name], 1)
+        if options[name] is not None and surrogate != Surrogate.CLIP:
+            raise ValueError(
+                f"{name} belongs to the clipped surrogate, not to "
+                f"objective={options['objective']!r}: leave it None"
+            )
+    if surrogate == Surrogate.GMPO and parts["ratio"] != "sequence":
+        raise ValueError(f"objective='gmpo' needs ratio='sequence', got {parts['ratio']!r}")
+    for name in (
+        "sapo_temperature_pos", "sapo_temperature_neg", "vespo_lambda_pos", "vespo_lambda_neg"
+    ):  # fmt: skip
+        if not options[name] > 0:
+            raise ValueError(f"{name} must be positive, got {options[name]}")
+    _at_least("vespo_k_pos", options["vespo_k_pos"], 0)
+    _at_least("vespo_k_neg", options["vespo_k_neg"], 0)
     for name in ("log_ratio_clamp", "kl_log_ratio_clamp", "kl_clamp"):
         bounds(name, options[name])
     mode = parts["aggregate"]
@@ -286,6 +328,12 @@ class KernelOptions(NamedTuple):
     clip_max: float = 1.2
     dual_clip: float = math.inf
     delta: float = math.inf
+    sapo_temperature_pos: float = 1.0
+    sapo_temperature_neg: float = 1.05
+    vespo_k_pos: float = 2.0
+    vespo_lambda_pos: float = 3.0
+    vespo_k_neg: float = 3.0
+    vespo_lambda_neg: float = 2.0
     log_ratio_min: float = -math.inf
     log_ratio_max: float = math.inf
     kl: KlEstimator = KlEstimator.K3
@@ -324,3 +372,6 @@ class KernelOptions(NamedTuple):
 
 
 KINDS: dict[str, Any] = get_type_hints(KernelOptions)
+
+# The options that kernels take as they are.
+SHARED_NUMBERS = tuple(name for name in KINDS if type(DEFAULTS.get(name)) is float)

@@ -71,7 +71,8 @@ def _trl_family(
 ) -> dict[str, Any]:
     """What TRL and Liger share: loss types by name, means that include empty sequences."""
     known = ("grpo", "bnpo", "dr_grpo", "dapo", "luspo", "cispo")
-    _one_of("loss_type", loss_type, known, library)
+    soft = ("sapo", "vespo") if library == "TRL" else ()
+    _one_of("loss_type", loss_type, (*known, *soft), library)
     _one_of("importance_sampling_level", level, ("token", "sequence"), library)
     arguments: dict[str, Any] = {
         "objective": "ppo",
@@ -87,10 +88,21 @@ def _trl_family(
         # epsilon_high is the bound of the ratio itself, and there is no lower one
         arguments |= {"objective": "cispo", "clip_low": math.inf, "clip_high": epsilon_high - 1}
         arguments["delta"] = None
-    if loss_type in ("grpo", "luspo", "dr_grpo"):
+    if loss_type == "sapo":
+        arguments |= {"objective": "sapo", "clip_low": None, "clip_high": None, "delta": None}
+    if loss_type == "vespo":
+        if level != "token":
+            raise ValueError(
+                "loss_type='vespo' needs importance_sampling_level='token': its ratio is the "
+                f"product over the sequence, got {level!r}"
+            )
+        arguments |= {"objective": "vespo", "clip_low": None, "clip_high": None, "delta": None}
+        arguments |= {"ratio": None, "log_ratio_clamp": (math.log(1e-8), 20.0)}
+    if loss_type in ("grpo", "luspo", "dr_grpo", "sapo"):
         arguments |= {
             "aggregate": {
                 "grpo": "seq-mean-token-mean",
+                "sapo": "seq-mean-token-mean",
                 "luspo": "seq-mean-token-sum",
                 "dr_grpo": "seq-mean-token-sum-norm",
             }[loss_type],
@@ -102,7 +114,7 @@ def _trl_family(
         if max_completion_length is None:
             raise ValueError("loss_type='dr_grpo' needs max_completion_length")
         arguments["max_length"] = max_completion_length
-    if loss_type in ("dapo", "cispo") and num_items_in_batch is not None:
+    if loss_type in ("dapo", "cispo", "vespo") and num_items_in_batch is not None:
         arguments["token_count"] = num_items_in_batch
     return arguments
 
@@ -122,11 +134,16 @@ def trl(
 ) -> PolicyLossOptions:
     """TRL 1.16 ``GRPOConfig`` -> one micro-batch of ``GRPOTrainer._compute_loss``.
 
-    TRL then divides by the accumulation steps (grpo, bnpo, dr_grpo, luspo). Its sapo and vespo
-    losses, off-policy and entropy-quantile masks are not part of `policy_loss`; a mask can be.
+    TRL then divides by the accumulation steps (grpo, bnpo, dr_grpo, luspo, sapo). Its off-policy
+    and entropy-quantile masks are not part of `policy_loss`; a mask can be. For vespo TRL multiplies
+    the sampler's weights into the ratio: subtract their logarithm from `old_logprobs`. It also
+    holds the log-ratio of each token within 20, which `policy_loss` does for the sum alone; and it
+    multiplies the KL by the ratio of the token, so that vespo with a KL needs
+    use_bias_correction_kl=False. `policy_loss` has TRL's names for the shapes of both
+    (sapo_temperature_neg, vespo_k_pos, ...).
 
     Args:
-        loss_type: "dapo", "grpo", "bnpo", "dr_grpo", "luspo" or "cispo".
+        loss_type: "dapo", "grpo", "bnpo", "dr_grpo", "luspo", "cispo", "sapo" or "vespo".
         epsilon: Lower clip range, and upper if `epsilon_high` is None.
         epsilon_high: Upper clip range; for cispo the bound of the ratio itself.
         delta: Two-sided clipping.
@@ -141,6 +158,11 @@ def trl(
     Returns:
         Options of :func:`oneshot.ops.policy_loss`.
     """
+    if loss_type == "vespo" and beta != 0 and use_bias_correction_kl:
+        raise ValueError(
+            "loss_type='vespo' with a KL term needs use_bias_correction_kl=False: TRL would weight "
+            "it by the ratio of the token, policy_loss by that of the sequence"
+        )
     high = epsilon if epsilon_high is None else epsilon_high
     arguments = _trl_family(
         "TRL", loss_type, epsilon, high, delta, beta, importance_sampling_level,
@@ -164,7 +186,7 @@ def liger(
     """Liger-Kernel 0.8.5 ``LigerFusedLinearGRPOLoss`` on one process.
 
     Like TRL, but the KL estimate is not weighted by default, and there is no entropy. Temperature
-    belongs to the log-probabilities; Liger's sapo and vespo are not part of `policy_loss`.
+    belongs to the log-probabilities; Liger's sapo and vespo are not part of this preset.
 
     Args:
         loss_type: "dapo", "grpo", "bnpo", "dr_grpo", "luspo" (sequence level) or "cispo".
@@ -239,9 +261,10 @@ def verl(
     Returns:
         Options of :func:`oneshot.ops.policy_loss`.
     """
-    _one_of("loss_mode", loss_mode, ("vanilla", "gspo", "cispo", "gpg"), "verl")
+    objectives = {"vanilla": "ppo", "gspo": "ppo", "cispo": "cispo", "gpg": "reinforce"}
+    _one_of("loss_mode", loss_mode, tuple(objectives), "verl")
     arguments: dict[str, Any] = {
-        "objective": {"cispo": "cispo", "gpg": "reinforce"}.get(loss_mode, "ppo"),
+        "objective": objectives[loss_mode],
         "aggregate": loss_agg_mode,
         "entropy_coef": entropy_coeff,
     }

@@ -9,12 +9,15 @@ from oneshot.triton_kernels.policy_loss_options import (
     ABS,
     ABS_PLUS,
     CISPO,
+    GMPO,
     K1,
     K1_PLUS,
     K2,
     K3_PLUS,
     KL_NONE,
     REINFORCE,
+    SAPO,
+    VESPO,
 )
 from oneshot.triton_kernels.policy_loss_tokens import clamp
 
@@ -35,11 +38,13 @@ def _excess_exp(x):
 
 
 @triton.jit
-def kl_terms(new, ref, KL: tl.constexpr, bound, value_bound):
+def kl_terms(new, ref, numbers, KL: tl.constexpr):
     """KL estimate (Schulman 2020) and its derivative by the log-probability."""
     zero = tl.zeros_like(new)
     if KL == KL_NONE:
         return zero, zero
+    bound = numbers.kl_log_ratio_clamp
+    value_bound = numbers.kl_clamp
     log_ratio = ref - new
     x = clamp(log_ratio, -bound, bound)
     if (KL == K1) | (KL == K1_PLUS):
@@ -76,17 +81,67 @@ def factor_of(advantage, weight):
 
 
 @triton.jit
+def held_sides(log_ratio, advantage, numbers):
+    """Where GMPO holds the log-ratio at its lower bound, and where at its upper one."""
+    low = (log_ratio < numbers.log_min) & (advantage < 0.0)
+    return low, (log_ratio > numbers.log_max) & (advantage > 0.0)
+
+
+@triton.jit
+def entering_log_ratio(log_ratio, advantage, numbers, SURROGATE: tl.constexpr):
+    """The log-ratio as it enters the sum over its sequence; GMPO holds it on one side."""
+    if SURROGATE != GMPO:
+        return log_ratio
+    low, high = held_sides(log_ratio, advantage, numbers)
+    return tl.where(low, numbers.log_min, tl.where(high, numbers.log_max, log_ratio))
+
+
+@triton.jit
+def _sigmoid_terms(ratio, factor, steepness):
+    """SAPO: value and derivative by the log-ratio."""
+    x = steepness * (ratio - 1.0)
+    e = tl.exp(-tl.abs(x))
+    larger = 1.0 / (1.0 + e)  # sigmoid(|x|)
+    gate = tl.where(x < 0.0, e * larger, larger)
+    slope = scaled(4.0 * e * larger * larger, ratio)
+    return scaled(-factor, 4.0 * gate / steepness), scaled(-factor, slope)
+
+
+@triton.jit
+def _gamma_weight(ratio, exponent, k, rate):
+    """VESPO's weight of log p. An infinite exponent is held: the ratio may be infinite, too."""
+    return tl.exp(rate * (1.0 - ratio) + k * clamp(exponent, -1e30, 1e30))
+
+
+@triton.jit
 def policy_terms(
-    new, ratio, advantage, factor, SURROGATE: tl.constexpr, clip_min, clip_max, dual_clip, delta
+    new, log_ratio, exponent, ratio, advantage, factor, numbers, SURROGATE: tl.constexpr
 ):  # fmt: skip
     """Policy term, derivatives by log-probability and log-ratio; clipped low, high, dual.
 
-    `factor` is the advantage times the importance weight: all that multiplies the ratio.
+    `log_ratio` is the token's own, `exponent` the logarithm of `ratio`; `factor` is the advantage
+    times the importance weight: all that multiplies the ratio.
     """
     zero = tl.zeros_like(ratio)
-    never = tl.zeros_like(ratio) != 0.0
+    never = zero != 0.0
+    negative = advantage < 0.0
+    positive = advantage > 0.0
     if SURROGATE == REINFORCE:
         return scaled(-factor, new), -factor, zero, never, never, never
+    if SURROGATE == SAPO:
+        steepness = tl.where(negative, numbers.sapo_temperature_neg, numbers.sapo_temperature_pos)
+        value, slope = _sigmoid_terms(ratio, factor, steepness)
+        return value, zero, slope, never, never, never
+    if SURROGATE == VESPO:
+        k = tl.where(negative, numbers.vespo_k_neg, numbers.vespo_k_pos)
+        rate = tl.where(negative, numbers.vespo_lambda_neg, numbers.vespo_lambda_pos)
+        weight = scaled(-factor, _gamma_weight(ratio, exponent, k, rate))
+        return scaled(weight, new), weight, zero, never, never, never
+    if SURROGATE == GMPO:
+        value = scaled(-factor, ratio)
+        held_low, held_high = held_sides(log_ratio, advantage, numbers)
+        return value, zero, value, held_low, held_high, never
+    clip_min, clip_max = numbers.clip_min, numbers.clip_max
     below = ratio < clip_min
     above = ratio > clip_max
     if SURROGATE == CISPO:
@@ -94,9 +149,8 @@ def policy_terms(
         return scaled(weight, new), weight, zero, below, above, never
     # -min(r A, clip(r) A) with its two further bounds is -A times r held within a range, which
     # depends on the sign of A.
-    negative = advantage < 0.0
-    positive = advantage > 0.0
     inf = float("inf")
+    dual_clip, delta = numbers.dual_clip, numbers.delta
     cap = tl.where(delta > clip_max, delta, clip_max)
     lowest = tl.where(negative, clip_min, -inf)
     highest = tl.where(positive, tl.where(delta < clip_max, delta, clip_max), inf)

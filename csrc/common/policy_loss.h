@@ -52,6 +52,7 @@ struct PolicyInputs {
 // Sums over the counted tokens of one sequence.
 struct PolicySums {
   double policy, kl, entropy, log_ratio, ratio, ratio_min, ratio_max;
+  double exponent;  // logarithm of the sequence's ratio, or the mean log-ratio of its tokens
   int64_t tokens, clipped_low, clipped_high, clipped_dual;
 };
 

@@ -14,12 +14,16 @@ enum class Surrogate : int {
   kClip = 0,
   kCispo = 1,
   kReinforce = 2,
+  kSapo = 3,
+  kVespo = 4,
+  kGmpo = 5,
 };
 
 enum class RatioLevel : int {
   kToken = 0,
   kSequence = 1,
   kSequenceToken = 2,
+  kSequenceProduct = 3,
 };
 
 enum class KlEstimator : int {
@@ -49,6 +53,12 @@ struct PolicyOptions {
   double clip_max;
   double dual_clip;
   double delta;
+  double sapo_temperature_pos;
+  double sapo_temperature_neg;
+  double vespo_k_pos;
+  double vespo_lambda_pos;
+  double vespo_k_neg;
+  double vespo_lambda_neg;
   double log_ratio_min;
   double log_ratio_max;
   KlEstimator kl;
@@ -74,7 +84,7 @@ inline Enum checked(const char* name, double value, int lowest, int highest) {
   return Enum(int(value));
 }
 
-inline constexpr size_t kPolicyOptions = 19;
+inline constexpr size_t kPolicyOptions = 25;
 
 // From the list `options` of the op's schema.
 inline PolicyOptions policy_options(const double* numbers, size_t count, int64_t last) {
@@ -83,25 +93,31 @@ inline PolicyOptions policy_options(const double* numbers, size_t count, int64_t
                              " numbers, got " + std::to_string(count));
   }
   PolicyOptions o{};
-  o.surrogate = checked<Surrogate>("surrogate", numbers[0], 0, 2);
-  o.ratio = checked<RatioLevel>("ratio", numbers[1], 0, 2);
+  o.surrogate = checked<Surrogate>("surrogate", numbers[0], 0, 5);
+  o.ratio = checked<RatioLevel>("ratio", numbers[1], 0, 3);
   o.clip_min = numbers[2];
   o.clip_max = numbers[3];
   o.dual_clip = numbers[4];
   o.delta = numbers[5];
-  o.log_ratio_min = numbers[6];
-  o.log_ratio_max = numbers[7];
-  o.kl = checked<KlEstimator>("kl", numbers[8], 0, 7);
-  o.kl_importance_weighted = numbers[9] != 0.0;
-  o.kl_log_ratio_clamp = numbers[10];
-  o.kl_clamp = numbers[11];
-  o.policy_coef = numbers[12];
-  o.kl_coef = numbers[13];
-  o.entropy_coef = numbers[14];
-  o.aggregate = checked<Aggregate>("aggregate", numbers[15], -1, 4);
-  o.kl_aggregate = checked<Aggregate>("kl_aggregate", numbers[16], -1, 4);
-  o.entropy_aggregate = checked<Aggregate>("entropy_aggregate", numbers[17], -1, 4);
-  o.count_empty = numbers[18] != 0.0;
+  o.sapo_temperature_pos = numbers[6];
+  o.sapo_temperature_neg = numbers[7];
+  o.vespo_k_pos = numbers[8];
+  o.vespo_lambda_pos = numbers[9];
+  o.vespo_k_neg = numbers[10];
+  o.vespo_lambda_neg = numbers[11];
+  o.log_ratio_min = numbers[12];
+  o.log_ratio_max = numbers[13];
+  o.kl = checked<KlEstimator>("kl", numbers[14], 0, 7);
+  o.kl_importance_weighted = numbers[15] != 0.0;
+  o.kl_log_ratio_clamp = numbers[16];
+  o.kl_clamp = numbers[17];
+  o.policy_coef = numbers[18];
+  o.kl_coef = numbers[19];
+  o.entropy_coef = numbers[20];
+  o.aggregate = checked<Aggregate>("aggregate", numbers[21], -1, 4);
+  o.kl_aggregate = checked<Aggregate>("kl_aggregate", numbers[22], -1, 4);
+  o.entropy_aggregate = checked<Aggregate>("entropy_aggregate", numbers[23], -1, 4);
+  o.count_empty = numbers[24] != 0.0;
   o.max_length = double(last);
   return o;
 }

@@ -63,19 +63,24 @@ template <typename V>
 struct PolicyConstants {
   Surrogate surrogate;
   KlEstimator kl;
-  bool by_sequence, clamps, dual, weighted, kl_weighted, kl_clamps, kl_plus, policy;
+  bool by_sequence, shared, clamps, dual, weighted, kl_weighted, kl_clamps, kl_plus, policy;
   V clip_min, clip_max, low, high, kl_low, kl_high, kl_min, kl_max;
   // -min(r A, clip(r) A) with its two further bounds is -A times r held within a range, which
   // depends on the sign of A.
   V positive_max, negative_max, dual_from;
-  V ratio;                   // of the sequence, if by_sequence
-  typename Kind<V>::M held;  // its log-ratio lies beyond the clamp
+  V temperature_positive, temperature_negative;            // of SAPO
+  V k_positive, k_negative, rate_positive, rate_negative;  // of VESPO
+  V log_min, log_max;                                      // the clip range, for GMPO
+  V exponent, ratio;                                       // of the sequence, if by_sequence
+  typename Kind<V>::M held;                                // its exponent lies beyond the clamp
 
-  ONESHOT_INLINE explicit PolicyConstants(const PolicyInputs& in, double mean_log_ratio = 0.0) {
+  // `of_sequence`: logarithm of the sequence's ratio.
+  ONESHOT_INLINE explicit PolicyConstants(const PolicyInputs& in, double of_sequence = 0.0) {
     const PolicyOptions& o = in.options;
     surrogate = o.surrogate;
     kl = in.ref_logprobs.data != nullptr ? o.kl : KlEstimator::kNone;
     by_sequence = o.ratio != RatioLevel::kToken;
+    shared = o.ratio == RatioLevel::kSequence || o.ratio == RatioLevel::kSequenceProduct;
     clamps = finite(o.log_ratio_min) || finite(o.log_ratio_max);
     dual = finite(o.dual_clip) || finite(o.delta);
     weighted = in.importance_weights.data != nullptr;
@@ -97,11 +102,32 @@ struct PolicyConstants {
     kl_high = Kind<V>::set(o.kl_log_ratio_clamp);
     kl_min = Kind<V>::set(-o.kl_clamp);
     kl_max = Kind<V>::set(o.kl_clamp);
-    const V mean = Kind<V>::set(mean_log_ratio);
-    ratio = exp(clamp(mean, low, high));
-    held = outside(mean, low, high);
+    temperature_positive = Kind<V>::set(o.sapo_temperature_pos);
+    temperature_negative = Kind<V>::set(o.sapo_temperature_neg);
+    k_positive = Kind<V>::set(o.vespo_k_pos);
+    k_negative = Kind<V>::set(o.vespo_k_neg);
+    rate_positive = Kind<V>::set(o.vespo_lambda_pos);
+    rate_negative = Kind<V>::set(o.vespo_lambda_neg);
+    const bool logs = surrogate == Surrogate::kGmpo;
+    log_min = Kind<V>::set(logs && o.clip_min > 0.0 ? std::log(o.clip_min) : -double(INFINITY));
+    log_max = Kind<V>::set(logs ? std::log(o.clip_max) : double(INFINITY));
+    const V whole = Kind<V>::set(of_sequence);
+    exponent = clamp(whole, low, high);
+    ratio = exp(exponent);
+    held = outside(whole, low, high);
   }
 };
+
+// The log-ratio as it enters the sum over its sequence: GMPO holds it on the side on which the sign
+// of the advantage would gain.
+template <typename V>
+ONESHOT_INLINE V entering_log_ratio(const PolicyConstants<V>& c, V log_ratio, V advantage) {
+  if (c.surrogate != Surrogate::kGmpo) return log_ratio;
+  const V zero = Kind<V>::set(0.0);
+  const V below = max(c.log_min, log_ratio);
+  const V above = min(c.log_max, log_ratio);
+  return select(advantage < zero, below, select(advantage > zero, above, log_ratio));
+}
 
 // What one group of lanes contributes, and the derivatives by log-probability and log-ratio.
 template <typename V>
@@ -162,6 +188,31 @@ ONESHOT_INLINE void clip_terms(const PolicyConstants<V>& c, V advantage, V facto
   if (kExtent == Extent::kGeneral && c.dual) t.dual = (t.ratio > c.dual_from) & negative;
 }
 
+// A sigmoid in the place of the clipped ratio: -A sigmoid(c (r - 1)) 4 / c.
+template <typename V>
+ONESHOT_INLINE void sapo_terms(const PolicyConstants<V>& c, V advantage, V factor,
+                               PolicyTerms<V>& t) {
+  const V zero = Kind<V>::set(0.0), one = Kind<V>::set(1.0), four = Kind<V>::set(4.0);
+  const V steepness = select(advantage < zero, c.temperature_negative, c.temperature_positive);
+  const V x = steepness * (t.ratio - one);
+  const V e = exp(zero - abs(x));
+  const V larger = one / (one + e);  // sigmoid(|x|)
+  const V gate = select(x < zero, e * larger, larger);
+  t.policy = scaled(zero - factor, four * gate / steepness);
+  t.policy_by_log_ratio = scaled(zero - factor, scaled(four * e * larger * larger, t.ratio));
+}
+
+// The constant weight of log p: r^k exp(lambda (1 - r)), from r and its logarithm.
+template <typename V>
+ONESHOT_INLINE V vespo_weight(const PolicyConstants<V>& c, V advantage, V ratio, V exponent) {
+  const auto negative = advantage < Kind<V>::set(0.0);
+  const V k = select(negative, c.k_negative, c.k_positive);
+  const V rate = select(negative, c.rate_negative, c.rate_positive);
+  // An infinite exponent is held, since it would meet an infinite ratio of the other sign.
+  const V power = k * clamp(exponent, Kind<V>::set(-1e30), Kind<V>::set(1e30));
+  return exp(rate * (Kind<V>::set(1.0) - ratio) + power);
+}
+
 template <typename V, Extent kExtent>
 ONESHOT_INLINE void policy_terms(const PolicyConstants<V>& c, V logprobs, V advantage, V ref,
                                  V weight, PolicyTerms<V>& t) {
@@ -169,12 +220,15 @@ ONESHOT_INLINE void policy_terms(const PolicyConstants<V>& c, V logprobs, V adva
   t.low = t.high = t.dual = Kind<V>::none();
   auto held = Kind<V>::none();
   const bool general = kExtent == Extent::kGeneral;
+  V exponent = t.log_ratio;
   if (general && c.by_sequence) {
     held = c.held;
+    exponent = c.exponent;
     t.ratio = c.ratio;
   } else if (general && c.clamps) {
     held = outside(t.log_ratio, c.low, c.high);
-    t.ratio = exp(clamp(t.log_ratio, c.low, c.high));
+    exponent = clamp(t.log_ratio, c.low, c.high);
+    t.ratio = exp(exponent);
   } else {
     t.ratio = exp(t.log_ratio);
   }
@@ -184,17 +238,27 @@ ONESHOT_INLINE void policy_terms(const PolicyConstants<V>& c, V logprobs, V adva
   }
   if (!general || c.surrogate == Surrogate::kClip) {
     clip_terms<V, kExtent>(c, advantage, factor, t);
-    if (general && c.clamps) t.policy_by_log_ratio = select(held, zero, t.policy_by_log_ratio);
-  } else {
+  } else if (c.surrogate == Surrogate::kSapo) {
+    t.policy_by_logprob = zero;
+    sapo_terms(c, advantage, factor, t);
+  } else if (c.surrogate == Surrogate::kGmpo) {
+    t.policy_by_logprob = zero;
+    t.policy = t.policy_by_log_ratio = scaled(zero - factor, t.ratio);
+    t.low = (t.log_ratio < c.log_min) & (advantage < zero);
+    t.high = (t.log_ratio > c.log_max) & (advantage > zero);
+  } else {  // log p with a weight that has no gradient
     if (c.surrogate == Surrogate::kCispo) {
       factor = scaled(factor, clamp(t.ratio, c.clip_min, c.clip_max));
       t.low = t.ratio < c.clip_min;
       t.high = t.ratio > c.clip_max;
+    } else if (c.surrogate == Surrogate::kVespo) {
+      factor = scaled(factor, vespo_weight(c, advantage, t.ratio, exponent));
     }
     t.policy_by_logprob = zero - factor;
     t.policy = scaled(t.policy_by_logprob, logprobs);
     t.policy_by_log_ratio = zero;
   }
+  if (general && c.clamps) t.policy_by_log_ratio = select(held, zero, t.policy_by_log_ratio);
   t.kl = t.kl_by_logprob = t.kl_by_log_ratio = zero;
   if (c.kl != KlEstimator::kNone) {
     kl_terms(c, logprobs, ref, t.kl, t.kl_by_logprob);

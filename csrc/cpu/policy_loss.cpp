@@ -114,7 +114,7 @@ void policy_loss_total(const PolicyInputs& in, double count, const PolicySums* s
   double filled = 0.0;
   for (int64_t b = 0; b < batch; ++b) {
     const PolicySums& row = sums[b];
-    weights[3 * batch + b] = ratio_or_zero(row.log_ratio, double(row.tokens));
+    weights[3 * batch + b] = row.exponent;
     all.kl += row.kl;
     all.entropy += row.entropy;
     all.log_ratio += row.log_ratio;

@@ -17,7 +17,7 @@ void token_weights(const Normalizer&, const int64_t* lengths, int64_t batch, dou
 void policy_loss_rows(const PolicyInputs&, PolicySums* sums, int64_t begin, int64_t end);
 
 // From the sums: the loss, kPolicyMetrics figures, and what the gradient needs of every sequence,
-// weights [4, batch]: weight of a token's policy, KL and entropy term, and the mean log-ratio.
+// weights [4, batch]: weight of a token's policy, KL and entropy term, and PolicySums::exponent.
 // `count` is NaN when not given.
 void policy_loss_total(const PolicyInputs&, double count, const PolicySums* sums, double* loss,
                        double* metrics, double* weights);

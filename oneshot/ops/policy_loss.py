@@ -30,6 +30,7 @@ from oneshot.policy_options import (
     KL_ESTIMATORS,
     OBJECTIVES,
     RATIOS,
+    SHARED_NUMBERS,
     Aggregate,
     KernelOptions,
     KlEstimator,
@@ -267,14 +268,12 @@ def _kernel_options(options: Mapping[str, Any], how: Normalizer) -> KernelOption
         kl_importance_weighted=options["kl_importance_weighted"],
         kl_log_ratio_clamp=bound("kl_log_ratio_clamp", options["kl_log_ratio_clamp"]),
         kl_clamp=bound("kl_clamp", options["kl_clamp"]),
-        policy_coef=number("policy_coef", options["policy_coef"]),
-        kl_coef=number("kl_coef", options["kl_coef"]),
-        entropy_coef=number("entropy_coef", options["entropy_coef"]),
         aggregate=how.aggregate,
         kl_aggregate=_own_aggregate(options["kl_aggregate"]),
         entropy_aggregate=_own_aggregate(options["entropy_aggregate"]),
         count_empty=options["count_empty"],
         max_length=how.max_length,
+        **{name: number(name, options[name]) for name in SHARED_NUMBERS},
     )
 
 

@@ -9,8 +9,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from oneshot.policy_options import Aggregate, KernelOptions, KlEstimator, RatioLevel
-from oneshot.reference.policy_terms import PolicyTerms, kl_terms, policy_terms, scaled
+from oneshot.policy_options import Aggregate, KernelOptions, KlEstimator, RatioLevel, Surrogate
+from oneshot.reference.policy_terms import (
+    PolicyTerms,
+    entering_log_ratio,
+    kl_terms,
+    policy_terms,
+    scaled,
+)
 from oneshot.reference.policy_tokens import Tokens, token_weights, tokens_of
 
 
@@ -66,6 +72,7 @@ class _Batch(NamedTuple):
     entropy: Tensor
     log_ratio: Tensor  # logprobs - old_logprobs of the token itself
     ratio: Tensor  # what enters the loss
+    exponents: Tensor  # [B] float64: logarithm of the ratio of the sequence, or their mean
 
 
 def _evaluate(
@@ -84,18 +91,20 @@ def _evaluate(
     zero = torch.zeros_like(new)
     # Without old log-probabilities 0, and NaN where the policy's own are not finite.
     log_ratio = new - (new if old_logprobs is None else tokens.flat(old_logprobs))
-    exponent = log_ratio
-    if options.ratio != RatioLevel.TOKEN:
-        mean = tokens.per_sequence(log_ratio) / tokens.lengths.clamp(min=1)
-        exponent = mean.to(new.dtype)[tokens.sequence]
-    held = (exponent < options.log_ratio_min) | (exponent > options.log_ratio_max)
-    ratio = exponent.clamp(options.log_ratio_min, options.log_ratio_max).exp()
-
     advantage = factor = tokens.spread(advantages)
+    exponent = log_ratio
+    exponents = tokens.per_sequence(entering_log_ratio(log_ratio, advantage, options))
+    if options.ratio != RatioLevel.SEQUENCE_PRODUCT:
+        exponents = exponents / tokens.lengths.clamp(min=1)
+    if options.ratio != RatioLevel.TOKEN:
+        exponent = exponents.to(new.dtype)[tokens.sequence]
+    held = (exponent < options.log_ratio_min) | (exponent > options.log_ratio_max)
+    exponent = exponent.clamp(options.log_ratio_min, options.log_ratio_max)
+    ratio = exponent.exp()
     if importance_weights is not None:
         weight = tokens.spread(importance_weights)
         factor = torch.where(advantage == 0, scaled(advantage, weight), scaled(weight, advantage))
-    policy = policy_terms(ratio, new, advantage, factor, options)
+    policy = policy_terms(exponent, log_ratio, new, advantage, factor, options)
     policy = policy._replace(by_log_ratio=torch.where(held, 0, policy.by_log_ratio))
 
     kl = kl_by_logprob = kl_by_log_ratio = zero
@@ -106,7 +115,9 @@ def _evaluate(
             kl_by_logprob = kl_by_logprob * ratio
             kl_by_log_ratio = torch.where(held, 0, kl)
     entropies = zero if entropy is None else tokens.flat(entropy)
-    return _Batch(tokens, policy, kl, kl_by_logprob, kl_by_log_ratio, entropies, log_ratio, ratio)
+    return _Batch(
+        tokens, policy, kl, kl_by_logprob, kl_by_log_ratio, entropies, log_ratio, ratio, exponents
+    )
 
 
 def _metrics(batch: _Batch, terms: Tensor) -> Tensor:
@@ -155,8 +166,8 @@ def policy_loss(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Loss, metrics and what the gradient needs of each sequence.
 
-    That is [4, B] float64: a token's weight in the policy, KL and entropy term, and the mean
-    log-ratio of the sequence.
+    That is [4, B] float64: a token's weight in the policy, KL and entropy term, and the logarithm
+    of the sequence's ratio (mean log-ratio where every token has its own).
 
     Arguments as in `oneshot.ops.policy_loss`, with ``options`` and ``max_length``
     those of `KernelOptions.packed`; ``advantages`` and ``importance_weights`` have the shape of
@@ -179,8 +190,7 @@ def policy_loss(
     reported = torch.tensor([choice.policy_coef, choice.kl_coef, choice.entropy_coef]) == 0
     loss = torch.where(reported.to(sums.device)[:, None], 0, weights * sums).sum()
     metrics = _metrics(batch, (plain * sums).sum(dim=1))
-    log_ratio = tokens.per_sequence(batch.log_ratio) / tokens.lengths.clamp(min=1)
-    weights = torch.cat([weights, log_ratio[None]])
+    weights = torch.cat([weights, batch.exponents[None]])
     return loss.to(tokens.dtype), metrics.to(tokens.dtype), weights
 
 
@@ -217,9 +227,14 @@ def policy_loss_backward(
         if choice.policy_coef != 0:
             direct = direct + policy_scale * batch.policy.by_logprob
             by_ratio = by_ratio + policy_scale * batch.policy.by_log_ratio
-        if choice.ratio == RatioLevel.SEQUENCE:
-            shared = tokens.per_sequence(by_ratio) / tokens.lengths.clamp(min=1)
+        if choice.ratio in (RatioLevel.SEQUENCE, RatioLevel.SEQUENCE_PRODUCT):
+            shared = tokens.per_sequence(by_ratio)
+            if choice.ratio == RatioLevel.SEQUENCE:
+                shared = shared / tokens.lengths.clamp(min=1)
             by_ratio = shared.to(tokens.dtype)[tokens.sequence]
+            if choice.surrogate == Surrogate.GMPO:  # a log-ratio that is held does not move it
+                clipped = batch.policy.clipped_low | batch.policy.clipped_high
+                by_ratio = torch.where(clipped, 0, by_ratio)
         by_logprobs = torch.where(tokens.valid, direct + by_ratio, 0)
         by_logprobs = by_logprobs.to(logprobs.dtype).reshape(logprobs.shape)
     if grad_entropy:

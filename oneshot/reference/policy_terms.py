@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -62,12 +63,69 @@ def scaled(factor: Tensor, x: Tensor) -> Tensor:
     return torch.where((factor == 0) & ~x.isnan(), 0, factor * x)
 
 
+def log_bounds(options: KernelOptions) -> tuple[float, float]:
+    """The clip range as bounds of the log-ratio."""
+    low, high = options.clip_min, options.clip_max
+    return math.log(low) if low > 0 else -math.inf, math.log(high) if high > 0 else -math.inf
+
+
+def entering_log_ratio(log_ratio: Tensor, advantages: Tensor, options: KernelOptions) -> Tensor:
+    """The log-ratio as it enters the mean of its sequence.
+
+    GMPO holds it on the side on which the sign of the advantage would gain.
+    """
+    if options.surrogate != Surrogate.GMPO:
+        return log_ratio
+    low, high = log_bounds(options)
+    held = torch.where(advantages > 0, log_ratio.clamp(max=high), log_ratio)
+    return torch.where(advantages < 0, log_ratio.clamp(min=low), held)
+
+
 def policy_terms(
-    ratio: Tensor, logprobs: Tensor, advantages: Tensor, factor: Tensor, options: KernelOptions
+    exponent: Tensor,
+    log_ratio: Tensor,
+    logprobs: Tensor,
+    advantages: Tensor,
+    factor: Tensor,
+    options: KernelOptions,
 ) -> PolicyTerms:
-    """`factor` is the advantage times the importance weight: all that multiplies the ratio."""
+    """Policy term of each token.
+
+    Args:
+        exponent: Logarithm of the ratio that the loss uses, within its bounds.
+        log_ratio: That of the token itself.
+        logprobs: Log-probability of the token.
+        advantages: One per token.
+        factor: Advantage times importance weight: all that multiplies the ratio.
+        options: The switches.
+    """
+    ratio = exponent.exp()
     zero = torch.zeros_like(ratio)
     never = torch.zeros_like(ratio, dtype=torch.bool)
+    positive, negative = advantages > 0, advantages < 0
+    if options.surrogate == Surrogate.SAPO:
+        temperature = torch.where(
+            negative, options.sapo_temperature_neg, options.sapo_temperature_pos
+        ).to(ratio.dtype)
+        steep = temperature * (ratio - 1)
+        gate, rest = steep.sigmoid(), (-steep).sigmoid()
+        slope = scaled(-factor, scaled(4 * gate * rest, ratio))
+        return PolicyTerms(
+            scaled(-factor, 4 * gate / temperature), zero, slope, never, never, never
+        )
+    if options.surrogate == Surrogate.VESPO:
+        k = torch.where(negative, options.vespo_k_neg, options.vespo_k_pos)
+        rate = torch.where(negative, options.vespo_lambda_neg, options.vespo_lambda_pos)
+        k, rate = k.to(ratio.dtype), rate.to(ratio.dtype)
+        # an infinite exponent is held, since it would meet an infinite ratio of the other sign
+        phi = (rate * (1 - ratio) + k * exponent.clamp(-1e30, 1e30)).exp()
+        weight = scaled(-factor, phi)
+        return PolicyTerms(scaled(weight, logprobs), weight, zero, never, never, never)
+    if options.surrogate == Surrogate.GMPO:
+        low, high = log_bounds(options)
+        value = scaled(-factor, ratio)
+        below, above = (log_ratio < low) & negative, (log_ratio > high) & positive
+        return PolicyTerms(value, zero, value, below, above, never)
     if options.surrogate == Surrogate.REINFORCE:
         return PolicyTerms(scaled(-factor, logprobs), -factor, zero, never, never, never)
     below, above = ratio < options.clip_min, ratio > options.clip_max
@@ -76,7 +134,6 @@ def policy_terms(
         return PolicyTerms(scaled(weight, logprobs), weight, zero, below, above, never)
     # -min(r A, clip(r) A) with its two further bounds is -A times r held within a range, which
     # depends on the sign of A. Where A is 0 or NaN there is nothing to hold.
-    positive, negative = advantages > 0, advantages < 0
     cap = max(options.delta, options.clip_max)
     anything = torch.full_like(ratio, torch.inf)
     lowest = (-anything).masked_fill(negative, options.clip_min)

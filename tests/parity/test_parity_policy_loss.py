@@ -50,6 +50,12 @@ CASES = {
     },
     "abs_plus": {"kl": KlEstimator.ABS_PLUS, "kl_coef": 0.0, "aggregate": Aggregate.TOKEN_SUM},
     "no_kl": {"kl": KlEstimator.NONE, "kl_coef": 0.0},
+    "sapo": {"surrogate": Surrogate.SAPO, "sapo_temperature_neg": 2.0},
+    "vespo": {"surrogate": Surrogate.VESPO, "ratio": RatioLevel.SEQUENCE_PRODUCT},
+    "gmpo": {
+        "surrogate": Surrogate.GMPO, "ratio": RatioLevel.SEQUENCE, "kl_importance_weighted": True,
+    },
+    "product": {"ratio": RatioLevel.SEQUENCE_PRODUCT, "clip_min": 0.2, "clip_max": 3.0},
     **{
         f"bounded_{surrogate}{ratio}": {"surrogate": surrogate, "ratio": ratio, **BOUNDED}
         for surrogate, ratio in itertools.product(Surrogate, RatioLevel)

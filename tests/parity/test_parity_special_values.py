@@ -34,8 +34,16 @@ SURROGATES = {
     "cispo_sequence": {"surrogate": Surrogate.CISPO, "ratio": RatioLevel.SEQUENCE},
     "cispo_no_bounds": {"surrogate": Surrogate.CISPO, "clip_min": -INF, "clip_max": INF},
     "reinforce": {"surrogate": Surrogate.REINFORCE},
+    "product": {"ratio": RatioLevel.SEQUENCE_PRODUCT},
+    "sapo": {"surrogate": Surrogate.SAPO},
+    "sapo_held": {"surrogate": Surrogate.SAPO, "log_ratio_min": -0.3, "log_ratio_max": 20.0},
+    "vespo": {"surrogate": Surrogate.VESPO, "ratio": RatioLevel.SEQUENCE_PRODUCT},
+    "vespo_flat": {"surrogate": Surrogate.VESPO, "vespo_k_pos": 0.0, "vespo_k_neg": 0.0},
+    "gmpo": {"surrogate": Surrogate.GMPO, "ratio": RatioLevel.SEQUENCE},
 }
 
+
+WITH_LOG_P = (Surrogate.CISPO, Surrogate.REINFORCE, Surrogate.VESPO)
 
 # Where a call takes long: not a native process, nor a GPU without an interpreter.
 SLOW = backends.NAME in ("triton", "emulated")
@@ -131,6 +139,27 @@ def by_definition(new, old, advantage, weight, o):
     if o.surrogate == Surrogate.CISPO:
         factor = -clipped * advantage * weight
         return factor * new, factor
+    inside = o.log_ratio_min <= x <= o.log_ratio_max
+    if o.surrogate == Surrogate.SAPO:
+        c = o.sapo_temperature_neg if advantage < 0 else o.sapo_temperature_pos
+        e = exponential(-abs(c * (ratio - 1)))
+        gate = (1 if ratio >= 1 else e) / (1 + e)
+        slope = 4 * e / (1 + e) ** 2 * ratio if e > 0 else 0.0
+        factor = -advantage * weight
+        return factor * 4 * gate / c, factor * slope if inside else 0.0
+    if o.surrogate == Surrogate.VESPO:
+        k, rate = (
+            (o.vespo_k_neg, o.vespo_lambda_neg)
+            if advantage < 0
+            else (o.vespo_k_pos, o.vespo_lambda_pos)
+        )
+        phi = 0.0 if math.isinf(ratio) else ratio**k * math.exp(rate * (1 - ratio))
+        factor = -phi * advantage * weight
+        return factor * new, factor
+    if o.surrogate == Surrogate.GMPO:
+        held = min(x, math.log(o.clip_max)) if advantage > 0 else max(x, math.log(o.clip_min))
+        value = -advantage * exponential(held) * weight
+        return value, value if held == x else 0.0
     candidates = [(min(ratio, o.delta) * advantage, ratio <= o.delta)]
     candidates.append((clipped * advantage, clipped == ratio))
     gain, moves = min(candidates, key=lambda pair: pair[0])
@@ -149,7 +178,8 @@ def test_policy_term(case, weighted):
     # An infinite ratio comes from an old log-probability of -inf, a ratio of 0 from the new one.
     new = torch.where(exponent == -INF, -INF, -1.5)
     old = torch.where(exponent == -INF, -1.5, new - exponent)
-    before = None if options.surrogate == 2 else old  # plays no part there
+    # It plays no part there.
+    before = None if options.surrogate == Surrogate.REINFORCE else old
     loss, grad, nan = run((new, before, advantage, None, weight if weighted else None), options)
     assert loss[nan].isnan().all()
     absent = ~nan & ((advantage == 0) | (weight == 0))[:, 0]
@@ -161,7 +191,7 @@ def test_policy_term(case, weighted):
         values = [float(x[b]) for x in (new, old, advantage, weight)]
         if absent[b] or not math.isfinite(values[2]) or not math.isfinite(values[3]):
             continue
-        if nan[b] or (options.surrogate != 0 and values[0] == -INF):
+        if nan[b] or (options.surrogate in WITH_LOG_P and values[0] == -INF):
             continue
         want = by_definition(*values, options)
         assert float(loss[b]) == pytest.approx(want[0], rel=1e-5, nan_ok=True), values
@@ -177,7 +207,11 @@ def test_policy_term_without_old_logprobs(case, without):
     new = torch.full_like(advantage, {"finite": -1.5, "-inf": -INF, "nan": NAN}[without])
     loss, grad, _ = run((new, None, advantage, None, None), options)
     if without == "finite":
-        held = -1.5 if options.surrogate else 1.0
+        if options.surrogate == Surrogate.SAPO:
+            positive, negative = options.sapo_temperature_pos, options.sapo_temperature_neg
+            held = torch.where(advantage[:, 0] > 0, 2 / positive, 2 / negative)
+        else:
+            held = -1.5 if options.surrogate in WITH_LOG_P else 1.0
         torch.testing.assert_close(loss, -advantage[:, 0] * held)
         torch.testing.assert_close(grad, -advantage[:, 0])
     else:
