@@ -9,10 +9,11 @@ import torch
 from oneshot import ops
 from oneshot.bench.floors import floor
 from oneshot.bench.registry import Call, Inputs, Operation, Provider, compiled, plain
+from oneshot.policy_options import Aggregate, KernelOptions, RatioLevel
 from oneshot.reference import policy_loss as reference
+from oneshot.reference import value_loss as value_reference
 
 Loss = tuple[torch.Tensor]
-INFINITY = float("inf")
 
 
 @dataclass(frozen=True)
@@ -78,27 +79,13 @@ def _ours(setting: Setting) -> Call:
 
 def _reference(setting: Setting) -> Call:
     aggregate = "SEQ_MEAN_TOKEN_MEAN" if setting.sequence else "TOKEN_MEAN"
-    options = reference.PolicyOptions(
-        surrogate=reference.Surrogate.CLIP,
-        ratio=reference.Ratio.SEQUENCE if setting.sequence else reference.Ratio.TOKEN,
+    options = KernelOptions(
+        ratio=RatioLevel.SEQUENCE if setting.sequence else RatioLevel.TOKEN,
         clip_min=1 - setting.clip_low,
         clip_max=1 + setting.clip_high,
-        dual_clip=INFINITY,
-        delta=INFINITY,
-        log_ratio_min=-INFINITY,
-        log_ratio_max=INFINITY,
-        kl=reference.Kl.K3,
-        kl_importance_weighted=False,
-        kl_log_ratio_clamp=INFINITY,
-        kl_clamp=INFINITY,
-        policy_coef=1.0,
         kl_coef=setting.kl_coef,
         entropy_coef=setting.entropy_coef,
-        aggregate=reference.Aggregate[aggregate],
-        kl_aggregate=-1,
-        entropy_aggregate=-1,
-        count_empty=False,
-        max_length=1,
+        aggregate=Aggregate[aggregate],
     )
 
     def call(inputs: Inputs) -> Loss:
@@ -112,7 +99,8 @@ def _reference(setting: Setting) -> Call:
             None,
             None,
             None,
-            *options,
+            options.packed(),
+            options.max_length,
         )
         return (loss,)
 
@@ -244,9 +232,9 @@ def _value_formula(inputs: Inputs) -> Loss:
 
 
 def _value_reference(inputs: Inputs) -> Loss:
-    loss, _, _ = reference.value_loss(
+    loss, _, _ = value_reference.value_loss(
         inputs["values"], inputs["old"], inputs["returns"], inputs["mask"], None, None,
-        0.5, reference.Aggregate.TOKEN_MEAN, False, 1,
+        0.5, Aggregate.TOKEN_MEAN, False, 1,
     )  # fmt: skip
     return (loss,)
 

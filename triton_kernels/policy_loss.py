@@ -10,10 +10,24 @@ import torch
 import triton
 import triton.language as tl
 
+from oneshot.policy_options import KernelOptions, KlEstimator, RatioLevel
 from oneshot.triton_kernels._launch import ceil_div, single
 from oneshot.triton_kernels.policy_loss_backward import backward_kernel
+from oneshot.triton_kernels.policy_loss_options import (
+    EACH_ITS_OWN,
+    GMPO,
+    KL_NONE,
+    SPREAD_SHARED,
+    SUM_SHARED,
+    numbers_of,
+)
 from oneshot.triton_kernels.policy_loss_sums import SUMS, sequence_sums
-from oneshot.triton_kernels.policy_loss_terms import factor_of, kl_terms, policy_terms
+from oneshot.triton_kernels.policy_loss_terms import (
+    entering_log_ratio,
+    factor_of,
+    kl_terms,
+    policy_terms,
+)
 from oneshot.triton_kernels.policy_loss_tokens import (
     BLOCK,
     SPLITS,
@@ -21,10 +35,10 @@ from oneshot.triton_kernels.policy_loss_tokens import (
     clamp,
     counted,
     layout,
-    mean_of,
     span,
     take,
     total,
+    whole_of,
 )  # fmt: skip
 from oneshot.triton_kernels.policy_loss_total import total_kernel
 from oneshot.triton_kernels.policy_loss_values import value_loss, value_loss_backward
@@ -39,10 +53,14 @@ __all__ = [
 ]
 
 
-@triton.jit(do_not_specialize=["width", "total_tokens", "new_stride", "old_stride"])
+@triton.jit(do_not_specialize=[
+    "width", "total_tokens", "new_stride", "old_stride", "advantage_stride",
+])  # fmt: skip
 def _log_ratio_kernel(
-    new, new_stride, old, old_stride, cu_seqlens, width, total_tokens, mask, partial,
-    PACKED: tl.constexpr, HAS_MASK: tl.constexpr,
+    new, new_stride, old, old_stride, advantages, advantage_stride, cu_seqlens, width,
+    total_tokens, mask, partial, numbers,
+    PACKED: tl.constexpr, HAS_MASK: tl.constexpr, TOKEN_ADVANTAGE: tl.constexpr,
+    SURROGATE: tl.constexpr,
 ):  # fmt: skip
     """Of each split: the sum of its log-ratios, and how many tokens count."""
     b = (tl.program_id(0) // SPLITS).to(tl.int64)
@@ -55,6 +73,9 @@ def _log_ratio_kernel(
         used = counted(mask, b * width + first + at, at < length, HAS_MASK)
         log_ratio = take(new, new_stride, b, first + at, used, True)
         log_ratio -= take(old, old_stride, b, first + at, used, True)
+        if SURROGATE == GMPO:
+            advantage = take(advantages, advantage_stride, b, first + at, used, TOKEN_ADVANTAGE)
+            log_ratio = entering_log_ratio(log_ratio, advantage, numbers, SURROGATE)
         log_ratios += total(log_ratio)
         tokens += total(tl.where(used, 1.0, 0.0))
     out = partial + (b * SPLITS + split) * 2
@@ -70,11 +91,11 @@ def _forward_kernel(
     new, new_stride, old, old_stride, advantages, advantage_stride, ref, ref_stride,
     weights, weight_stride, entropy, entropy_stride, cu_seqlens, width, total_tokens, mask,
     log_ratios, sums,
-    clip_min, clip_max, dual_clip, delta, low, high, kl_bound, kl_value_bound,
+    numbers,
     PACKED: tl.constexpr, HAS_MASK: tl.constexpr, HAS_OLD: tl.constexpr,
     TOKEN_ADVANTAGE: tl.constexpr, HAS_WEIGHT: tl.constexpr, TOKEN_WEIGHT: tl.constexpr,
     HAS_ENTROPY: tl.constexpr, SURROGATE: tl.constexpr, SEQUENCE: tl.constexpr,
-    KL: tl.constexpr, KL_WEIGHTED: tl.constexpr,
+    PRODUCT: tl.constexpr, KL: tl.constexpr, KL_WEIGHTED: tl.constexpr,
 ):  # fmt: skip
     """Sums over the blocks of one split."""
     b = (tl.program_id(0) // SPLITS).to(tl.int64)
@@ -82,7 +103,7 @@ def _forward_kernel(
     first, length, flaw = span(b, cu_seqlens, width, total_tokens, PACKED)
     zero = tl.zeros([], tl.float64)
     policy, kl_sum, entropies, log_ratio_sum = zero + flaw, zero, zero, zero
-    ratios, tokens, lows, highs, duals = zero, zero, zero, zero, zero
+    ratios, tokens, lows, highs, duals, entering = zero, zero, zero, zero, zero, zero
     smallest, largest = zero + float("inf"), zero - float("inf")
     for start in range(split * BLOCK, length, SPLITS * BLOCK):
         at = start + tl.arange(0, BLOCK)
@@ -94,26 +115,27 @@ def _forward_kernel(
             log_ratio = x - take(old, old_stride, b, at, used, True)
         exponent = log_ratio
         if SEQUENCE:
-            exponent = tl.zeros_like(x) + mean_of(log_ratios, b).to(tl.float32)
-        ratio = tl.exp(clamp(exponent, low, high))
+            exponent = tl.zeros_like(x) + whole_of(log_ratios, b, PRODUCT).to(tl.float32)
+        exponent = clamp(exponent, numbers.log_ratio_min, numbers.log_ratio_max)
+        ratio = tl.exp(exponent)
         advantage = take(advantages, advantage_stride, b, at, used, TOKEN_ADVANTAGE)
         factor = advantage
         if HAS_WEIGHT:
             weight = take(weights, weight_stride, b, at, used, TOKEN_WEIGHT)
             factor = factor_of(advantage, weight)
         value, by_logprob, by_log_ratio, cut_low, cut_high, cut_dual = policy_terms(
-            x, ratio, advantage, factor, SURROGATE, clip_min, clip_max, dual_clip, delta
+            x, log_ratio, exponent, ratio, advantage, factor, numbers, SURROGATE
         )
         policy += total(tl.where(used, value, 0.0))
-        if KL > 0:
-            kl, slope = kl_terms(x, take(ref, ref_stride, b, at, used, True), KL, kl_bound,
-                             kl_value_bound)  # fmt: skip
+        if KL != KL_NONE:
+            kl, slope = kl_terms(x, take(ref, ref_stride, b, at, used, True), numbers, KL)
             if KL_WEIGHTED:
                 kl = kl * ratio
             kl_sum += total(tl.where(used, kl, 0.0))
         if HAS_ENTROPY:
             entropies += total(take(entropy, entropy_stride, b, at, used, True))
         log_ratio_sum += total(log_ratio)
+        entering += total(entering_log_ratio(log_ratio, advantage, numbers, SURROGATE))
         ratios += total(tl.where(used, ratio, 0.0))
         tokens += total(tl.where(used, 1.0, 0.0))
         lows += total(tl.where(used & cut_low, 1.0, 0.0))
@@ -134,32 +156,18 @@ def _forward_kernel(
     tl.store(out + 8, duals)
     tl.store(out + 9, smallest)
     tl.store(out + 10, largest)
+    tl.store(out + 11, entering)
 
 
-class _Options:
-    """The list `options` of the schema, sorted into numbers and switches of the kernels."""
-
-    def __init__(self, options, has_ref):
-        (
-            surrogate, ratio, clip_min, clip_max, dual_clip, delta, low, high, kl, kl_weighted,
-            kl_bound, kl_value_bound, self.policy_coef, self.kl_coef, self.entropy_coef,
-            aggregate, kl_aggregate, entropy_aggregate, count_empty,
-        ) = options  # fmt: skip
-        self.numbers = [single(x) for x in (clip_min, clip_max, dual_clip, delta, low, high,
-                                            kl_bound, kl_value_bound)]  # fmt: skip
-        self.ratio = int(ratio)
-        self.flags = {
-            "SURROGATE": int(surrogate),
-            "SEQUENCE": self.ratio != 0,
-            "KL": int(kl) if has_ref else 0,
-            "KL_WEIGHTED": bool(kl_weighted),
-        }
-        self.modes = {
-            "COUNT_EMPTY": bool(count_empty),
-            "AGGREGATE": int(aggregate),
-            "KL_AGGREGATE": int(kl_aggregate),
-            "ENTROPY_AGGREGATE": int(entropy_aggregate),
-        }
+def _switches(options, has_ref):
+    """What the kernels are compiled for."""
+    return {
+        "SURROGATE": int(options.surrogate),
+        "SEQUENCE": options.ratio != RatioLevel.TOKEN,
+        "PRODUCT": options.ratio == RatioLevel.SEQUENCE_PRODUCT,
+        "KL": int(options.kl if has_ref else KlEstimator.NONE),
+        "KL_WEIGHTED": options.kl_importance_weighted,
+    }
 
 
 def _inputs(at: Layout, new, old, advantages, ref, weights):
@@ -179,7 +187,8 @@ def policy_loss(
 ):  # fmt: skip
     """Launcher of the op."""
     at = layout(logprobs, mask, cu_seqlens)
-    choice = _Options(options, ref_logprobs is not None)
+    chosen = KernelOptions.unpacked(options, max_length)
+    switches = _switches(chosen, ref_logprobs is not None)
     tensors, flags = _inputs(
         at, logprobs, old_logprobs, advantages, ref_logprobs, importance_weights
     )
@@ -189,23 +198,29 @@ def policy_loss(
     weights = logprobs.new_empty((4, at.batch), **double)
     programs = at.batch * SPLITS.value
     log_ratios = logprobs.new_empty((programs, 2), **double)
-    if choice.flags["SEQUENCE"] and programs:
+    if switches["SEQUENCE"] and programs:
         before = tensors[:2] if old_logprobs is None else tensors[2:4]
         _log_ratio_kernel[(programs,)](
-            *tensors[:2], *before, *at.arguments(), log_ratios, **at.flags()
-        )
+            *tensors[:2], *before, *tensors[4:6], *at.arguments(), log_ratios,
+            numbers_of(chosen), **at.flags(),
+            TOKEN_ADVANTAGE=flags["TOKEN_ADVANTAGE"], SURROGATE=switches["SURROGATE"],
+        )  # fmt: skip
     sums = logprobs.new_empty((programs, SUMS.value), **double)
     by_sequence = logprobs.new_empty((SUMS.value, at.batch), **double)
     if programs:
         _forward_kernel[(programs,)](
-            *tensors, *at.tokens(entropy), *at.arguments(), log_ratios, sums, *choice.numbers,
-            **at.flags(), **flags, **choice.flags, HAS_ENTROPY=entropy is not None,
+            *tensors, *at.tokens(entropy), *at.arguments(), log_ratios, sums, numbers_of(chosen),
+            **at.flags(), **flags, **switches, HAS_ENTROPY=entropy is not None,
         )  # fmt: skip
         sequence_sums[(ceil_div(at.batch, 16),)](sums, by_sequence, at.batch)
     total_kernel[(1,)](
         by_sequence, loss if count is None else count, loss, metrics, weights, at.batch,
-        max_length, single(choice.policy_coef), single(choice.kl_coef),
-        single(choice.entropy_coef), HAS_COUNT=count is not None, **choice.modes, num_warps=8,
+        max_length, single(chosen.policy_coef), single(chosen.kl_coef),
+        single(chosen.entropy_coef), HAS_COUNT=count is not None,
+        COUNT_EMPTY=chosen.count_empty, AGGREGATE=int(chosen.aggregate),
+        PRODUCT=switches["PRODUCT"], KL_AGGREGATE=int(chosen.kl_aggregate),
+        ENTROPY_AGGREGATE=int(chosen.entropy_aggregate),
+        num_warps=8,
     )  # fmt: skip
     return loss, metrics, weights
 
@@ -216,7 +231,8 @@ def policy_loss_backward(
 ):  # fmt: skip
     """Launcher of the op."""
     at = layout(logprobs, mask, cu_seqlens)
-    choice = _Options(options, ref_logprobs is not None and options[13] != 0)
+    chosen = KernelOptions.unpacked(options, max_length)
+    switches = _switches(chosen, ref_logprobs is not None and chosen.kl_coef != 0)
     tensors, flags = _inputs(
         at, logprobs, old_logprobs, advantages, ref_logprobs, importance_weights
     )
@@ -225,12 +241,15 @@ def policy_loss_backward(
     if programs == 0 or not (grad_logprobs or grad_entropy):
         return by_logprobs, by_entropy
     shared = logprobs.new_empty((programs, 2), dtype=torch.float64)
-    passes = (1, 2) if choice.ratio == 1 and grad_logprobs else (0,)
-    for number in passes:
+    passes = [EACH_ITS_OWN]
+    shares = (RatioLevel.SEQUENCE, RatioLevel.SEQUENCE_PRODUCT)
+    if chosen.ratio in shares and grad_logprobs:
+        passes = [SUM_SHARED, SPREAD_SHARED]
+    for step in passes:
         backward_kernel[(programs,)](
             *tensors, *at.arguments(), grad_loss, weights.contiguous(), at.batch, shared,
-            by_logprobs, by_entropy, *choice.numbers, **at.flags(), **flags, **choice.flags,
-            HAS_POLICY=choice.policy_coef != 0, NEED_LOGPROBS=grad_logprobs,
-            NEED_ENTROPY=grad_entropy and number != 1, SHARED=number,
+            by_logprobs, by_entropy, numbers_of(chosen), **at.flags(), **flags, **switches,
+            HAS_POLICY=chosen.policy_coef != 0, NEED_LOGPROBS=grad_logprobs,
+            NEED_ENTROPY=grad_entropy and step is not SUM_SHARED, SHARED=step.value,
         )  # fmt: skip
     return by_logprobs, by_entropy

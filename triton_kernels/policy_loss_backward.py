@@ -5,16 +5,22 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from oneshot.triton_kernels.policy_loss_terms import factor_of, kl_terms, policy_terms
+from oneshot.triton_kernels.policy_loss_options import GMPO, KL_NONE, SPREAD_SHARED, SUM_SHARED
+from oneshot.triton_kernels.policy_loss_terms import (
+    factor_of,
+    held_sides,
+    kl_terms,
+    policy_terms,
+)
 from oneshot.triton_kernels.policy_loss_tokens import (
     BLOCK,
     SPLITS,
     clamp,
     counted,
-    mean_of,
     span,
     take,
     total,
+    whole_of,
 )  # fmt: skip
 
 
@@ -26,17 +32,18 @@ def backward_kernel(
     new, new_stride, old, old_stride, advantages, advantage_stride, ref, ref_stride,
     weights, weight_stride, cu_seqlens, width, total_tokens, mask,
     grad_loss, token_weights, batch, shared, by_logprobs, by_entropy,
-    clip_min, clip_max, dual_clip, delta, low, high, kl_bound, kl_value_bound,
+    numbers,
     PACKED: tl.constexpr, HAS_MASK: tl.constexpr, HAS_OLD: tl.constexpr,
     TOKEN_ADVANTAGE: tl.constexpr, HAS_WEIGHT: tl.constexpr, TOKEN_WEIGHT: tl.constexpr,
-    SURROGATE: tl.constexpr, SEQUENCE: tl.constexpr, KL: tl.constexpr,
+    SURROGATE: tl.constexpr, SEQUENCE: tl.constexpr, PRODUCT: tl.constexpr,
+    KL: tl.constexpr,
     KL_WEIGHTED: tl.constexpr, HAS_POLICY: tl.constexpr, NEED_LOGPROBS: tl.constexpr,
     NEED_ENTROPY: tl.constexpr, SHARED: tl.constexpr,
 ):  # fmt: skip
     """Gradients of the tokens of one split.
 
-    SHARED 0: each token its own. A sequence's ratio hands the same share to all its tokens: pass 1
-    writes the sums of each split to `shared`, pass 2 reads them.
+    SHARED is one of the passes of `policy_loss_options`. A sequence's ratio hands the same share to
+    all its tokens: one pass writes the sums of each split to `shared`, the next reads them.
     """
     b = (tl.program_id(0) // SPLITS).to(tl.int64)
     split = tl.program_id(0) % SPLITS
@@ -58,20 +65,21 @@ def backward_kernel(
             tl.store(by_entropy + dense, grad.to(by_entropy.dtype.element_ty), mask=inside)
         if NEED_LOGPROBS:
             x = take(new, new_stride, b, at, used, True)
-            exponent = tl.zeros_like(x)
+            log_ratio = x - x
+            if HAS_OLD and ((not SEQUENCE) or SURROGATE == GMPO):
+                log_ratio = x - take(old, old_stride, b, at, used, True)
+            exponent = log_ratio
             if SEQUENCE:
-                exponent += tl.load(token_weights + 3 * batch + b).to(tl.float32)
-            elif HAS_OLD:
-                exponent = x - take(old, old_stride, b, at, used, True)
-            else:
-                exponent = x - x
+                whole = tl.load(token_weights + 3 * batch + b).to(tl.float32)
+                exponent = tl.zeros_like(x) + whole
+            low, high = numbers.log_ratio_min, numbers.log_ratio_max
             held = (exponent < low) | (exponent > high)
-            ratio = tl.exp(clamp(exponent, low, high))
+            exponent = clamp(exponent, low, high)
+            ratio = tl.exp(exponent)
             direct = tl.zeros_like(x)
             by_ratio = tl.zeros_like(x)
-            if KL > 0:
-                kl, slope = kl_terms(x, take(ref, ref_stride, b, at, used, True), KL, kl_bound,
-                                     kl_value_bound)  # fmt: skip
+            if KL != KL_NONE:
+                kl, slope = kl_terms(x, take(ref, ref_stride, b, at, used, True), numbers, KL)
                 if KL_WEIGHTED:
                     slope = slope * ratio
                     by_ratio = kl_scale * tl.where(held, 0.0, kl * ratio)
@@ -83,20 +91,24 @@ def backward_kernel(
                     weight = take(weights, weight_stride, b, at, used, TOKEN_WEIGHT)
                     factor = factor_of(advantage, weight)
                 value, by_logprob, by_log_ratio, cut_low, cut_high, cut_dual = policy_terms(
-                    x, ratio, advantage, factor, SURROGATE, clip_min, clip_max, dual_clip, delta
+                    x, log_ratio, exponent, ratio, advantage, factor, numbers, SURROGATE
                 )
                 by_log_ratio = tl.where(held, 0.0, by_log_ratio)
                 direct += policy_scale * by_logprob
                 by_ratio += policy_scale * by_log_ratio
-            if SHARED == 1:
+            if SHARED == SUM_SHARED:
                 collected += total(tl.where(used, by_ratio, 0.0))
                 tokens += total(tl.where(used, 1.0, 0.0))
             else:
-                if SHARED == 2:
-                    by_ratio = tl.zeros_like(x) + mean_of(shared, b).to(tl.float32)
+                if SHARED == SPREAD_SHARED:
+                    by_ratio = tl.zeros_like(x) + whole_of(shared, b, PRODUCT).to(tl.float32)
+                    if SURROGATE == GMPO:  # a log-ratio that is held does not move the ratio
+                        advantage = take(advantages, advantage_stride, b, at, used, TOKEN_ADVANTAGE)
+                        cut_low, cut_high = held_sides(log_ratio, advantage, numbers)
+                        by_ratio = tl.where(cut_low | cut_high, 0.0, by_ratio)
                 grad = tl.where(used, direct + by_ratio, 0.0)
                 tl.store(by_logprobs + dense, grad.to(by_logprobs.dtype.element_ty), mask=inside)
-    if SHARED == 1:
+    if SHARED == SUM_SHARED:
         out = shared + (b * SPLITS + split) * 2
         tl.store(out, collected)
         tl.store(out + 1, tokens)

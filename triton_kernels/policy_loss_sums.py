@@ -5,9 +5,15 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from oneshot.triton_kernels.policy_loss_options import (
+    SEQ_MEAN_TOKEN_MEAN,
+    SEQ_MEAN_TOKEN_SUM_NORM,
+    TOKEN_MEAN,
+    TOKEN_SUM,
+)
 from oneshot.triton_kernels.policy_loss_tokens import SPLITS
 
-SUMS = tl.constexpr(11)  # the last two are a minimum and a maximum
+SUMS = tl.constexpr(12)  # 9 is a minimum, 10 a maximum
 
 
 @triton.jit(do_not_specialize=["batch"])
@@ -28,17 +34,17 @@ def token_weight_total(
     AGGREGATE: tl.constexpr, COUNT_EMPTY: tl.constexpr, HAS_COUNT: tl.constexpr,
 ):  # fmt: skip
     """What the sum over tokens is divided by, but for the length of the sequence."""
-    if AGGREGATE == 1:
+    if AGGREGATE == TOKEN_SUM:
         return tokens * 0.0 + 1.0
     if HAS_COUNT:
         whole = tl.load(count).to(tl.float64)
-    elif AGGREGATE == 0:
+    elif AGGREGATE == TOKEN_MEAN:
         whole = tokens
     elif COUNT_EMPTY:
         whole = tokens * 0.0 + batch
     else:
         whole = filled
-    if AGGREGATE == 4:
+    if AGGREGATE == SEQ_MEAN_TOKEN_SUM_NORM:
         whole = whole * max_length
     return whole
 
@@ -46,7 +52,7 @@ def token_weight_total(
 @triton.jit
 def weight_of(whole, tokens, AGGREGATE: tl.constexpr):
     """Weight of one token of each sequence; 0 where nothing is to be divided by."""
-    if AGGREGATE == 2:
+    if AGGREGATE == SEQ_MEAN_TOKEN_MEAN:
         divisor = whole * tokens
     else:
         divisor = whole + tokens * 0.0

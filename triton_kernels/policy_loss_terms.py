@@ -1,13 +1,24 @@
-"""What one token contributes to the policy loss: device functions shared by forward and backward.
-
-Enums have the numbers of `oneshot.reference.policy_loss`, which is the definition.
-"""
+"""What one token contributes to the policy loss: functions that forward and backward share."""
 
 from __future__ import annotations
 
 import triton
 import triton.language as tl
 
+from oneshot.triton_kernels.policy_loss_options import (
+    ABS,
+    ABS_PLUS,
+    CISPO,
+    GMPO,
+    K1,
+    K1_PLUS,
+    K2,
+    K3_PLUS,
+    KL_NONE,
+    REINFORCE,
+    SAPO,
+    VESPO,
+)
 from oneshot.triton_kernels.policy_loss_tokens import clamp
 
 
@@ -27,20 +38,22 @@ def _excess_exp(x):
 
 
 @triton.jit
-def kl_terms(new, ref, KL: tl.constexpr, bound, value_bound):
+def kl_terms(new, ref, numbers, KL: tl.constexpr):
     """KL estimate (Schulman 2020) and its derivative by the log-probability."""
     zero = tl.zeros_like(new)
-    if KL == 0:
+    if KL == KL_NONE:
         return zero, zero
+    bound = numbers.kl_log_ratio_clamp
+    value_bound = numbers.kl_clamp
     log_ratio = ref - new
     x = clamp(log_ratio, -bound, bound)
-    if (KL == 1) | (KL == 5):
+    if (KL == K1) | (KL == K1_PLUS):
         value = -x
         slope = zero + 1.0
-    elif KL == 2:
+    elif KL == K2:
         value = 0.5 * x * x
         slope = -x
-    elif (KL == 4) | (KL == 7):
+    elif (KL == ABS) | (KL == ABS_PLUS):
         value = tl.abs(x)
         slope = tl.where(x < 0.0, 1.0, tl.where(x > 0.0, -1.0, x * 0.0))
     else:
@@ -49,7 +62,7 @@ def kl_terms(new, ref, KL: tl.constexpr, bound, value_bound):
     held = (tl.abs(log_ratio) > bound) | (tl.abs(value) > value_bound)
     slope = tl.where(held, 0.0, slope)
     value = clamp(value, -value_bound, value_bound)
-    if KL >= 5:
+    if (KL == K1_PLUS) | (KL == K3_PLUS) | (KL == ABS_PLUS):
         slope = -log_ratio
         value += log_ratio - log_ratio  # NaN where the gradient is infinite
     return value, slope
@@ -68,28 +81,76 @@ def factor_of(advantage, weight):
 
 
 @triton.jit
+def held_sides(log_ratio, advantage, numbers):
+    """Where GMPO holds the log-ratio at its lower bound, and where at its upper one."""
+    low = (log_ratio < numbers.log_min) & (advantage < 0.0)
+    return low, (log_ratio > numbers.log_max) & (advantage > 0.0)
+
+
+@triton.jit
+def entering_log_ratio(log_ratio, advantage, numbers, SURROGATE: tl.constexpr):
+    """The log-ratio as it enters the sum over its sequence; GMPO holds it on one side."""
+    if SURROGATE != GMPO:
+        return log_ratio
+    low, high = held_sides(log_ratio, advantage, numbers)
+    return tl.where(low, numbers.log_min, tl.where(high, numbers.log_max, log_ratio))
+
+
+@triton.jit
+def _sigmoid_terms(ratio, factor, steepness):
+    """SAPO: value and derivative by the log-ratio."""
+    x = steepness * (ratio - 1.0)
+    e = tl.exp(-tl.abs(x))
+    larger = 1.0 / (1.0 + e)  # sigmoid(|x|)
+    gate = tl.where(x < 0.0, e * larger, larger)
+    slope = scaled(4.0 * e * larger * larger, ratio)
+    return scaled(-factor, 4.0 * gate / steepness), scaled(-factor, slope)
+
+
+@triton.jit
+def _gamma_weight(ratio, exponent, k, rate):
+    """VESPO's weight of log p. An infinite exponent is held: the ratio may be infinite, too."""
+    return tl.exp(rate * (1.0 - ratio) + k * clamp(exponent, -1e30, 1e30))
+
+
+@triton.jit
 def policy_terms(
-    new, ratio, advantage, factor, SURROGATE: tl.constexpr, clip_min, clip_max, dual_clip, delta
+    new, log_ratio, exponent, ratio, advantage, factor, numbers, SURROGATE: tl.constexpr
 ):  # fmt: skip
     """Policy term, derivatives by log-probability and log-ratio; clipped low, high, dual.
 
-    `factor` is the advantage times the importance weight: all that multiplies the ratio.
+    `log_ratio` is the token's own, `exponent` the logarithm of `ratio`; `factor` is the advantage
+    times the importance weight: all that multiplies the ratio.
     """
     zero = tl.zeros_like(ratio)
-    never = ratio != ratio
-    never = never & (ratio == ratio)
-    if SURROGATE == 2:
+    never = zero != 0.0
+    negative = advantage < 0.0
+    positive = advantage > 0.0
+    if SURROGATE == REINFORCE:
         return scaled(-factor, new), -factor, zero, never, never, never
+    if SURROGATE == SAPO:
+        steepness = tl.where(negative, numbers.sapo_temperature_neg, numbers.sapo_temperature_pos)
+        value, slope = _sigmoid_terms(ratio, factor, steepness)
+        return value, zero, slope, never, never, never
+    if SURROGATE == VESPO:
+        k = tl.where(negative, numbers.vespo_k_neg, numbers.vespo_k_pos)
+        rate = tl.where(negative, numbers.vespo_lambda_neg, numbers.vespo_lambda_pos)
+        weight = scaled(-factor, _gamma_weight(ratio, exponent, k, rate))
+        return scaled(weight, new), weight, zero, never, never, never
+    if SURROGATE == GMPO:
+        value = scaled(-factor, ratio)
+        held_low, held_high = held_sides(log_ratio, advantage, numbers)
+        return value, zero, value, held_low, held_high, never
+    clip_min, clip_max = numbers.clip_min, numbers.clip_max
     below = ratio < clip_min
     above = ratio > clip_max
-    if SURROGATE == 1:
+    if SURROGATE == CISPO:
         weight = scaled(-factor, clamp(ratio, clip_min, clip_max))
         return scaled(weight, new), weight, zero, below, above, never
     # -min(r A, clip(r) A) with its two further bounds is -A times r held within a range, which
     # depends on the sign of A.
-    negative = advantage < 0.0
-    positive = advantage > 0.0
     inf = float("inf")
+    dual_clip, delta = numbers.dual_clip, numbers.delta
     cap = tl.where(delta > clip_max, delta, clip_max)
     lowest = tl.where(negative, clip_min, -inf)
     highest = tl.where(positive, tl.where(delta < clip_max, delta, clip_max), inf)

@@ -58,9 +58,11 @@ def clamp(x, low, high):
 
 
 @triton.jit
-def mean_of(partial, b):
-    """Mean of a sequence from [B, SPLITS, 2] sums and counts, float64."""
+def whole_of(partial, b, PRODUCT: tl.constexpr):
+    """Of a sequence, from [B, SPLITS, 2] sums and counts: its mean, or its sum; float64."""
     splits = partial + (b * SPLITS + tl.arange(0, SPLITS)) * 2
+    if PRODUCT:
+        return tl.sum(tl.load(splits), 0)
     tokens = tl.sum(tl.load(splits + 1), 0)
     return tl.sum(tl.load(splits), 0) / tl.where(tokens < 1.0, 1.0, tokens)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from oneshot.triton_kernels.policy_loss_options import AS_POLICY
 from oneshot.triton_kernels.policy_loss_sums import token_weight_total, weight_of
 from oneshot.triton_kernels.policy_loss_tokens import BLOCK
 
@@ -13,7 +14,7 @@ from oneshot.triton_kernels.policy_loss_tokens import BLOCK
 def total_kernel(
     sums, count, loss, metrics, weights, batch, max_length, policy_coef, kl_coef, entropy_coef,
     HAS_COUNT: tl.constexpr, COUNT_EMPTY: tl.constexpr, AGGREGATE: tl.constexpr,
-    KL_AGGREGATE: tl.constexpr, ENTROPY_AGGREGATE: tl.constexpr,
+    PRODUCT: tl.constexpr, KL_AGGREGATE: tl.constexpr, ENTROPY_AGGREGATE: tl.constexpr,
 ):  # fmt: skip
     """Loss, metrics and [4, batch] weights from the [SUMS, batch] sums of the sequences."""
     lanes = tl.arange(0, BLOCK)
@@ -43,17 +44,17 @@ def total_kernel(
         tokens, filled, batch, max_length, count, AGGREGATE, COUNT_EMPTY, HAS_COUNT
     )
     kl_total = policy_total
-    if KL_AGGREGATE >= 0:
+    if KL_AGGREGATE != AS_POLICY:
         kl_total = token_weight_total(
             tokens, filled, batch, max_length, count, KL_AGGREGATE, COUNT_EMPTY, False
         )
     entropy_total = policy_total
-    if ENTROPY_AGGREGATE >= 0:
+    if ENTROPY_AGGREGATE != AS_POLICY:
         entropy_total = token_weight_total(
             tokens, filled, batch, max_length, count, ENTROPY_AGGREGATE, COUNT_EMPTY, False
         )
-    kl_mode: tl.constexpr = AGGREGATE if KL_AGGREGATE < 0 else KL_AGGREGATE
-    entropy_mode: tl.constexpr = AGGREGATE if ENTROPY_AGGREGATE < 0 else ENTROPY_AGGREGATE
+    kl_mode: tl.constexpr = AGGREGATE if KL_AGGREGATE == AS_POLICY else KL_AGGREGATE
+    entropy_mode: tl.constexpr = AGGREGATE if ENTROPY_AGGREGATE == AS_POLICY else ENTROPY_AGGREGATE
     policy_term, kl_term, entropy_term = zero, zero, zero
     for start in range(0, batch, BLOCK):
         b = (start + lanes).to(tl.int64)
@@ -68,8 +69,10 @@ def total_kernel(
         tl.store(weights + b, by_policy * policy_coef, mask=here)
         tl.store(weights + batch + b, by_kl * kl_coef, mask=here)
         tl.store(weights + 2 * batch + b, by_entropy * -entropy_coef, mask=here)
-        log_ratio = tl.load(sums + 3 * batch + b, mask=here, other=0.0)
-        tl.store(weights + 3 * batch + b, log_ratio / tl.where(own < 1.0, 1.0, own), mask=here)
+        exponent = tl.load(sums + 11 * batch + b, mask=here, other=0.0)
+        if not PRODUCT:
+            exponent = exponent / tl.where(own < 1.0, 1.0, own)
+        tl.store(weights + 3 * batch + b, exponent, mask=here)
 
     # A term of coefficient 0 is only reported: were it infinite, 0 * inf would spoil the loss.
     value = tl.where(zero + policy_coef == 0.0, 0.0, policy_term * policy_coef)

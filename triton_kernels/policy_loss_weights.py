@@ -80,6 +80,7 @@ def _tokens_kernel(
     tl.store(out + 8, zero)
     tl.store(out + 9, smallest)
     tl.store(out + 10, largest)
+    tl.store(out + 11, zero)
 
 
 @triton.jit(do_not_specialize=["batch"])

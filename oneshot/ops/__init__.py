@@ -6,13 +6,15 @@ from oneshot.ops.advantage import gae, group_advantages, whiten
 from oneshot.ops.hmm import hmm_entropy, hmm_log_likelihood, hmm_posteriors
 from oneshot.ops.hmm_emissions import combine_emissions
 from oneshot.ops.hmm_paths import hmm_sample, hmm_viterbi
+from oneshot.ops.importance_weights import importance_weights
 from oneshot.ops.linear_logprob import (
     linear_token_logprobs_and_entropy,
     linear_token_statistics,
 )
 from oneshot.ops.logprob import token_entropy, token_logprobs, token_logprobs_and_entropy
-from oneshot.ops.policy_loss import importance_weights, policy_loss, value_loss
+from oneshot.ops.policy_loss import policy_loss
 from oneshot.ops.routing import mix_adapters, routed_ia3, routed_lora, routing_weights
+from oneshot.ops.value_loss import value_loss
 
 _load()
 _serve_by_triton()  # last: a compiled kernel comes first

@@ -1,5 +1,5 @@
 // The policy_loss kernels without torch: closed forms, one token at a time.
-#include "policy_loss/contract.h"
+#include "policy_loss/cpu/policy_loss.h"
 
 #include <gtest/gtest.h>
 
@@ -54,26 +54,20 @@ struct Batch {
     in.ref_logprobs = view(ref);
     in.entropy = view(entropy);
     in.advantages = {advantages.data(), DType::kFloat32, 1, 0};
-    in.options = {Surrogate::kClip,
-                  RatioLevel::kToken,
-                  0.8,
-                  1.2,
-                  kInf,
-                  kInf,
-                  -kInf,
-                  kInf,
-                  KlEstimator::kK3,
-                  false,
-                  kInf,
-                  kInf,
-                  1.0,
-                  0.1,
-                  0.01,
-                  int(Aggregate::kTokenMean),
-                  -1,
-                  -1,
-                  false,
-                  1.0};
+    PolicyOptions& o = in.options;
+    o.surrogate = Surrogate::kClip;
+    o.ratio = RatioLevel::kToken;
+    o.clip_min = 0.8;
+    o.clip_max = 1.2;
+    o.dual_clip = o.delta = o.log_ratio_max = o.kl_log_ratio_clamp = o.kl_clamp = kInf;
+    o.log_ratio_min = -kInf;
+    o.kl = KlEstimator::kK3;
+    o.policy_coef = 1.0;
+    o.kl_coef = 0.1;
+    o.entropy_coef = 0.01;
+    o.aggregate = Aggregate::kTokenMean;
+    o.kl_aggregate = o.entropy_aggregate = Aggregate::kAsPolicy;
+    o.max_length = 1.0;
     return in;
   }
 };

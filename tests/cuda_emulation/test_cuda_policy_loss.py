@@ -6,9 +6,9 @@ import pytest
 import torch
 from launchers.policy_loss import importance_weights, policy_loss, value_loss
 
-# One value for each field of PolicyOptions but max_length: PPO with clipping at 0.2.
-PLAIN = [0, 0, 0.8, 1.2, *[float("inf")] * 2, -float("inf"), float("inf"), 0, 0,
-         *[float("inf")] * 2, 1, 0, 0, 0, -1, -1, 0]  # fmt: skip
+from oneshot.policy_options import KernelOptions, KlEstimator
+
+PLAIN = KernelOptions(kl=KlEstimator.NONE).packed()
 
 
 @pytest.mark.parametrize("bounds", [[1, 8], [0, 7], [0, 5, 3, 8]])

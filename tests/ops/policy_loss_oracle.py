@@ -24,6 +24,16 @@ def token_terms(new, old, advantage, ref, entropy, weight, ratio, o):
             policy = torch.tensor(-o["dual_clip"] * advantage, dtype=torch.float64)
     elif o["surrogate"] == "cispo":
         policy = -_clamp(ratio, 1 - o["clip_low"], 1 + o["clip_high"]).detach() * advantage * new
+    elif o["surrogate"] == "sapo":
+        sign = "pos" if advantage > 0 else "neg"
+        c = o[f"sapo_temperature_{sign}"]
+        policy = -advantage * 4 / c / (1 + torch.exp(-c * (ratio - 1)))
+    elif o["surrogate"] == "vespo":
+        sign = "pos" if advantage >= 0 else "neg"
+        k, rate = o[f"vespo_k_{sign}"], o[f"vespo_lambda_{sign}"]
+        policy = -(ratio**k * torch.exp(rate * (1 - ratio))).detach() * advantage * new
+    elif o["surrogate"] == "gmpo":
+        policy = -ratio * advantage
     else:
         policy = -advantage * new
     policy = policy * weight
@@ -77,6 +87,12 @@ DEFAULTS = {
     "clip_high": 0.2,
     "dual_clip": math.inf,
     "delta": math.inf,
+    "sapo_temperature_pos": 1.0,
+    "sapo_temperature_neg": 1.05,
+    "vespo_k_pos": 2.0,
+    "vespo_lambda_pos": 3.0,
+    "vespo_k_neg": 3.0,
+    "vespo_lambda_neg": 2.0,
     "log_ratio_clamp": (-math.inf, math.inf),
     "kl": "k3",
     "kl_importance_weighted": False,
@@ -104,7 +120,15 @@ def policy_loss(new, old, advantages, ref=None, entropy=None, weights=None, **op
             torch.zeros((), dtype=torch.float64) + x - (x.detach() if old is None else old[b][t])
             for t, x in enumerate(row)
         ]
-        mean = sum(log_ratios) / max(len(row), 1)
+        entering = log_ratios
+        if o["surrogate"] == "gmpo":
+            # the smaller gain of the two, as in PPO, but before the mean
+            entering = [
+                x if x * a < bounded * a else bounded
+                for x, a in zip(log_ratios, advantages[b], strict=True)
+                for bounded in [x.clamp(math.log(1 - o["clip_low"]), math.log(1 + o["clip_high"]))]
+            ]
+        mean = sum(entering) / max(len(row), 1)
         policy_rows.append([])
         kl_rows.append([])
         entropy_rows.append([])
@@ -114,6 +138,8 @@ def policy_loss(new, old, advantages, ref=None, entropy=None, weights=None, **op
                 exponent = mean
             elif o["ratio"] == "sequence-token":
                 exponent = mean.detach() + x - x.detach()
+            elif o["ratio"] == "sequence-product":
+                exponent = sum(log_ratios)
             ratio = torch.exp(_clamp(exponent, *o["log_ratio_clamp"]))
             advantage = advantages[b][t]
             policy, kl, h = token_terms(
@@ -144,6 +170,10 @@ def policy_loss(new, old, advantages, ref=None, entropy=None, weights=None, **op
                 )
             elif o["surrogate"] == "cispo":
                 low, high = low + int(below), high + int(above)
+            elif o["surrogate"] == "gmpo":
+                own = torch.exp(log_ratios[t])
+                low += int(own < 1 - o["clip_low"] and advantage < 0)
+                high += int(own > 1 + o["clip_high"] and advantage > 0)
 
     def collect(rows, mode):
         if mode is None:

@@ -9,7 +9,7 @@ import torch
 import oneshot.numpy
 from oneshot import ops
 from oneshot._load import native
-from oneshot.ops.policy_options import OBJECTIVES
+from oneshot.policy_options import OBJECTIVES
 from oneshot.reference import policy_loss as reference
 from oneshot.reference.policy_loss import PolicyMetric
 
@@ -86,6 +86,22 @@ CASES = {
     "gspo_token": {"objective": "gspo", "ratio": "sequence-token"},
     "sequence_cispo": {"objective": "cispo", "ratio": "sequence", "clip_high": 0.1},
     "cispo_two_sided": {"objective": "cispo", "clip_low": 0.2, "clip_high": 0.1},
+    "product": {"ratio": "sequence-product", "clip_low": 0.5, "clip_high": 1.0},
+    "product_cispo": {"objective": "cispo", "ratio": "sequence-product"},
+    "product_kl": {"objective": "vespo", "kl_coef": 0.2, "kl_importance_weighted": True},
+    "sapo_steep": {"objective": "sapo", "sapo_temperature_pos": 3.0, "sapo_temperature_neg": 0.5},
+    "sapo_sequence": {"objective": "sapo", "ratio": "sequence", "aggregate": "token-mean"},
+    "vespo_token": {"objective": "vespo", "ratio": "token", "vespo_k_pos": 0.0},
+    "vespo_shape": {"objective": "vespo", "vespo_k_neg": 1.5, "vespo_lambda_neg": 0.3},
+    "gmpo_tight": {"objective": "gmpo", "clip_low": 0.05, "clip_high": 0.1},
+    "gmpo_kl": {
+        "objective": "gmpo",
+        "clip_low": 0.1,
+        "clip_high": 0.1,
+        "kl_coef": 0.3,
+        "kl_importance_weighted": True,
+    },
+    "gmpo_clamp": {"objective": "gmpo", "log_ratio_clamp": (-0.1, 0.05)},
     "dual": {"dual_clip": 1.3},
     "delta": {"delta": 1.25, "clip_high": 0.1},
     "dual_and_delta": {"dual_clip": 1.4, "delta": 1.3},
@@ -472,15 +488,14 @@ def test_kernel_equals_reference(case, dtype):
     finally:
         module["_policy_loss"] = handle
     args = calls["forward"]
-    options = [*args[9], args[10]]
-    loss, metrics, weights = reference.policy_loss(*args[:9], *options)
+    loss, metrics, weights = reference.policy_loss(*args)
     exact = (
         {"rtol": 1e-12, "atol": 1e-13} if dtype == torch.float64 else {"rtol": 2e-5, "atol": 2e-6}
     )
     torch.testing.assert_close(actual[0], loss, **exact)
     torch.testing.assert_close(actual[1].metrics, metrics, **exact)
     by_new, by_entropy = reference.policy_loss_backward(
-        torch.ones((), dtype=loss.dtype), *args[:5], *args[6:8], weights, True, True, *options
+        torch.ones((), dtype=loss.dtype), *args[:5], *args[6:8], weights, True, True, *args[9:]
     )
     if dtype == torch.bfloat16:
         exact = {"rtol": 2**-7, "atol": 1e-6}

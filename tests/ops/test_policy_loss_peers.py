@@ -4,14 +4,15 @@ Each library is optional; its tests are skipped, with the reason, where it canno
 """
 
 import collections
+import itertools
 import math
 import types
 
 import pytest
 import torch
 
-from oneshot import ops
-from oneshot.ops import policy_presets
+from oneshot import ops, policy_presets
+from oneshot.policy_options import PolicyLossOptions
 
 ROWS, WIDTH = 6, 33
 
@@ -49,7 +50,7 @@ def ours(batch, preset, *, per_token=False, weights=False, ref=False, entropy=Fa
         ref_logprobs=batch.ref if ref else None,
         entropy=h if entropy else None,
         importance_weights=batch.weights if weights else None,
-        **preset,
+        options=preset,
     )
     out.loss.backward()
     return out, new.grad, h.grad
@@ -82,6 +83,12 @@ def trl_loss(batch, new, entropy, *, weights, items, **config):
             use_bias_correction_kl=config["use_bias_correction_kl"],
             delta=config["delta"],
             steps_per_generation=1,
+            sapo_temperature_pos=1.0,
+            sapo_temperature_neg=1.05,
+            vespo_k_pos=2.0,
+            vespo_lambda_pos=3.0,
+            vespo_k_neg=3.0,
+            vespo_lambda_neg=2.0,
         ),
         aux_loss_enabled=False,
         beta=config["beta"],
@@ -99,6 +106,7 @@ def trl_loss(batch, new, entropy, *, weights, items, **config):
         use_adaptive_entropy=False,
         use_vllm=weights,
         vllm_importance_sampling_correction=weights,
+        get_gamma_weights=grpo.GRPOTrainer.get_gamma_weights,
         _metrics={"train": collections.defaultdict(list)},
     )
     ids = torch.zeros(ROWS, 1, dtype=torch.int64)
@@ -110,14 +118,22 @@ def trl_loss(batch, new, entropy, *, weights, items, **config):
         "advantages": batch.advantage,
         "old_per_token_logps": batch.old,
         "ref_per_token_logps": batch.ref,
-        "importance_sampling_ratio": batch.weights,
         "num_items_in_batch": items,
     }
+    if weights:
+        inputs["importance_sampling_ratio"] = batch.weights
     return grpo.GRPOTrainer._compute_loss(fake, fake.model, inputs)
 
 
-@pytest.mark.parametrize("loss_type", ["grpo", "bnpo", "dr_grpo", "dapo", "luspo", "cispo"])
-@pytest.mark.parametrize("level", ["token", "sequence"])
+LEVELS = [
+    *itertools.product(
+        ("grpo", "bnpo", "dr_grpo", "dapo", "luspo", "cispo", "sapo"), ("token", "sequence")
+    ),
+    ("vespo", "token"),
+]
+
+
+@pytest.mark.parametrize(("loss_type", "level"), LEVELS)
 @pytest.mark.parametrize(
     "extra",
     [
@@ -144,6 +160,8 @@ def test_trl(batch, loss_type, level, extra):
     weights = config.pop("weights", False)
     if loss_type == "cispo":
         config["epsilon_high"] = 1.1  # a bound of the ratio itself
+    if loss_type == "vespo":
+        config["use_bias_correction_kl"] = False  # TRL's would be by the ratio of the token
     new = batch.new.clone().requires_grad_()
     entropy = batch.entropy.clone().requires_grad_()
     items = torch.tensor(batch.mask.sum().item() + 17)
@@ -153,6 +171,8 @@ def test_trl(batch, loss_type, level, extra):
     config.pop("max_completion_length")
     preset = policy_presets.trl(**config, **length, num_items_in_batch=items)
     with_ref = config["beta"] != 0
+    if loss_type == "vespo" and weights:  # they are part of its ratio
+        batch.old, weights = batch.old - batch.weights.log(), False
     actual = ours(batch, preset, weights=weights, ref=with_ref, entropy=True)
     same(actual, (loss, new, entropy if config["entropy_coef"] else None))
 
@@ -357,6 +377,91 @@ def test_verl_importance_weights(batch, level, threshold, normalize):
 
 
 # ------------------------------------------------------------------------------------------------
+# The objectives without a hard clip, by their papers' formulas in float64, with autograd
+
+
+def in_double(batch):
+    """The batch in float64 and its counted tokens per sequence, at least 1."""
+    for name in ("new", "old", "ref", "entropy", "advantage", "weights"):
+        setattr(batch, name, getattr(batch, name).double())
+    return batch, batch.mask.sum(1).clamp(min=1)
+
+
+def sequence_mean(x, mask):
+    """Mean over the sequences that have a token of the mean over their tokens."""
+    rows = torch.where(mask, x, 0.0).sum(1) / mask.sum(1).clamp(min=1)
+    return rows.sum() / mask.any(1).sum()
+
+
+def test_sapo_formula(batch):
+    """arXiv 2511.20347: f(r) = 4 / c * sigmoid(c (r - 1)), c by the sign of the advantage."""
+    batch, _ = in_double(batch)
+    new = batch.new.clone().requires_grad_()
+    advantage = batch.advantage[:, None]
+    ratio = (new - batch.old).exp()
+    c = torch.where(advantage > 0, 1.5, 2.5)
+    loss = sequence_mean(-advantage * 4 / c * torch.sigmoid(c * (ratio - 1)), batch.mask)
+    loss.backward()
+    options = PolicyLossOptions(
+        objective="sapo", sapo_temperature_pos=1.5, sapo_temperature_neg=2.5
+    )
+    same(ours(batch, options), (loss, new, None), rtol=1e-12, atol=1e-14)
+
+
+def test_vespo_formula(batch):
+    """arXiv 2602.10693: phi(w) = e^l w^k e^(-l w), w the product over the sequence, no gradient."""
+    batch, _ = in_double(batch)
+    new = batch.new.clone().requires_grad_()
+    advantage = batch.advantage[:, None]
+    w = torch.where(batch.mask, new - batch.old, 0.0).sum(1, keepdim=True).exp()
+    positive = (advantage >= 0).double()
+    k, rate = 3 - positive, 2 + positive
+    phi = (rate.exp() * w**k * (-rate * w).exp()).detach()
+    loss = token_mean(-phi * advantage * new, batch.mask)
+    loss.backward()
+    options = PolicyLossOptions(objective="vespo")
+    same(ours(batch, options), (loss, new, None), rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("epsilon", [0.4, 0.1])
+def test_gmpo_formula(batch, epsilon):
+    """arXiv 2507.20673: geometric mean of the ratios that are clipped token by token."""
+    batch, counts = in_double(batch)
+    new = batch.new.clone().requires_grad_()
+    sign = batch.advantage.sign()[:, None]
+    x = new - batch.old
+    held = sign * torch.minimum(sign * x, sign * x.clamp(-epsilon, epsilon))
+    ratio = (torch.where(batch.mask, held, 0.0).sum(1) / counts).exp()
+    rows = torch.where(batch.mask.any(1), -batch.advantage * ratio, 0.0)
+    loss = rows.sum() / batch.mask.any(1).sum()
+    loss.backward()
+    bounds = {"clip_low": 1 - math.exp(-epsilon), "clip_high": math.exp(epsilon) - 1}
+    actual = ours(batch, PolicyLossOptions(objective="gmpo", **bounds))
+    same(actual, (loss, new, None), rtol=1e-11, atol=1e-13)
+    if epsilon == 0.4:
+        assert torch.equal(ours(batch, PolicyLossOptions(objective="gmpo"))[1], actual[1])
+    clipped = batch.mask & ((sign * x) > epsilon)
+    figures = actual[0].metrics_dict()
+    share = figures["clip_fraction_low"] + figures["clip_fraction_high"]
+    assert share == pytest.approx(float(clipped.sum() / batch.mask.sum()))
+    assert (actual[1][clipped] == 0).all()
+
+
+def test_product_of_the_sequence_formula(batch):
+    """Importance sampling of whole responses: PPO's clip on the product of the ratios."""
+    batch, _ = in_double(batch)
+    new = batch.new.clone().requires_grad_()
+    w = torch.where(batch.mask, new - batch.old, 0.0).sum(1).exp()
+    gain = torch.minimum(w * batch.advantage, w.clamp(0.5, 1.5) * batch.advantage)
+    loss = -torch.where(batch.mask.any(1), gain, 0.0).sum() / batch.mask.any(1).sum()
+    loss.backward()
+    options = PolicyLossOptions(
+        objective="grpo", ratio="sequence-product", clip_low=0.5, clip_high=0.5
+    )
+    same(ours(batch, options), (loss, new, None), rtol=1e-11, atol=1e-13)
+
+
+# ------------------------------------------------------------------------------------------------
 # OpenRLHF and the paper: formulas written out here, with autograd
 
 
@@ -414,11 +519,13 @@ def test_paper_formulas(batch):
 
 def test_presets_refuse_what_they_do_not_cover():
     with pytest.raises(ValueError, match="loss_type must be one of"):
-        policy_presets.trl(loss_type="vespo")
+        policy_presets.trl(loss_type="opsm")
+    with pytest.raises(ValueError, match=r"vespo.* needs importance_sampling_level='token'"):
+        policy_presets.trl(loss_type="vespo", importance_sampling_level="sequence")
     with pytest.raises(ValueError, match="needs max_completion_length"):
         policy_presets.liger(loss_type="dr_grpo")
     with pytest.raises(ValueError, match="loss_mode must be one of"):
         policy_presets.verl(loss_mode="kl_cov")
     with pytest.raises(ValueError, match="needs batch_num_tokens"):
         policy_presets.verl(dp_size=2)
-    assert policy_presets.trl(loss_type="cispo")["clip_low"] == math.inf
+    assert policy_presets.trl(loss_type="cispo").clip_low == math.inf

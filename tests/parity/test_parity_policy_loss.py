@@ -7,32 +7,60 @@ import torch
 from backends import DEVICE
 from parity import DTYPES, FULL, INF, NAN, bounds, check, close, padding, ragged, some
 
-from oneshot.reference.policy_loss import PolicyOptions
+from oneshot.policy_options import (
+    AGGREGATES,
+    Aggregate,
+    KernelOptions,
+    KlEstimator,
+    RatioLevel,
+    Surrogate,
+)
 
-PLAIN = PolicyOptions(
-    0, 0, 0.8, 1.2, INF, INF, -INF, INF, 3, False, INF, INF, 1.0, 1e-2, 1e-2, 0, -1, -1, False, 7
-)  # fmt: skip
+PLAIN = KernelOptions(kl_coef=1e-2, entropy_coef=1e-2, max_length=7)
 BOUNDED = {
     "dual_clip": 1.5, "delta": 1.6, "log_ratio_min": -0.9, "log_ratio_max": 0.7,
     "kl_log_ratio_clamp": 0.8, "kl_clamp": 0.3,
 }  # fmt: skip
 CASES = {
     "ppo": {},
-    "dual": {"dual_clip": 1.5, "delta": 2.0, "aggregate": 2},
-    "gspo": {"ratio": 1, "clip_min": 0.9, "clip_max": 1.1, "aggregate": 2, "kl": 1},
-    "gspo_token": {"ratio": 2, "log_ratio_min": -0.2, "log_ratio_max": 0.3, "aggregate": 3},
-    "cispo": {"surrogate": 1, "clip_min": -INF, "clip_max": 1.3, "kl": 2, "kl_aggregate": 3},
-    "reinforce": {"surrogate": 2, "kl": 4, "entropy_aggregate": 1, "aggregate": 4},
+    "dual": {"dual_clip": 1.5, "delta": 2.0, "aggregate": Aggregate.SEQ_MEAN_TOKEN_MEAN},
+    "gspo": {
+        "ratio": RatioLevel.SEQUENCE, "clip_min": 0.9, "clip_max": 1.1,
+        "aggregate": Aggregate.SEQ_MEAN_TOKEN_MEAN, "kl": KlEstimator.K1,
+    },
+    "gspo_token": {
+        "ratio": RatioLevel.SEQUENCE_TOKEN, "log_ratio_min": -0.2, "log_ratio_max": 0.3,
+        "aggregate": Aggregate.SEQ_MEAN_TOKEN_SUM,
+    },
+    "cispo": {
+        "surrogate": Surrogate.CISPO, "clip_min": -INF, "clip_max": 1.3, "kl": KlEstimator.K2,
+        "kl_aggregate": Aggregate.SEQ_MEAN_TOKEN_SUM,
+    },
+    "reinforce": {
+        "surrogate": Surrogate.REINFORCE, "kl": KlEstimator.ABS,
+        "entropy_aggregate": Aggregate.TOKEN_SUM, "aggregate": Aggregate.SEQ_MEAN_TOKEN_SUM_NORM,
+    },
     "weighted_kl": {"kl_importance_weighted": True, "kl_log_ratio_clamp": 0.5, "kl_clamp": 0.1},
-    "k1_plus": {"kl": 5, "count_empty": True, "aggregate": 2, "policy_coef": 0.0},
-    "k3_plus": {"kl": 6, "ratio": 1, "kl_importance_weighted": True},
-    "abs_plus": {"kl": 7, "kl_coef": 0.0, "aggregate": 1},
-    "no_kl": {"kl": 0, "kl_coef": 0.0},
+    "k1_plus": {
+        "kl": KlEstimator.K1_PLUS, "count_empty": True,
+        "aggregate": Aggregate.SEQ_MEAN_TOKEN_MEAN, "policy_coef": 0.0,
+    },
+    "k3_plus": {
+        "kl": KlEstimator.K3_PLUS, "ratio": RatioLevel.SEQUENCE, "kl_importance_weighted": True,
+    },
+    "abs_plus": {"kl": KlEstimator.ABS_PLUS, "kl_coef": 0.0, "aggregate": Aggregate.TOKEN_SUM},
+    "no_kl": {"kl": KlEstimator.NONE, "kl_coef": 0.0},
+    "sapo": {"surrogate": Surrogate.SAPO, "sapo_temperature_neg": 2.0},
+    "vespo": {"surrogate": Surrogate.VESPO, "ratio": RatioLevel.SEQUENCE_PRODUCT},
+    "gmpo": {
+        "surrogate": Surrogate.GMPO, "ratio": RatioLevel.SEQUENCE, "kl_importance_weighted": True,
+    },
+    "product": {"ratio": RatioLevel.SEQUENCE_PRODUCT, "clip_min": 0.2, "clip_max": 3.0},
     **{
         f"bounded_{surrogate}{ratio}": {"surrogate": surrogate, "ratio": ratio, **BOUNDED}
-        for surrogate, ratio in itertools.product(range(3), range(3))
+        for surrogate, ratio in itertools.product(Surrogate, RatioLevel)
     },
-}
+}  # fmt: skip
 TOLERANCE = {"rtol": 3e-5, "atol": 3e-6}
 
 
@@ -60,7 +88,7 @@ def batch(lengths, packed=False, dtype=torch.float32, per_sequence=False, option
 
 def both_ways(inputs, options, count=None):
     new, old, advantages, mask, ref, _, weights, ends = inputs
-    numbers, length = list(map(float, options[:-1])), options[-1]
+    numbers, length = options.packed(), options.max_length
     loss, metrics, sums = check("policy_loss", *inputs, count, numbers, length, **TOLERANCE)
     grad = torch.tensor(1.7, dtype=loss.got.dtype)
     shared = (new, old, advantages, mask, ref, weights, ends, sums)
@@ -91,11 +119,13 @@ def test_every_switch_in_every_layout(case, per_sequence, packed):
 def test_random_options(seed):
     generator = torch.Generator().manual_seed(seed)
     pick = lambda n: int(torch.randint(n, (), generator=generator))  # noqa: E731
+    one = lambda members: list(members)[pick(len(members))]  # noqa: E731
     torch.manual_seed(seed)
     options = PLAIN._replace(
-        surrogate=pick(3), ratio=pick(3), kl=pick(8), kl_importance_weighted=bool(pick(2)),
-        policy_coef=float(pick(2)), kl_coef=float(pick(2)), aggregate=pick(5),
-        kl_aggregate=pick(6) - 1, entropy_aggregate=pick(6) - 1, count_empty=bool(pick(2)),
+        surrogate=one(Surrogate), ratio=one(RatioLevel), kl=one(KlEstimator),
+        kl_importance_weighted=bool(pick(2)), policy_coef=float(pick(2)), kl_coef=float(pick(2)),
+        aggregate=one(AGGREGATES.values()), kl_aggregate=one(Aggregate),
+        entropy_aggregate=one(Aggregate), count_empty=bool(pick(2)),
         **{name: bound if pick(2) else PLAIN._asdict()[name] for name, bound in BOUNDED.items()},
     )  # fmt: skip
     lengths = [pick(300) for _ in range(1 + pick(6))] + [1]
@@ -108,11 +138,13 @@ def test_dtypes(dtype, packed):
     both_ways(batch([7, 0, 4], packed, dtype), PLAIN)
 
 
-@pytest.mark.parametrize("aggregate", range(5))
+@pytest.mark.parametrize("aggregate", AGGREGATES.values())
 @pytest.mark.parametrize("count", some(torch.tensor(11.5), None, torch.tensor(37)))
 def test_aggregation(aggregate, count):
     options = PLAIN._replace(
-        aggregate=aggregate, kl_aggregate=(aggregate + 1) % 5, count_empty=aggregate % 2 == 0
+        aggregate=aggregate,
+        kl_aggregate=Aggregate((aggregate + 1) % 5),
+        count_empty=aggregate % 2 == 0,
     )
     both_ways(batch([1, 7, 0, 30]), options, count)
 
@@ -120,7 +152,7 @@ def test_aggregation(aggregate, count):
 def test_what_may_be_missing_strided_or_one_value_a_sequence():
     inputs = list(batch([63, 63], optional=False))
     inputs[0], inputs[2], inputs[3] = torch.randn(2, 63), torch.randn(2, 63), None
-    both_ways(inputs, PLAIN._replace(kl=0, kl_coef=0.0, entropy_coef=0.0))
+    both_ways(inputs, PLAIN._replace(kl=KlEstimator.NONE, kl_coef=0.0, entropy_coef=0.0))
     inputs = list(batch([63, 30], per_sequence=True))
     inputs[0] = torch.randn(2, 126)[:, 1::2]
     inputs[2] = torch.randn(4)[::2]
@@ -131,7 +163,8 @@ def test_what_may_be_missing_strided_or_one_value_a_sequence():
 def test_nothing_counts(shape):
     mask, garbage = torch.zeros(shape, dtype=torch.bool), torch.full(shape, NAN)
     loss, metrics = both_ways(
-        (garbage, garbage, garbage, mask, None, None, None, None), PLAIN._replace(kl=0)
+        (garbage, garbage, garbage, mask, None, None, None, None),
+        PLAIN._replace(kl=KlEstimator.NONE),
     )
     assert loss == 0
     assert (metrics[:12] == 0).all()
@@ -155,11 +188,15 @@ def test_long_sequences():
 @pytest.mark.parametrize("packed", some(True, False))
 def test_value_loss(packed, dtype):
     values, old, returns, mask, *_, ends = batch([5, 0, 63], packed, dtype)
-    for clip, aggregate, count in ((0.2, 0, None), (INF, 2, torch.tensor(11.5)), (0.3, 4, None)):
+    for clip, aggregate, count in (
+        (0.2, Aggregate.TOKEN_MEAN, None),
+        (INF, Aggregate.SEQ_MEAN_TOKEN_MEAN, torch.tensor(11.5)),
+        (0.3, Aggregate.SEQ_MEAN_TOKEN_SUM_NORM, None),
+    ):
         before = None if clip == INF else old
         loss, _, sums = check(
             "value_loss", values, before, returns, mask, ends, count, clip, aggregate,
-            aggregate == 2, 63, **TOLERANCE,
+            aggregate == Aggregate.SEQ_MEAN_TOKEN_MEAN, 63, **TOLERANCE,
         )  # fmt: skip
         grad = torch.tensor(0.3, dtype=loss.got.dtype)
         check(

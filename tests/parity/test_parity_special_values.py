@@ -15,29 +15,35 @@ import torch
 from parity import FULL, INF, NAN, check, placed
 
 from oneshot.ops import _library
-from oneshot.reference.policy_loss import PolicyOptions
+from oneshot.policy_options import Aggregate, KernelOptions, KlEstimator, RatioLevel, Surrogate
 
-PLAIN = PolicyOptions(
-    0, 0, 0.8, 1.2, INF, INF, -INF, INF, 0, False, INF, INF, 1.0, 0.0, 0.0, 1, -1, -1, False, 1
-)  # fmt: skip
+PLAIN = KernelOptions(kl=KlEstimator.NONE, aggregate=Aggregate.TOKEN_SUM)
 EXPONENTS = (0.1, 0.5, -0.5, 100.0, -200.0, INF, -INF, NAN)
 SURROGATES = {
     "ppo": {},
-    "ppo_sequence": {"ratio": 1},
-    "ppo_sequence_token": {"ratio": 2},
+    "ppo_sequence": {"ratio": RatioLevel.SEQUENCE},
+    "ppo_sequence_token": {"ratio": RatioLevel.SEQUENCE_TOKEN},
     "dual": {"dual_clip": 3.0},
     "delta": {"delta": 4.0},
     "dual_and_small_delta": {"dual_clip": 3.0, "delta": 1.1},
     "dual_below_the_range": {"dual_clip": 1.1, "delta": 1.5},
     "no_bounds": {"clip_min": -INF, "clip_max": INF},
     "held": {"log_ratio_min": -0.3, "log_ratio_max": 20.0},
-    "held_sequence": {"log_ratio_min": -0.3, "log_ratio_max": 20.0, "ratio": 1},
-    "cispo": {"surrogate": 1, "clip_min": -INF, "clip_max": 5.0},
-    "cispo_sequence": {"surrogate": 1, "ratio": 1},
-    "cispo_no_bounds": {"surrogate": 1, "clip_min": -INF, "clip_max": INF},
-    "reinforce": {"surrogate": 2},
+    "held_sequence": {"log_ratio_min": -0.3, "log_ratio_max": 20.0, "ratio": RatioLevel.SEQUENCE},
+    "cispo": {"surrogate": Surrogate.CISPO, "clip_min": -INF, "clip_max": 5.0},
+    "cispo_sequence": {"surrogate": Surrogate.CISPO, "ratio": RatioLevel.SEQUENCE},
+    "cispo_no_bounds": {"surrogate": Surrogate.CISPO, "clip_min": -INF, "clip_max": INF},
+    "reinforce": {"surrogate": Surrogate.REINFORCE},
+    "product": {"ratio": RatioLevel.SEQUENCE_PRODUCT},
+    "sapo": {"surrogate": Surrogate.SAPO},
+    "sapo_held": {"surrogate": Surrogate.SAPO, "log_ratio_min": -0.3, "log_ratio_max": 20.0},
+    "vespo": {"surrogate": Surrogate.VESPO, "ratio": RatioLevel.SEQUENCE_PRODUCT},
+    "vespo_flat": {"surrogate": Surrogate.VESPO, "vespo_k_pos": 0.0, "vespo_k_neg": 0.0},
+    "gmpo": {"surrogate": Surrogate.GMPO, "ratio": RatioLevel.SEQUENCE},
 }
 
+
+WITH_LOG_P = (Surrogate.CISPO, Surrogate.REINFORCE, Surrogate.VESPO)
 
 # Where a call takes long: not a native process, nor a GPU without an interpreter.
 SLOW = backends.NAME in ("triton", "emulated")
@@ -76,7 +82,7 @@ def run(inputs, options):
 
     Both agree with the reference, whose loss stands where the backend was not called.
     """
-    name, numbers = "policy_loss", [float(x) for x in options[:-1]]
+    name, numbers = "policy_loss", options.packed()
     reason = backends.why_not(name, torch.float32)
     if reason is not None:
         pytest.skip(reason)
@@ -125,14 +131,35 @@ def by_definition(new, old, advantage, weight, o):
 
     The gradient is -A r where the moving candidate wins, and 0 where a bound does.
     """
-    if o.surrogate == 2:
+    if o.surrogate == Surrogate.REINFORCE:
         return -advantage * weight * new, -advantage * weight
     x = new - old
     ratio = exponential(min(max(x, o.log_ratio_min), o.log_ratio_max))
     clipped = min(max(ratio, o.clip_min), o.clip_max)
-    if o.surrogate == 1:
+    if o.surrogate == Surrogate.CISPO:
         factor = -clipped * advantage * weight
         return factor * new, factor
+    inside = o.log_ratio_min <= x <= o.log_ratio_max
+    if o.surrogate == Surrogate.SAPO:
+        c = o.sapo_temperature_neg if advantage < 0 else o.sapo_temperature_pos
+        e = exponential(-abs(c * (ratio - 1)))
+        gate = (1 if ratio >= 1 else e) / (1 + e)
+        slope = 4 * e / (1 + e) ** 2 * ratio if e > 0 else 0.0
+        factor = -advantage * weight
+        return factor * 4 * gate / c, factor * slope if inside else 0.0
+    if o.surrogate == Surrogate.VESPO:
+        k, rate = (
+            (o.vespo_k_neg, o.vespo_lambda_neg)
+            if advantage < 0
+            else (o.vespo_k_pos, o.vespo_lambda_pos)
+        )
+        phi = 0.0 if math.isinf(ratio) else ratio**k * math.exp(rate * (1 - ratio))
+        factor = -phi * advantage * weight
+        return factor * new, factor
+    if o.surrogate == Surrogate.GMPO:
+        held = min(x, math.log(o.clip_max)) if advantage > 0 else max(x, math.log(o.clip_min))
+        value = -advantage * exponential(held) * weight
+        return value, value if held == x else 0.0
     candidates = [(min(ratio, o.delta) * advantage, ratio <= o.delta)]
     candidates.append((clipped * advantage, clipped == ratio))
     gain, moves = min(candidates, key=lambda pair: pair[0])
@@ -151,7 +178,8 @@ def test_policy_term(case, weighted):
     # An infinite ratio comes from an old log-probability of -inf, a ratio of 0 from the new one.
     new = torch.where(exponent == -INF, -INF, -1.5)
     old = torch.where(exponent == -INF, -1.5, new - exponent)
-    before = None if options.surrogate == 2 else old  # plays no part there
+    # It plays no part there.
+    before = None if options.surrogate == Surrogate.REINFORCE else old
     loss, grad, nan = run((new, before, advantage, None, weight if weighted else None), options)
     assert loss[nan].isnan().all()
     absent = ~nan & ((advantage == 0) | (weight == 0))[:, 0]
@@ -163,7 +191,7 @@ def test_policy_term(case, weighted):
         values = [float(x[b]) for x in (new, old, advantage, weight)]
         if absent[b] or not math.isfinite(values[2]) or not math.isfinite(values[3]):
             continue
-        if nan[b] or (options.surrogate != 0 and values[0] == -INF):
+        if nan[b] or (options.surrogate in WITH_LOG_P and values[0] == -INF):
             continue
         want = by_definition(*values, options)
         assert float(loss[b]) == pytest.approx(want[0], rel=1e-5, nan_ok=True), values
@@ -179,7 +207,11 @@ def test_policy_term_without_old_logprobs(case, without):
     new = torch.full_like(advantage, {"finite": -1.5, "-inf": -INF, "nan": NAN}[without])
     loss, grad, _ = run((new, None, advantage, None, None), options)
     if without == "finite":
-        held = -1.5 if options.surrogate else 1.0
+        if options.surrogate == Surrogate.SAPO:
+            positive, negative = options.sapo_temperature_pos, options.sapo_temperature_neg
+            held = torch.where(advantage[:, 0] > 0, 2 / positive, 2 / negative)
+        else:
+            held = -1.5 if options.surrogate in WITH_LOG_P else 1.0
         torch.testing.assert_close(loss, -advantage[:, 0] * held)
         torch.testing.assert_close(grad, -advantage[:, 0])
     else:
@@ -223,7 +255,7 @@ def test_both_terms_with_entropy():
         inputs[which][1, 1] = value
         new, old, advantages, ref, entropy, weights = inputs
         options = PLAIN._replace(kl=3, kl_coef=0.1, entropy_coef=0.01, dual_clip=3.0)
-        numbers = [float(x) for x in options[:-1]]
+        numbers = options.packed()
         data = (new, old, advantages, None, ref, entropy, weights, None)
         loss, _, sums = check("policy_loss", *data, None, numbers, 1, judge=_like_float32)
         grad = check(

@@ -4,13 +4,11 @@ import math
 
 import torch
 
-from oneshot.reference.policy_loss import PolicyOptions
+from oneshot.policy_options import KernelOptions
 from oneshot.triton_kernels import policy_loss as kernels
 
-INF, NAN = math.inf, math.nan
-PLAIN = PolicyOptions(
-    0, 0, 0.8, 1.2, INF, INF, -INF, INF, 3, False, INF, INF, 1.0, 1e-2, 1e-2, 0, -1, -1, False, 7
-)  # fmt: skip
+NAN = math.nan
+PLAIN = KernelOptions(kl_coef=1e-2, entropy_coef=1e-2, max_length=7)
 
 
 def batch(lengths):
@@ -25,7 +23,7 @@ def batch(lengths):
 
 def test_padding_and_neighbours_change_no_bit():
     inputs = batch([40, 63])
-    numbers = list(map(float, PLAIN[:-1]))
+    numbers = PLAIN.packed()
     together = kernels.policy_loss(*inputs, torch.tensor(9.0), numbers, 7)[2]
     alone = tuple(None if x is None else x[:1, :40] for x in inputs)
     apart = kernels.policy_loss(*alone, torch.tensor(9.0), numbers, 7)[2]
@@ -35,5 +33,5 @@ def test_padding_and_neighbours_change_no_bit():
 def test_absurd_cu_seqlens_are_loud():
     tokens, bounds = torch.randn(8), torch.tensor([0, 5, 9])
     inputs = (tokens, tokens, torch.randn(2), None, tokens, tokens, torch.rand(2), bounds)
-    loss, _, _ = kernels.policy_loss(*inputs, None, list(map(float, PLAIN[:-1])), 7)
+    loss, _, _ = kernels.policy_loss(*inputs, None, PLAIN.packed(), 7)
     assert loss.isnan()

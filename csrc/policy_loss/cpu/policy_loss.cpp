@@ -1,7 +1,6 @@
-#include "policy_loss/contract.h"
+#include "policy_loss/cpu/policy_loss.h"
 
-#include <stdexcept>
-#include <string>
+#include <vector>
 
 #define ONESHOT_KERNEL_BODY "policy_loss/cpu/policy_loss.inc"
 #include "cpu/foreach_isa.h"
@@ -83,44 +82,6 @@ void token_weights(const Normalizer& how, const int64_t* lengths, int64_t batch,
   }
 }
 
-PolicyOptions policy_options(const std::vector<double>& numbers, int64_t max_length) {
-  if (numbers.size() != kPolicyOptions) {
-    throw std::runtime_error("oneshot: options must be " + std::to_string(kPolicyOptions) +
-                             " numbers, got " + std::to_string(numbers.size()));
-  }
-  const double* next = numbers.data();
-  const auto choice = [&](const char* name, int low, int high) {
-    const double value = *next++;
-    if (!(value >= low && value <= high)) {
-      throw std::runtime_error(std::string("oneshot: ") + name +
-                               " is unknown: " + std::to_string(value));
-    }
-    return int(value);
-  };
-  PolicyOptions o{};
-  o.surrogate = Surrogate(choice("surrogate", 0, 2));
-  o.ratio = RatioLevel(choice("ratio", 0, 2));
-  o.clip_min = *next++;
-  o.clip_max = *next++;
-  o.dual_clip = *next++;
-  o.delta = *next++;
-  o.log_ratio_min = *next++;
-  o.log_ratio_max = *next++;
-  o.kl = KlEstimator(choice("kl", 0, 7));
-  o.kl_importance_weighted = *next++ != 0.0;
-  o.kl_log_ratio_clamp = *next++;
-  o.kl_clamp = *next++;
-  o.policy_coef = *next++;
-  o.kl_coef = *next++;
-  o.entropy_coef = *next++;
-  o.aggregate = choice("aggregate", 0, 4);
-  o.kl_aggregate = choice("kl_aggregate", -1, 4);
-  o.entropy_aggregate = choice("entropy_aggregate", -1, 4);
-  o.count_empty = *next++ != 0.0;
-  o.max_length = double(max_length);
-  return o;
-}
-
 void policy_loss_total(const PolicyInputs& in, double count, const PolicySums* sums, double* loss,
                        double* metrics, double* weights) {
   const PolicyOptions& o = in.options;
@@ -130,13 +91,13 @@ void policy_loss_total(const PolicyInputs& in, double count, const PolicySums* s
   std::vector<int64_t> lengths(static_cast<size_t>(batch));
   for (int64_t b = 0; b < batch; ++b) lengths[size_t(b)] = sums[b].tokens;
 
-  const int modes[3] = {-1, o.kl_aggregate, o.entropy_aggregate};
+  const Aggregate modes[3] = {Aggregate::kAsPolicy, o.kl_aggregate, o.entropy_aggregate};
   const double coefficients[3] = {o.policy_coef, o.kl_coef, -o.entropy_coef};
   double terms[3] = {0.0, 0.0, 0.0};
   *loss = 0.0;
   for (int part = 0; part < 3; ++part) {
-    const bool like_policy = modes[part] < 0;
-    const Normalizer how{Aggregate(like_policy ? o.aggregate : modes[part]), o.count_empty,
+    const bool like_policy = modes[part] == Aggregate::kAsPolicy;
+    const Normalizer how{like_policy ? o.aggregate : modes[part], o.count_empty,
                          like_policy ? count : nan, o.max_length};
     double* row = weights + part * batch;
     token_weights(how, lengths.data(), batch, row);
@@ -153,7 +114,7 @@ void policy_loss_total(const PolicyInputs& in, double count, const PolicySums* s
   double filled = 0.0;
   for (int64_t b = 0; b < batch; ++b) {
     const PolicySums& row = sums[b];
-    weights[3 * batch + b] = ratio_or_zero(row.log_ratio, double(row.tokens));
+    weights[3 * batch + b] = row.exponent;
     all.kl += row.kl;
     all.entropy += row.entropy;
     all.log_ratio += row.log_ratio;

@@ -13,25 +13,33 @@ template <typename R>
 __global__ void policy_rows_kernel(PolicyInputs in, int64_t tokens, PolicySums* sums) {
   ONESHOT_SHARED(double, scratch, kWarps);
   ONESHOT_SHARED(int64_t, counts, kWarps);
-  const cpu::Sequences& s = in.sequences;
+  const Sequences& s = in.sequences;
   for (int64_t b = blockIdx.x; b < s.batch; b += gridDim.x) {
     const TokenRange range = token_range(s, b, tokens);
     PolicySums sum{};
-    R mean = R(0);
+    double exponent = 0.0;
     if (in.options.ratio != RatioLevel::kToken) {
+      const PolicyConstants<R> first(in);
+      const bool clips_tokens = in.options.surrogate == Surrogate::kGmpo;
+      int64_t counted = 0;
       for_counted(s, range, [&](int64_t t) {
-        const R logprob = token_value<R>(in.logprobs, b, range.first + t);
-        sum.log_ratio += double(logprob - old_logprob<R>(in, b, range.first + t, logprob));
-        ++sum.tokens;
+        const int64_t at = range.first + t;
+        const R logprob = token_value<R>(in.logprobs, b, at);
+        const R log_ratio = logprob - old_logprob<R>(in, b, at, logprob);
+        const R advantage = clips_tokens ? token_value<R>(in.advantages, b, at) : R(0);
+        exponent += double(entering_log_ratio(first, log_ratio, advantage));
+        ++counted;
       });
-      sum.log_ratio = block_sum(sum.log_ratio, scratch);
-      mean = R(ratio_or_zero(sum.log_ratio, double(block_sum(sum.tokens, counts))));
-      sum.log_ratio = 0.0;
-      sum.tokens = 0;
+      exponent = block_sum(exponent, scratch);
+      counted = block_sum(counted, counts);
+      if (in.options.ratio != RatioLevel::kSequenceProduct) {
+        exponent = ratio_or_zero(exponent, double(counted));
+      }
     }
+    const PolicyConstants<R> constants(in, exponent);
     sum.ratio_min = double(INFINITY), sum.ratio_max = -double(INFINITY);
     for_counted(s, range, [&](int64_t t) {
-      const PolicyTerms<R> terms = policy_terms(in, b, range.first + t, mean);
+      const PolicyTerms<R> terms = terms_at(in, constants, b, range.first + t);
       sum.policy += double(terms.policy);
       sum.kl += double(terms.kl);
       if (in.entropy.data != nullptr) {
@@ -57,6 +65,8 @@ __global__ void policy_rows_kernel(PolicyInputs in, int64_t tokens, PolicySums* 
     sum.clipped_low = block_sum(sum.clipped_low, counts);
     sum.clipped_high = block_sum(sum.clipped_high, counts);
     sum.clipped_dual = block_sum(sum.clipped_dual, counts);
+    const bool by_token = in.options.ratio == RatioLevel::kToken;
+    sum.exponent = by_token ? ratio_or_zero(sum.log_ratio, double(sum.tokens)) : exponent;
     if (threadIdx.x == 0) sums[b] = sum;
   }
 }
@@ -75,20 +85,20 @@ template <typename R>
 __global__ void policy_total_kernel(PolicyInputs in, DeviceScalar given, const PolicySums* sums,
                                     R* loss, R* metrics, double* weights) {
   ONESHOT_SHARED(double, scratch, kWarps);
-  const cpu::PolicyOptions& o = in.options;
+  const PolicyOptions& o = in.options;
   const int64_t batch = in.sequences.batch;
   const auto total = [&](auto value) { return batch_sum(sums, batch, scratch, value); };
   const double count = scalar_or_nan(given);
   const double tokens = total([](const PolicySums& s) { return double(s.tokens); });
   const double filled = total([](const PolicySums& s) { return s.tokens > 0 ? 1.0 : 0.0; });
 
-  const int modes[3] = {-1, o.kl_aggregate, o.entropy_aggregate};
+  const Aggregate modes[3] = {Aggregate::kAsPolicy, o.kl_aggregate, o.entropy_aggregate};
   const double coefficients[3] = {o.policy_coef, o.kl_coef, -o.entropy_coef};
   double loss_sum = 0.0;
 #pragma unroll
   for (int part = 0; part < 3; ++part) {
-    const bool like_policy = modes[part] < 0;
-    const Weighting weight(cpu::Aggregate(like_policy ? o.aggregate : modes[part]), o.count_empty,
+    const bool like_policy = modes[part] == Aggregate::kAsPolicy;
+    const Weighting weight(like_policy ? o.aggregate : modes[part], o.count_empty,
                            like_policy ? count : double(NAN), o.max_length, tokens, filled, batch);
     double term = 0.0, weighted = 0.0;
     for (int64_t b = threadIdx.x; b < batch; b += kThreads) {
@@ -105,7 +115,7 @@ __global__ void policy_total_kernel(PolicyInputs in, DeviceScalar given, const P
   }
   double low = double(INFINITY), high = -double(INFINITY);
   for (int64_t b = threadIdx.x; b < batch; b += kThreads) {
-    weights[3 * batch + b] = ratio_or_zero(sums[b].log_ratio, double(sums[b].tokens));
+    weights[3 * batch + b] = sums[b].exponent;
     low = smaller(sums[b].ratio_min, low);
     high = larger(sums[b].ratio_max, high);
   }
@@ -126,11 +136,11 @@ __global__ void policy_total_kernel(PolicyInputs in, DeviceScalar given, const P
       ratio_or_zero(total([](const PolicySums& s) { return double(s.clipped_dual); }), tokens),
       tokens,
       filled};
-  static_assert(sizeof(figures) == sizeof(double) * (cpu::kPolicyMetrics - 3), "every metric");
+  static_assert(sizeof(figures) == sizeof(double) * (kPolicyMetrics - 3), "every metric");
   if (threadIdx.x != 0) return;
   *loss = R(loss_sum);
 #pragma unroll
-  for (int i = 0; i < cpu::kPolicyMetrics - 3; ++i) metrics[3 + i] = R(figures[i]);
+  for (int i = 0; i < kPolicyMetrics - 3; ++i) metrics[3 + i] = R(figures[i]);
 }
 
 // One block a sequence.
@@ -139,43 +149,49 @@ __global__ void policy_backward_kernel(PolicyInputs in, int64_t tokens, DeviceSc
                                        const double* weights, void* by_logprobs, void* by_entropy) {
   ONESHOT_SHARED(double, scratch, kWarps);
   ONESHOT_SHARED(int64_t, counts, kWarps);
-  const cpu::Sequences& s = in.sequences;
+  const Sequences& s = in.sequences;
   const DType dtype = in.logprobs.dtype;
   const double upstream = scalar_or_nan(grad_loss);
   for (int64_t b = blockIdx.x; b < s.batch; b += gridDim.x) {
     const TokenRange range = token_range(s, b, tokens);
     const R policy_scale = R(upstream * weights[b]), kl_scale = R(upstream * weights[s.batch + b]);
     const R entropy_scale = R(upstream * weights[2 * s.batch + b]);
-    const R mean = R(weights[3 * s.batch + b]);
+    const PolicyConstants<R> constants(in, weights[3 * s.batch + b]);
     // The two parts of a token's gradient: through its log-probability, and through the ratio.
-    const auto parts = [&](int64_t t, R& direct, R& by_ratio) {
-      const PolicyTerms<R> terms = policy_terms(in, b, range.first + t, mean);
+    const auto parts = [&](int64_t t, R& direct, R& by_ratio, bool& clipped) {
+      const PolicyTerms<R> terms = terms_at(in, constants, b, range.first + t);
+      clipped = terms.low || terms.high;
       direct = kl_scale * terms.kl_by_logprob;
       by_ratio = kl_scale * terms.kl_by_log_ratio;
-      if (in.options.policy_coef == 0.0) return;  // 0 times an infinite term would be NaN
+      if (!constants.policy) return;  // 0 times an infinite term would be NaN
       direct += policy_scale * terms.policy_by_logprob;
       by_ratio += policy_scale * terms.policy_by_log_ratio;
     };
-    const bool shared = in.options.ratio == RatioLevel::kSequence && by_logprobs != nullptr;
+    const bool shared = constants.shared && by_logprobs != nullptr;
+    const bool clips_tokens = in.options.surrogate == Surrogate::kGmpo;
+    bool clipped = false;
     R share = R(0);
     if (shared) {
       double sum = 0.0;
       int64_t counted = 0;
       for_counted(s, range, [&](int64_t t) {
         R direct, by_ratio;
-        parts(t, direct, by_ratio);
+        parts(t, direct, by_ratio, clipped);
         sum += double(by_ratio);
         ++counted;
       });
       sum = block_sum(sum, scratch);
-      share = R(ratio_or_zero(sum, double(block_sum(counted, counts))));
+      counted = block_sum(counted, counts);
+      const bool product = in.options.ratio == RatioLevel::kSequenceProduct;
+      share = R(product ? sum : ratio_or_zero(sum, double(counted)));
     }
     for (int64_t t = threadIdx.x; t < range.length; t += kThreads) {
       const bool keep = s.mask == nullptr || s.mask[range.dense + t];
       if (by_logprobs != nullptr) {
         R direct = R(0), by_ratio = R(0);
-        if (keep) parts(t, direct, by_ratio);
-        const R gradient = keep ? direct + (shared ? share : by_ratio) : R(0);
+        if (keep) parts(t, direct, by_ratio, clipped);
+        if (shared) by_ratio = clips_tokens && clipped ? R(0) : share;
+        const R gradient = keep ? direct + by_ratio : R(0);
         put_value(by_logprobs, dtype, range.dense + t, gradient);
       }
       if (by_entropy != nullptr) {

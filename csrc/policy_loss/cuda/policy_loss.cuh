@@ -11,9 +11,6 @@
 
 namespace oneshot::cuda {
 
-using cpu::PolicyInputs;
-using cpu::PolicySums;
-
 // One number in device memory.
 struct DeviceScalar {
   enum Kind : int { kNone, kFloat32, kFloat64, kInt64 };
@@ -22,12 +19,12 @@ struct DeviceScalar {
 };
 
 // `tokens`: how many the layout has, for the check of cu_seqlens. loss and metrics
-// [cpu::kPolicyMetrics] are float (double if wide), weights [4, batch] double; sums [batch] is
+// [kPolicyMetrics] are float (double if wide), weights [4, batch] double; sums [batch] is
 // workspace.
 cudaError_t policy_loss(const PolicyInputs&, int64_t tokens, DeviceScalar count, PolicySums* sums,
                         void* loss, void* metrics, double* weights, cudaStream_t);
 
-// by_logprobs and by_entropy as in cpu::PolicyGradient; nullptr: not wanted.
+// by_logprobs and by_entropy as in PolicyGradient; nullptr: not wanted.
 cudaError_t policy_loss_backward(const PolicyInputs&, int64_t tokens, DeviceScalar grad_loss,
                                  const double* weights, void* by_logprobs, void* by_entropy,
                                  cudaStream_t);

@@ -1,6 +1,6 @@
 // The value loss: one block a sequence, then one block for the batch.
 #include "policy_loss/cuda/policy_loss_parts.cuh"
-#include "policy_loss/cuda/tokens.cuh"
+#include "policy_loss/cuda/policy_terms.cuh"
 
 namespace oneshot::cuda {
 namespace {
@@ -21,7 +21,7 @@ __device__ __forceinline__ ValueError<R> value_error(const ValueInputs& in, int6
   e.error = plain;
   if (in.old_values.data == nullptr) return e;
   const R old = token_value<R>(in.old_values, b, at), clip = R(in.clip);
-  const R bounded = clamped(e.value, old - clip, old + clip) - e.goal;
+  const R bounded = clamp(e.value, old - clip, old + clip) - e.goal;
   e.clipped = bounded * bounded > plain * plain;
   if (e.clipped) e.error = bounded;
   if (old != old) e.error = old;
@@ -32,7 +32,7 @@ template <typename R>
 __global__ void value_rows_kernel(ValueInputs in, int64_t tokens, ValueSums* sums) {
   ONESHOT_SHARED(double, scratch, kWarps);
   ONESHOT_SHARED(int64_t, counts, kWarps);
-  const cpu::Sequences& s = in.sequences;
+  const Sequences& s = in.sequences;
   for (int64_t b = blockIdx.x; b < s.batch; b += gridDim.x) {
     const TokenRange range = token_range(s, b, tokens);
     ValueSums sum{};
@@ -61,7 +61,7 @@ __global__ void value_rows_kernel(ValueInputs in, int64_t tokens, ValueSums* sum
 }
 
 template <typename R>
-__global__ void value_total_kernel(cpu::Normalizer how, DeviceScalar given, int64_t batch,
+__global__ void value_total_kernel(Normalizer how, DeviceScalar given, int64_t batch,
                                    const ValueSums* sums, R* loss, R* metrics, double* weights) {
   ONESHOT_SHARED(double, scratch, kWarps);
   ValueSums all{};
@@ -103,7 +103,7 @@ __global__ void value_total_kernel(cpu::Normalizer how, DeviceScalar given, int6
 template <typename R>
 __global__ void value_backward_kernel(ValueInputs in, int64_t tokens, DeviceScalar grad_loss,
                                       const double* weights, void* by_values) {
-  const cpu::Sequences& s = in.sequences;
+  const Sequences& s = in.sequences;
   const double upstream = scalar_or_nan(grad_loss);
   for (int64_t b = blockIdx.x; b < s.batch; b += gridDim.x) {
     const TokenRange range = token_range(s, b, tokens);
@@ -120,7 +120,7 @@ __global__ void value_backward_kernel(ValueInputs in, int64_t tokens, DeviceScal
 }
 
 template <typename R>
-cudaError_t forward(const ValueInputs& in, const cpu::Normalizer& how, int64_t tokens,
+cudaError_t forward(const ValueInputs& in, const Normalizer& how, int64_t tokens,
                     DeviceScalar count, ValueSums* sums, void* loss, void* metrics, double* weights,
                     cudaStream_t stream) {
   const int64_t batch = in.sequences.batch;
@@ -134,7 +134,7 @@ cudaError_t forward(const ValueInputs& in, const cpu::Normalizer& how, int64_t t
 
 }  // namespace
 
-cudaError_t value_loss(const ValueInputs& in, const cpu::Normalizer& how, int64_t tokens,
+cudaError_t value_loss(const ValueInputs& in, const Normalizer& how, int64_t tokens,
                        DeviceScalar count, ValueSums* sums, void* loss, void* metrics,
                        double* weights, cudaStream_t stream) {
   const auto run = in.sequences.wide ? forward<double> : forward<float>;

@@ -1,6 +1,6 @@
 // Importance weights: one block a sequence, one block for the batch, then the division.
 #include "policy_loss/cuda/policy_loss_parts.cuh"
-#include "policy_loss/cuda/tokens.cuh"
+#include "policy_loss/cuda/policy_terms.cuh"
 
 namespace oneshot::cuda {
 namespace {
@@ -8,17 +8,14 @@ namespace {
 constexpr int kThreads = 256;
 constexpr int kWarps = kThreads / 32;
 
-__device__ __forceinline__ float exponential(float x) { return expf(x); }
-__device__ __forceinline__ double exponential(double x) { return exp(x); }
-
 template <typename R>
 __device__ __forceinline__ R weight_of(const WeightInputs& in, R log_ratio, bool& below,
                                        bool& above) {
   const R bound = R(in.log_ratio_clamp), low = R(in.low), high = R(in.high);
-  const R raw = exponential(clamped(log_ratio, -bound, bound));
+  const R raw = exp(clamp(log_ratio, -bound, bound));
   below = raw < low;
   above = raw > high;
-  if (in.truncate) return clamped(raw, low, high);
+  if (in.truncate) return clamp(raw, low, high);
   return below || above ? R(0) : raw;
 }
 
@@ -26,7 +23,7 @@ template <typename R>
 __global__ void weight_rows_kernel(WeightInputs in, int64_t tokens, WeightSums* sums) {
   ONESHOT_SHARED(double, scratch, kWarps);
   ONESHOT_SHARED(int64_t, counts, kWarps);
-  const cpu::Sequences& s = in.sequences;
+  const Sequences& s = in.sequences;
   auto* out = static_cast<R*>(in.weights);
   for (int64_t b = blockIdx.x; b < s.batch; b += gridDim.x) {
     const TokenRange range = token_range(s, b, tokens);

@@ -11,8 +11,7 @@ struct TokenRange {
   int64_t first, length, dense;  // in the views; tokens; in a dense tensor of the layout
 };
 
-__device__ __forceinline__ TokenRange token_range(const cpu::Sequences& s, int64_t b,
-                                                  int64_t tokens) {
+__device__ __forceinline__ TokenRange token_range(const Sequences& s, int64_t b, int64_t tokens) {
   if (s.cu_seqlens == nullptr) return {0, s.width, b * s.width};
   const int64_t begin = s.cu_seqlens[b], end = s.cu_seqlens[b + 1];
   require(begin >= 0 && begin <= end && end <= tokens && (b > 0 || begin == 0) &&
@@ -21,7 +20,7 @@ __device__ __forceinline__ TokenRange token_range(const cpu::Sequences& s, int64
 }
 
 template <typename R>
-__device__ __forceinline__ R token_value(const cpu::TokenView& view, int64_t b, int64_t at) {
+__device__ __forceinline__ R token_value(const TokenView& view, int64_t b, int64_t at) {
   const int64_t i = b * view.row_stride + at * view.token_stride;
   switch (view.dtype) {
     case DType::kFloat64:
@@ -54,7 +53,7 @@ __device__ __forceinline__ void put_value(void* out, DType dtype, int64_t i, R v
 
 // Calls body(t) for the counted tokens of a sequence that belong to this thread.
 template <typename Body>
-__device__ __forceinline__ void for_counted(const cpu::Sequences& s, const TokenRange& range,
+__device__ __forceinline__ void for_counted(const Sequences& s, const TokenRange& range,
                                             const Body& body) {
   for (int64_t t = threadIdx.x; t < range.length; t += blockDim.x) {
     if (s.mask == nullptr || s.mask[range.dense + t]) body(t);
@@ -70,15 +69,6 @@ template <typename R>
 __device__ __forceinline__ R smaller(R a, R b) {
   return a < b ? a : b;
 }
-template <typename R>
-__device__ __forceinline__ R clamped(R x, R low, R high) {
-  return larger(low, smaller(high, x));
-}
-template <typename R>
-__device__ __forceinline__ bool outside(R x, R low, R high) {
-  return x < low || x > high;
-}
-
 __device__ __forceinline__ double ratio_or_zero(double a, double b) {
   return b == 0.0 ? 0.0 : a / b;
 }
@@ -96,20 +86,20 @@ __device__ __forceinline__ double scalar_or_nan(const DeviceScalar& s) {
   }
 }
 
-// Weight of one token of a sequence; see cpu::token_weights.
+// Weight of one token of a sequence; see token_weights.
 struct Weighting {
   double total;
   bool mean;
 
-  __device__ Weighting(cpu::Aggregate how, bool count_empty, double count, double max_length,
+  __device__ Weighting(Aggregate how, bool count_empty, double count, double max_length,
                        double tokens, double filled, int64_t batch)
-      : total(1.0), mean(how == cpu::Aggregate::kSeqMeanTokenMean) {
-    if (how == cpu::Aggregate::kTokenMean) {
+      : total(1.0), mean(how == Aggregate::kSeqMeanTokenMean) {
+    if (how == Aggregate::kTokenMean) {
       total = isnan(count) ? tokens : count;
-    } else if (how != cpu::Aggregate::kTokenSum) {
+    } else if (how != Aggregate::kTokenSum) {
       total = isnan(count) ? (count_empty ? double(batch) : filled) : count;
     }
-    if (how == cpu::Aggregate::kSeqMeanTokenSumNorm) total *= max_length;
+    if (how == Aggregate::kSeqMeanTokenSumNorm) total *= max_length;
   }
   __device__ double operator()(int64_t length) const {
     return ratio_or_zero(1.0, mean ? total * double(length) : total);

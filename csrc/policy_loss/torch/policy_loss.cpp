@@ -1,5 +1,5 @@
 // torch ops of the `policy_loss` family on CPU tensors (stable ABI only).
-#include "policy_loss/contract.h"
+#include "policy_loss/cpu/policy_loss.h"
 
 #include <limits>
 #include <optional>
@@ -42,23 +42,23 @@ std::tuple<Tensor, Tensor, Tensor> policy_loss(
     const OptionalTensor& importance_weights, const OptionalTensor& cu_seqlens,
     const OptionalTensor& count, const std::vector<double>& options, int64_t max_length) {
   const Layout layout(On::kCpu, logprobs, "logprobs", mask, cu_seqlens);
-  const cpu::PolicyInputs in{layout.rows,
-                             layout.view(logprobs, "logprobs"),
-                             layout.view(old_logprobs, "old_logprobs"),
-                             layout.view(advantages, "advantages", true),
-                             layout.view(ref_logprobs, "ref_logprobs"),
-                             layout.view(entropy, "entropy"),
-                             layout.view(importance_weights, "importance_weights", true),
-                             cpu::policy_options(options, max_length)};
+  const PolicyInputs in{layout.rows,
+                        layout.view(logprobs, "logprobs"),
+                        layout.view(old_logprobs, "old_logprobs"),
+                        layout.view(advantages, "advantages", true),
+                        layout.view(ref_logprobs, "ref_logprobs"),
+                        layout.view(entropy, "entropy"),
+                        layout.view(importance_weights, "importance_weights", true),
+                        policy_options(options, max_length)};
   const double total = scalar_or_nan(count, "count");
-  std::vector<cpu::PolicySums> sums(static_cast<size_t>(layout.rows.batch));
+  std::vector<PolicySums> sums(static_cast<size_t>(layout.rows.batch));
   layout.parallel(
       [&](int64_t begin, int64_t end) { cpu::policy_loss_rows(in, sums.data(), begin, end); });
   Tensor weights = torch::stable::new_empty(logprobs, {4, layout.rows.batch}, ScalarType::Double);
-  double loss_value, figures[cpu::kPolicyMetrics];
+  double loss_value, figures[kPolicyMetrics];
   cpu::policy_loss_total(in, total, sums.data(), &loss_value, figures,
                          static_cast<double*>(weights.mutable_data_ptr()));
-  Tensor loss = layout.result({}), metrics = layout.result({cpu::kPolicyMetrics});
+  Tensor loss = layout.result({}), metrics = layout.result({kPolicyMetrics});
   layout.put(loss, &loss_value);
   layout.put(metrics, figures);
   return {loss, metrics, weights};
@@ -71,14 +71,14 @@ std::tuple<Tensor, Tensor> policy_loss_backward(
     const Tensor& weights, bool grad_logprobs, bool grad_entropy,
     const std::vector<double>& options, int64_t max_length) {
   const Layout layout(On::kCpu, logprobs, "logprobs", mask, cu_seqlens);
-  const cpu::PolicyInputs in{layout.rows,
-                             layout.view(logprobs, "logprobs"),
-                             layout.view(old_logprobs, "old_logprobs"),
-                             layout.view(advantages, "advantages", true),
-                             layout.view(ref_logprobs, "ref_logprobs"),
-                             {},
-                             layout.view(importance_weights, "importance_weights", true),
-                             cpu::policy_options(options, max_length)};
+  const PolicyInputs in{layout.rows,
+                        layout.view(logprobs, "logprobs"),
+                        layout.view(old_logprobs, "old_logprobs"),
+                        layout.view(advantages, "advantages", true),
+                        layout.view(ref_logprobs, "ref_logprobs"),
+                        {},
+                        layout.view(importance_weights, "importance_weights", true),
+                        policy_options(options, max_length)};
   check_cpu(weights, "weights");
   check_dtype(weights, "weights", ScalarType::Double, "float64");
   if (weights.numel() != 4 * layout.rows.batch) {
@@ -103,18 +103,18 @@ std::tuple<Tensor, Tensor, Tensor> value_loss(
     const OptionalTensor& mask, const OptionalTensor& cu_seqlens, const OptionalTensor& count,
     double clip, int64_t aggregate, bool count_empty, int64_t max_length) {
   const Layout layout(On::kCpu, values, "values", mask, cu_seqlens);
-  const cpu::ValueInputs in = value_inputs(layout, values, old_values, returns, clip);
+  const ValueInputs in = value_inputs(layout, values, old_values, returns, clip);
   if (aggregate < 0 || aggregate > 4) fail("aggregate is unknown: ", aggregate);
-  const cpu::Normalizer how{cpu::Aggregate(aggregate), count_empty, scalar_or_nan(count, "count"),
-                            double(max_length)};
-  std::vector<cpu::ValueSums> sums(static_cast<size_t>(layout.rows.batch));
+  const Normalizer how{Aggregate(aggregate), count_empty, scalar_or_nan(count, "count"),
+                       double(max_length)};
+  std::vector<ValueSums> sums(static_cast<size_t>(layout.rows.batch));
   layout.parallel(
       [&](int64_t begin, int64_t end) { cpu::value_loss_rows(in, sums.data(), begin, end); });
   Tensor weights = torch::stable::new_empty(values, {layout.rows.batch}, ScalarType::Double);
-  double loss_value, figures[cpu::kValueMetrics];
+  double loss_value, figures[kValueMetrics];
   cpu::value_loss_total(in, how, sums.data(), &loss_value, figures,
                         static_cast<double*>(weights.mutable_data_ptr()));
-  Tensor loss = layout.result({}), metrics = layout.result({cpu::kValueMetrics});
+  Tensor loss = layout.result({}), metrics = layout.result({kValueMetrics});
   layout.put(loss, &loss_value);
   layout.put(metrics, figures);
   return {loss, metrics, weights};
@@ -125,7 +125,7 @@ Tensor value_loss_backward(const Tensor& grad_loss, const Tensor& values,
                            const OptionalTensor& mask, const OptionalTensor& cu_seqlens,
                            const Tensor& weights, double clip) {
   const Layout layout(On::kCpu, values, "values", mask, cu_seqlens);
-  const cpu::ValueInputs in = value_inputs(layout, values, old_values, returns, clip);
+  const ValueInputs in = value_inputs(layout, values, old_values, returns, clip);
   check_cpu(weights, "weights");
   check_dtype(weights, "weights", ScalarType::Double, "float64");
   if (weights.numel() != layout.rows.batch) {
@@ -150,30 +150,30 @@ std::tuple<Tensor, Tensor> importance_weights(
   std::vector<int64_t> shape{layout.rows.batch};
   if (!per_sequence) shape.assign(logprobs.sizes().begin(), logprobs.sizes().end());
   Tensor weights = fresh(logprobs, shape, layout.result_type());
-  const cpu::WeightInputs in{layout.rows,
-                             layout.view(logprobs, "logprobs"),
-                             layout.view(sampler_logprobs, "sampler_logprobs"),
-                             per_sequence,
-                             truncate,
-                             low,
-                             high,
-                             log_ratio_clamp,
-                             normalize,
-                             ignore_nan,
-                             weights.mutable_data_ptr()};
-  std::vector<cpu::WeightSums> sums(static_cast<size_t>(layout.rows.batch));
+  const WeightInputs in{layout.rows,
+                        layout.view(logprobs, "logprobs"),
+                        layout.view(sampler_logprobs, "sampler_logprobs"),
+                        per_sequence,
+                        truncate,
+                        low,
+                        high,
+                        log_ratio_clamp,
+                        normalize,
+                        ignore_nan,
+                        weights.mutable_data_ptr()};
+  std::vector<WeightSums> sums(static_cast<size_t>(layout.rows.batch));
   layout.parallel([&](int64_t begin, int64_t end) {
     cpu::importance_weights_rows(in, sums.data(), begin, end);
   });
-  double figures[cpu::kWeightMetrics];
+  double figures[kWeightMetrics];
   cpu::importance_weights_total(in, sums.data(), figures);
-  const double normalizer = figures[cpu::kWeightMetrics - 1];
+  const double normalizer = figures[kWeightMetrics - 1];
   if (normalize) {
     layout.parallel([&](int64_t begin, int64_t end) {
       cpu::importance_weights_scale(in, normalizer, begin, end);
     });
   }
-  Tensor metrics = layout.result({cpu::kWeightMetrics});
+  Tensor metrics = layout.result({kWeightMetrics});
   layout.put(metrics, figures);
   return {weights, metrics};
 }

@@ -28,11 +28,11 @@ cuda::DeviceScalar device_scalar(const OptionalTensor& t, const char* name, cons
   }
 }
 
-cpu::PolicyInputs inputs(const Layout& layout, const Tensor& logprobs,
-                         const OptionalTensor& old_logprobs, const Tensor& advantages,
-                         const OptionalTensor& ref_logprobs, const OptionalTensor& entropy,
-                         const OptionalTensor& importance_weights,
-                         const std::vector<double>& options, int64_t max_length) {
+PolicyInputs inputs(const Layout& layout, const Tensor& logprobs,
+                    const OptionalTensor& old_logprobs, const Tensor& advantages,
+                    const OptionalTensor& ref_logprobs, const OptionalTensor& entropy,
+                    const OptionalTensor& importance_weights, const std::vector<double>& options,
+                    int64_t max_length) {
   return {layout.rows,
           layout.view(logprobs, "logprobs"),
           layout.view(old_logprobs, "old_logprobs"),
@@ -40,7 +40,7 @@ cpu::PolicyInputs inputs(const Layout& layout, const Tensor& logprobs,
           layout.view(ref_logprobs, "ref_logprobs"),
           layout.view(entropy, "entropy"),
           layout.view(importance_weights, "importance_weights", true),
-          cpu::policy_options(options, max_length)};
+          policy_options(options, max_length)};
 }
 
 void check_bounds(const OptionalTensor& cu_seqlens, const Tensor& tokens) {
@@ -56,15 +56,15 @@ std::tuple<Tensor, Tensor, Tensor> policy_loss(
     const OptionalTensor& count, const std::vector<double>& options, int64_t max_length) {
   const Layout layout(On::kCuda, logprobs, "logprobs", mask, cu_seqlens);
   check_bounds(cu_seqlens, logprobs);
-  const cpu::PolicyInputs in = inputs(layout, logprobs, old_logprobs, advantages, ref_logprobs,
-                                      entropy, importance_weights, options, max_length);
+  const PolicyInputs in = inputs(layout, logprobs, old_logprobs, advantages, ref_logprobs, entropy,
+                                 importance_weights, options, max_length);
   const OnStreamOf stream(logprobs);
   const int64_t batch = layout.rows.batch;
-  const Tensor sums = device_bytes(logprobs, batch * int64_t(sizeof(cpu::PolicySums)));
+  const Tensor sums = device_bytes(logprobs, batch * int64_t(sizeof(PolicySums)));
   Tensor weights = torch::stable::new_empty(logprobs, {4, batch}, ScalarType::Double);
-  Tensor loss = layout.result({}), metrics = layout.result({cpu::kPolicyMetrics});
+  Tensor loss = layout.result({}), metrics = layout.result({kPolicyMetrics});
   check_launch(cuda::policy_loss(in, logprobs.numel(), device_scalar(count, "count", logprobs),
-                                 static_cast<cpu::PolicySums*>(sums.mutable_data_ptr()),
+                                 static_cast<PolicySums*>(sums.mutable_data_ptr()),
                                  loss.mutable_data_ptr(), metrics.mutable_data_ptr(),
                                  static_cast<double*>(weights.mutable_data_ptr()), stream.get()),
                "policy_loss");
@@ -79,8 +79,8 @@ std::tuple<Tensor, Tensor> policy_loss_backward(
     const std::vector<double>& options, int64_t max_length) {
   const Layout layout(On::kCuda, logprobs, "logprobs", mask, cu_seqlens);
   check_bounds(cu_seqlens, logprobs);
-  const cpu::PolicyInputs in = inputs(layout, logprobs, old_logprobs, advantages, ref_logprobs,
-                                      std::nullopt, importance_weights, options, max_length);
+  const PolicyInputs in = inputs(layout, logprobs, old_logprobs, advantages, ref_logprobs,
+                                 std::nullopt, importance_weights, options, max_length);
   check_cuda(weights, "weights", logprobs, "logprobs");
   check_dtype(weights, "weights", ScalarType::Double, "float64");
   if (weights.numel() != 4 * layout.rows.batch) {
@@ -107,15 +107,15 @@ std::tuple<Tensor, Tensor, Tensor> value_loss(
   const Layout layout(On::kCuda, values, "values", mask, cu_seqlens);
   check_bounds(cu_seqlens, values);
   if (aggregate < 0 || aggregate > 4) fail("aggregate is unknown: ", aggregate);
-  const cpu::ValueInputs in = value_inputs(layout, values, old_values, returns, clip);
-  const cpu::Normalizer how{cpu::Aggregate(aggregate), count_empty, 0.0, double(max_length)};
+  const ValueInputs in = value_inputs(layout, values, old_values, returns, clip);
+  const Normalizer how{Aggregate(aggregate), count_empty, 0.0, double(max_length)};
   const OnStreamOf stream(values);
   const int64_t batch = layout.rows.batch;
-  const Tensor sums = device_bytes(values, batch * int64_t(sizeof(cpu::ValueSums)));
+  const Tensor sums = device_bytes(values, batch * int64_t(sizeof(ValueSums)));
   Tensor weights = torch::stable::new_empty(values, {batch}, ScalarType::Double);
-  Tensor loss = layout.result({}), metrics = layout.result({cpu::kValueMetrics});
+  Tensor loss = layout.result({}), metrics = layout.result({kValueMetrics});
   check_launch(cuda::value_loss(in, how, values.numel(), device_scalar(count, "count", values),
-                                static_cast<cpu::ValueSums*>(sums.mutable_data_ptr()),
+                                static_cast<ValueSums*>(sums.mutable_data_ptr()),
                                 loss.mutable_data_ptr(), metrics.mutable_data_ptr(),
                                 static_cast<double*>(weights.mutable_data_ptr()), stream.get()),
                "value_loss");
@@ -128,7 +128,7 @@ Tensor value_loss_backward(const Tensor& grad_loss, const Tensor& values,
                            const Tensor& weights, double clip) {
   const Layout layout(On::kCuda, values, "values", mask, cu_seqlens);
   check_bounds(cu_seqlens, values);
-  const cpu::ValueInputs in = value_inputs(layout, values, old_values, returns, clip);
+  const ValueInputs in = value_inputs(layout, values, old_values, returns, clip);
   check_cuda(weights, "weights", values, "values");
   check_dtype(weights, "weights", ScalarType::Double, "float64");
   if (weights.numel() != layout.rows.batch) {
@@ -155,22 +155,22 @@ std::tuple<Tensor, Tensor> importance_weights(
   std::vector<int64_t> shape{batch};
   if (!per_sequence) shape.assign(logprobs.sizes().begin(), logprobs.sizes().end());
   const OnStreamOf stream(logprobs);
-  Tensor weights = layout.result(shape), metrics = layout.result({cpu::kWeightMetrics});
-  const cpu::WeightInputs in{layout.rows,
-                             layout.view(logprobs, "logprobs"),
-                             layout.view(sampler_logprobs, "sampler_logprobs"),
-                             per_sequence,
-                             truncate,
-                             low,
-                             high,
-                             log_ratio_clamp,
-                             normalize,
-                             ignore_nan,
-                             weights.mutable_data_ptr()};
-  const Tensor sums = device_bytes(logprobs, batch * int64_t(sizeof(cpu::WeightSums)));
+  Tensor weights = layout.result(shape), metrics = layout.result({kWeightMetrics});
+  const WeightInputs in{layout.rows,
+                        layout.view(logprobs, "logprobs"),
+                        layout.view(sampler_logprobs, "sampler_logprobs"),
+                        per_sequence,
+                        truncate,
+                        low,
+                        high,
+                        log_ratio_clamp,
+                        normalize,
+                        ignore_nan,
+                        weights.mutable_data_ptr()};
+  const Tensor sums = device_bytes(logprobs, batch * int64_t(sizeof(WeightSums)));
   const Tensor normalizer = device_bytes(logprobs, sizeof(double));
   check_launch(cuda::importance_weights(in, logprobs.numel(),
-                                        static_cast<cpu::WeightSums*>(sums.mutable_data_ptr()),
+                                        static_cast<WeightSums*>(sums.mutable_data_ptr()),
                                         static_cast<double*>(normalizer.mutable_data_ptr()),
                                         metrics.mutable_data_ptr(), stream.get()),
                "importance_weights");

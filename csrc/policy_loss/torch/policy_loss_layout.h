@@ -40,8 +40,8 @@ class Layout {
   }
 
   // A tensor in the shape of the tokens or, if allowed, with one value a sequence.
-  cpu::TokenView view(const OptionalTensor& t, const char* name, bool per_sequence = false) const {
-    cpu::TokenView v;
+  TokenView view(const OptionalTensor& t, const char* name, bool per_sequence = false) const {
+    TokenView v;
     if (!t) return v;
     check_on(on_, *t, name);
     v.data = t->const_data_ptr();
@@ -85,7 +85,7 @@ class Layout {
     torch::stable::parallel_for(0, rows.batch, grain > 1 ? grain : 1, f);
   }
 
-  cpu::Sequences rows;
+  Sequences rows;
 
  private:
   void take_bounds(const Tensor& cu_seqlens) {
@@ -111,9 +111,9 @@ class Layout {
   OptionalTensor mask_, bounds_;
 };
 
-inline cpu::ValueInputs value_inputs(const Layout& layout, const Tensor& values,
-                                     const OptionalTensor& old_values, const Tensor& returns,
-                                     double clip) {
+inline ValueInputs value_inputs(const Layout& layout, const Tensor& values,
+                                const OptionalTensor& old_values, const Tensor& returns,
+                                double clip) {
   return {layout.rows, layout.view(values, "values"), layout.view(old_values, "old_values"),
           layout.view(returns, "returns"), clip};
 }

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from oneshot import ops
-from oneshot.ops.policy_loss import WeightMetric
+from oneshot.ops.importance_weights import WeightMetric
 from oneshot.rlvr.algorithm_config import CorrectionConfig
 from oneshot.rlvr.rollout.engine import Rollout
 from oneshot.training.distributed import Processes

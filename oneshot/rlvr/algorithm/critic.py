@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from oneshot import models, ops
-from oneshot.ops.policy_loss import ValueMetric
+from oneshot.ops.value_loss import ValueMetric
 from oneshot.rlvr.algorithm.microbatch import MicroBatch, loss_weights, update_batches
 from oneshot.rlvr.algorithm.optimizer import make_optimizer, take_step
 from oneshot.rlvr.algorithm.passes import response_values

@@ -1,53 +1,32 @@
 // C entry points of the `policy_loss` launchers, for ctypes. `pointers` and `layouts` follow the
-// order of cpu::PolicyInputs; a layout is dtype, row stride, token stride.
+// order of PolicyInputs; a layout is dtype, row stride, token stride.
 #include "policy_loss/cuda/policy_loss.cuh"
 
 using namespace oneshot;
 
 namespace {
 
-cpu::PolicyInputs inputs(const int64_t* shape, const int64_t* cu_seqlens, const bool* mask,
-                         const void* const* pointers, const int64_t* layouts,
-                         const double* options) {
-  cpu::PolicyInputs in{};
+PolicyInputs inputs(const int64_t* shape, const int64_t* cu_seqlens, const bool* mask,
+                    const void* const* pointers, const int64_t* layouts, const double* options) {
+  PolicyInputs in{};
   in.sequences.batch = shape[0];
   in.sequences.width = shape[1];
   in.sequences.cu_seqlens = cu_seqlens;
   in.sequences.mask = mask;
   in.sequences.wide = shape[2] != 0;
-  cpu::TokenView* const views[] = {&in.logprobs,     &in.old_logprobs, &in.advantages,
-                                   &in.ref_logprobs, &in.entropy,      &in.importance_weights};
+  TokenView* const views[] = {&in.logprobs,     &in.old_logprobs, &in.advantages,
+                              &in.ref_logprobs, &in.entropy,      &in.importance_weights};
   for (int i = 0; i < 6; ++i) {
     *views[i] = {pointers[i], DType(layouts[3 * i]), layouts[3 * i + 1], layouts[3 * i + 2]};
   }
-  cpu::PolicyOptions& o = in.options;
-  o.surrogate = cpu::Surrogate(int(options[0]));
-  o.ratio = cpu::RatioLevel(int(options[1]));
-  o.clip_min = options[2];
-  o.clip_max = options[3];
-  o.dual_clip = options[4];
-  o.delta = options[5];
-  o.log_ratio_min = options[6];
-  o.log_ratio_max = options[7];
-  o.kl = cpu::KlEstimator(int(options[8]));
-  o.kl_importance_weighted = options[9] != 0.0;
-  o.kl_log_ratio_clamp = options[10];
-  o.kl_clamp = options[11];
-  o.policy_coef = options[12];
-  o.kl_coef = options[13];
-  o.entropy_coef = options[14];
-  o.aggregate = int(options[15]);
-  o.kl_aggregate = int(options[16]);
-  o.entropy_aggregate = int(options[17]);
-  o.count_empty = options[18] != 0.0;
-  o.max_length = options[19];
+  in.options = policy_options(options, kPolicyOptions, int64_t(options[kPolicyOptions]));
   return in;
 }
 
 }  // namespace
 
 extern "C" int64_t emu_policy_workspace(int64_t batch) {
-  return batch * int64_t(sizeof(cpu::PolicySums));
+  return batch * int64_t(sizeof(PolicySums));
 }
 
 extern "C" int emu_policy_loss(const int64_t* shape, const int64_t* cu_seqlens, const bool* mask,
@@ -56,7 +35,7 @@ extern "C" int emu_policy_loss(const int64_t* shape, const int64_t* cu_seqlens, 
                                void* loss, void* metrics, void* weights) {
   return int(cuda::policy_loss(inputs(shape, cu_seqlens, mask, pointers, layouts, options),
                                shape[3], {count, cuda::DeviceScalar::Kind(count_kind)},
-                               static_cast<cpu::PolicySums*>(sums), loss, metrics,
+                               static_cast<PolicySums*>(sums), loss, metrics,
                                static_cast<double*>(weights), nullptr));
 }
 

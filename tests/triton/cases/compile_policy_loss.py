@@ -1,16 +1,15 @@
 """Launches that cover the kernels of `policy_loss`: every surrogate, ratio and layout."""
 
-import math
-
 import torch
 
+from oneshot.policy_options import KernelOptions, RatioLevel, Surrogate
 from oneshot.triton_kernels import policy_loss as kernels
 
-INF = math.inf
-OPTIONS = [0, 0, 0.8, 1.2, INF, INF, -INF, INF, 3, 0, INF, INF, 1.0, 1e-2, 1e-2, 0, -1, -1, 0]
+OPTIONS = KernelOptions(kl_coef=1e-2, entropy_coef=1e-2)
 
 
 def call(batch, width, dtype, packed=False, options=OPTIONS):
+    options = options.packed()
     x = torch.empty((batch * width,) if packed else (batch, width), dtype=dtype)
     mask = torch.ones(x.shape, dtype=torch.bool)
     cu_seqlens = torch.arange(batch + 1) * width if packed else None
@@ -34,8 +33,8 @@ def call(batch, width, dtype, packed=False, options=OPTIONS):
 def cases():
     call(4, 96, torch.float32)
     call(4, 96, torch.bfloat16, packed=True)
-    call(4, 96, torch.float32, options=[0, 1, *OPTIONS[2:]])
-    call(4, 96, torch.float32, options=[1, *OPTIONS[1:]])
+    call(4, 96, torch.float32, options=OPTIONS._replace(ratio=RatioLevel.SEQUENCE))
+    call(4, 96, torch.float32, options=OPTIONS._replace(surrogate=Surrogate.CISPO))
 
 
 def more_batches():

@@ -1,18 +1,20 @@
-"""Conventions of other libraries, and of the one-shot RLVR paper, as arguments of `policy_loss`.
+"""Conventions of other libraries and published algorithms as instances of `PolicyLossOptions`.
 
-Each function takes that library's own option names with that library's defaults and returns keyword
-arguments: ``policy_loss(logprobs, old, advantages, mask, **policy_presets.verl(clip_ratio_c=2))``.
-docs/ops/policy_loss.md has the table of where they differ.
+One function per library takes that library's own option names with that library's defaults:
+``policy_loss(logprobs, old, advantages, mask, options=policy_presets.verl(clip_ratio_c=2))``.
+`PRESETS` holds the algorithms, and the libraries with their defaults, by name. The table of where
+they differ is in docs/ops/policy_loss.md. This module imports no torch.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
+from oneshot.policy_options import PolicyLossOptions
 
-Arguments = dict[str, Any]
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def _one_of(name: str, value: str, known: tuple[str, ...], library: str) -> str:
@@ -27,7 +29,7 @@ def paper(
     entropy_coeff: float = 0.001,
     kl_loss_coef: float = 0.001,
     clip_ratio: float = 0.2,
-) -> Arguments:
+) -> PolicyLossOptions:
     """GRPO as the code of one-shot RLVR runs it (Wang et al. 2025, arXiv 2504.20571).
 
     Token means, symmetric clip, k3 clamped at 10, entropy bonus; log-probabilities, entropy and
@@ -40,19 +42,19 @@ def paper(
         clip_ratio: Clip range on both sides.
 
     Returns:
-        Keyword arguments of :func:`oneshot.ops.policy_loss`.
+        Options of :func:`oneshot.ops.policy_loss`.
     """
-    return {
-        "objective": "ppo",
-        "clip_low": clip_ratio,
-        "clip_high": clip_ratio,
-        "policy_coef": pg_loss_coeff,
-        "entropy_coef": entropy_coeff,
-        "kl": "k3",
-        "kl_coef": kl_loss_coef,
-        "kl_clamp": 10.0,
-        "aggregate": "token-mean",
-    }
+    return PolicyLossOptions(
+        objective="ppo",
+        clip_low=clip_ratio,
+        clip_high=clip_ratio,
+        policy_coef=pg_loss_coeff,
+        entropy_coef=entropy_coeff,
+        kl="k3",
+        kl_coef=kl_loss_coef,
+        kl_clamp=10.0,
+        aggregate="token-mean",
+    )
 
 
 def _trl_family(
@@ -66,12 +68,13 @@ def _trl_family(
     bias_correction: bool,
     max_completion_length: int | None,
     num_items_in_batch: float | Tensor | None,
-) -> Arguments:
+) -> dict[str, Any]:
     """What TRL and Liger share: loss types by name, means that include empty sequences."""
     known = ("grpo", "bnpo", "dr_grpo", "dapo", "luspo", "cispo")
-    _one_of("loss_type", loss_type, known, library)
+    soft = ("sapo", "vespo") if library == "TRL" else ()
+    _one_of("loss_type", loss_type, (*known, *soft), library)
     _one_of("importance_sampling_level", level, ("token", "sequence"), library)
-    arguments: Arguments = {
+    arguments: dict[str, Any] = {
         "objective": "ppo",
         "ratio": level,
         "clip_low": epsilon_low,
@@ -85,10 +88,21 @@ def _trl_family(
         # epsilon_high is the bound of the ratio itself, and there is no lower one
         arguments |= {"objective": "cispo", "clip_low": math.inf, "clip_high": epsilon_high - 1}
         arguments["delta"] = None
-    if loss_type in ("grpo", "luspo", "dr_grpo"):
+    if loss_type == "sapo":
+        arguments |= {"objective": "sapo", "clip_low": None, "clip_high": None, "delta": None}
+    if loss_type == "vespo":
+        if level != "token":
+            raise ValueError(
+                "loss_type='vespo' needs importance_sampling_level='token': its ratio is the "
+                f"product over the sequence, got {level!r}"
+            )
+        arguments |= {"objective": "vespo", "clip_low": None, "clip_high": None, "delta": None}
+        arguments |= {"ratio": None, "log_ratio_clamp": (math.log(1e-8), 20.0)}
+    if loss_type in ("grpo", "luspo", "dr_grpo", "sapo"):
         arguments |= {
             "aggregate": {
                 "grpo": "seq-mean-token-mean",
+                "sapo": "seq-mean-token-mean",
                 "luspo": "seq-mean-token-sum",
                 "dr_grpo": "seq-mean-token-sum-norm",
             }[loss_type],
@@ -100,7 +114,7 @@ def _trl_family(
         if max_completion_length is None:
             raise ValueError("loss_type='dr_grpo' needs max_completion_length")
         arguments["max_length"] = max_completion_length
-    if loss_type in ("dapo", "cispo") and num_items_in_batch is not None:
+    if loss_type in ("dapo", "cispo", "vespo") and num_items_in_batch is not None:
         arguments["token_count"] = num_items_in_batch
     return arguments
 
@@ -117,14 +131,19 @@ def trl(
     entropy_coef: float = 0.0,
     max_completion_length: int | None = None,
     num_items_in_batch: float | Tensor | None = None,
-) -> Arguments:
+) -> PolicyLossOptions:
     """TRL 1.16 ``GRPOConfig`` -> one micro-batch of ``GRPOTrainer._compute_loss``.
 
-    TRL then divides by the accumulation steps (grpo, bnpo, dr_grpo, luspo). Its sapo and vespo
-    losses, off-policy and entropy-quantile masks are not part of `policy_loss`; a mask can be.
+    TRL then divides by the accumulation steps (grpo, bnpo, dr_grpo, luspo, sapo). Its off-policy
+    and entropy-quantile masks are not part of `policy_loss`; a mask can be. For vespo TRL multiplies
+    the sampler's weights into the ratio: subtract their logarithm from `old_logprobs`. It also
+    holds the log-ratio of each token within 20, which `policy_loss` does for the sum alone; and it
+    multiplies the KL by the ratio of the token, so that vespo with a KL needs
+    use_bias_correction_kl=False. `policy_loss` has TRL's names for the shapes of both
+    (sapo_temperature_neg, vespo_k_pos, ...).
 
     Args:
-        loss_type: "dapo", "grpo", "bnpo", "dr_grpo", "luspo" or "cispo".
+        loss_type: "dapo", "grpo", "bnpo", "dr_grpo", "luspo", "cispo", "sapo" or "vespo".
         epsilon: Lower clip range, and upper if `epsilon_high` is None.
         epsilon_high: Upper clip range; for cispo the bound of the ratio itself.
         delta: Two-sided clipping.
@@ -137,14 +156,19 @@ def trl(
             number of processes and its accumulation factor. None: the tokens of this batch.
 
     Returns:
-        Keyword arguments of :func:`oneshot.ops.policy_loss`.
+        Options of :func:`oneshot.ops.policy_loss`.
     """
+    if loss_type == "vespo" and beta != 0 and use_bias_correction_kl:
+        raise ValueError(
+            "loss_type='vespo' with a KL term needs use_bias_correction_kl=False: TRL would weight "
+            "it by the ratio of the token, policy_loss by that of the sequence"
+        )
     high = epsilon if epsilon_high is None else epsilon_high
     arguments = _trl_family(
         "TRL", loss_type, epsilon, high, delta, beta, importance_sampling_level,
         use_bias_correction_kl, max_completion_length, num_items_in_batch,
     )  # fmt: skip
-    return arguments | {"entropy_coef": entropy_coef, "entropy_aggregate": "token-mean"}
+    return PolicyLossOptions(**arguments, entropy_coef=entropy_coef, entropy_aggregate="token-mean")
 
 
 def liger(
@@ -158,11 +182,11 @@ def liger(
     use_bias_correction_kl: bool = False,
     max_completion_length: int | None = None,
     num_items_in_batch: float | Tensor | None = None,
-) -> Arguments:
+) -> PolicyLossOptions:
     """Liger-Kernel 0.8.5 ``LigerFusedLinearGRPOLoss`` on one process.
 
     Like TRL, but the KL estimate is not weighted by default, and there is no entropy. Temperature
-    belongs to the log-probabilities; Liger's sapo and vespo are not part of `policy_loss`.
+    belongs to the log-probabilities; Liger's sapo and vespo are not part of this preset.
 
     Args:
         loss_type: "dapo", "grpo", "bnpo", "dr_grpo", "luspo" (sequence level) or "cispo".
@@ -176,7 +200,7 @@ def liger(
         num_items_in_batch: Token count that dapo and cispo divide by.
 
     Returns:
-        Keyword arguments of :func:`oneshot.ops.policy_loss`.
+        Options of :func:`oneshot.ops.policy_loss`.
 
     Raises:
         ValueError: luspo with a KL term or ratios per token, where Liger divides by the width.
@@ -187,10 +211,11 @@ def liger(
             "factor per token Liger divides by the padded width, which policy_loss does not; got "
             f"importance_sampling_level={importance_sampling_level!r}, beta={beta}"
         )
-    return _trl_family(
+    arguments = _trl_family(
         "Liger", loss_type, epsilon_low, epsilon_high, delta, beta, importance_sampling_level,
         use_bias_correction_kl, max_completion_length, num_items_in_batch,
     )  # fmt: skip
+    return PolicyLossOptions(**arguments)
 
 
 # k2 with the gradient of k2 is k2 itself.
@@ -214,7 +239,7 @@ def verl(
     dp_size: int = 1,
     batch_num_tokens: float | None = None,
     global_batch_size: float | None = None,
-) -> Arguments:
+) -> PolicyLossOptions:
     """Verl 0.9.1 ``ActorConfig`` and global batch info -> ``workers.utils.losses.ppo_loss``.
 
     Args:
@@ -234,11 +259,12 @@ def verl(
         global_batch_size: Sequences of the global batch.
 
     Returns:
-        Keyword arguments of :func:`oneshot.ops.policy_loss`.
+        Options of :func:`oneshot.ops.policy_loss`.
     """
-    _one_of("loss_mode", loss_mode, ("vanilla", "gspo", "cispo", "gpg"), "verl")
-    arguments: Arguments = {
-        "objective": {"cispo": "cispo", "gpg": "reinforce"}.get(loss_mode, "ppo"),
+    objectives = {"vanilla": "ppo", "gspo": "ppo", "cispo": "cispo", "gpg": "reinforce"}
+    _one_of("loss_mode", loss_mode, tuple(objectives), "verl")
+    arguments: dict[str, Any] = {
+        "objective": objectives[loss_mode],
         "aggregate": loss_agg_mode,
         "entropy_coef": entropy_coeff,
     }
@@ -271,7 +297,7 @@ def verl(
         needed = "batch_num_tokens" if loss_agg_mode == "token-mean" else "global_batch_size"
         if (batch_num_tokens if loss_agg_mode == "token-mean" else global_batch_size) is None:
             raise ValueError(f"dp_size = {dp_size} needs {needed}")
-    return arguments
+    return PolicyLossOptions(**arguments)
 
 
 def openrlhf(
@@ -285,7 +311,7 @@ def openrlhf(
     kl_coef: float = 0.01,
     kl_estimator: str = "k1",
     entropy_loss_coef: float = 0.0,
-) -> Arguments:
+) -> PolicyLossOptions:
     """OpenRLHF (August 2026) ``PolicyLoss`` with the KL and entropy terms of its PPO actor.
 
     Written from its source; its package needs deepspeed to import, so parity is tested against a
@@ -303,10 +329,10 @@ def openrlhf(
         entropy_loss_coef: Weight of the entropy bonus (a token mean, like the KL).
 
     Returns:
-        Keyword arguments of :func:`oneshot.ops.policy_loss`.
+        Options of :func:`oneshot.ops.policy_loss`.
     """
     gspo = _one_of("policy_loss_type", policy_loss_type, ("ppo", "gspo"), "OpenRLHF") == "gspo"
-    arguments: Arguments = {
+    arguments: dict[str, Any] = {
         "objective": "ppo",
         "ratio": "sequence" if gspo else "token",
         "clip_low": clip_eps_low,
@@ -318,10 +344,35 @@ def openrlhf(
         "entropy_aggregate": "token-mean",
     }
     if not use_kl_loss:
-        return arguments | {"kl": "none"}
-    return arguments | {
-        "kl": _one_of("kl_estimator", kl_estimator, ("k1", "k2", "k3"), "OpenRLHF"),
-        "kl_coef": kl_coef,
-        "kl_clamp": 10.0,
-        "kl_aggregate": "token-mean",
-    }
+        return PolicyLossOptions(**arguments, kl="none")
+    estimator: Any = _one_of("kl_estimator", kl_estimator, ("k1", "k2", "k3"), "OpenRLHF")
+    return PolicyLossOptions(
+        **arguments, kl=estimator, kl_coef=kl_coef, kl_clamp=10.0, kl_aggregate="token-mean"
+    )
+
+
+# Every KL estimate is held within 10, as in the released code of `paper`.
+PRESETS: dict[str, PolicyLossOptions] = {
+    # The released code of Wang et al. 2025 (arXiv:2504.20571).
+    "paper": paper(),
+    # PPO, otherwise as the released code of Wang et al. 2025: the paper prints no more about it.
+    "ppo": paper(),
+    # DeepSeekMath (arXiv:2402.03300), equation 3 and section 4.1.2.
+    "grpo": PolicyLossOptions(objective="grpo", kl_coef=0.04, kl_clamp=10.0),
+    # Liu et al. 2025 (arXiv:2503.20783), section 3.2.
+    "dr_grpo": PolicyLossOptions(objective="dr_grpo", kl_clamp=10.0),
+    # Yu et al. 2025 (arXiv:2503.14476), sections 3.1 to 3.4.
+    "dapo": PolicyLossOptions(objective="dapo", kl_clamp=10.0),
+    # Zheng et al. 2025 (arXiv:2507.18071), equations 5 and 7, section 5.1.
+    "gspo": PolicyLossOptions(objective="gspo", kl_clamp=10.0),
+    # MiniMax 2025 (arXiv:2506.13585), equations 4 and 5.
+    "cispo": PolicyLossOptions(objective="cispo", kl_clamp=10.0),
+    # Ahmadian et al. 2024 (arXiv:2402.14740): log p of the whole response.
+    "rloo": PolicyLossOptions(
+        objective="reinforce", aggregate="seq-mean-token-sum", kl="k1", kl_clamp=10.0
+    ),
+    "trl": trl(),
+    "liger": liger(),
+    "verl": verl(),
+    "openrlhf": openrlhf(),
+}
