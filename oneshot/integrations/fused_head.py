@@ -85,6 +85,11 @@ def fuse_lm_head(model: PreTrainedModel) -> HeadTransform:
     return transform
 
 
+def is_fused(model: object) -> bool:
+    """Whether `fuse_lm_head` gave the model its second way through the head."""
+    return hasattr(model, "_oneshot_head")
+
+
 def _fused(kind: type) -> Callable[..., Any]:
     """A forward with the signature of this class, against which `generate` checks its keywords."""
 

@@ -113,6 +113,9 @@ class AlgorithmConfig:
     """"auto": passes read a prompt once for all of its responses in a micro-batch, if a comparison
     before the run shows that the model can; such a prompt counts once in microbatch_tokens. "off":
     every response is read with its whole prompt."""
+    fuse_head: Literal["auto", "off"] = "auto"
+    """"auto": log-probs and entropy come from hidden states and the weight of the head, without
+    logits in memory, if the model has a plain head. "off": from logits."""
     microbatch_weighting: Literal["exact", "sequences"] = "exact"
     """"exact": the aggregate of the whole update, whatever the micro-batches; "sequences":
     aggregate inside a micro-batch and weight by its sequences, as in the released code."""

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from oneshot.integrations.fused_head import fuse_lm_head
 from oneshot.rlvr import checkpoint
 from oneshot.rlvr.algorithm.critic import Critic, make_critic
 from oneshot.rlvr.algorithm.optimizer import make_optimizer
@@ -65,6 +67,8 @@ def make_updater(
     share_prompts = shares_prompts(config, compared, rows, processes)
     for model in (policy, reference):
         if model is not None:
+            if config.algorithm.fuse_head == "auto":
+                fuse_head(model)
             distribute(model, config.model, processes)
     return PolicyUpdater(
         policy=policy,
@@ -77,6 +81,18 @@ def make_updater(
         share_prompts=share_prompts,
         processes=processes,
     )
+
+
+def fuse_head(model: PreTrainedModel) -> None:
+    """Gives the model a head without logits; warns once where it cannot have one."""
+    try:
+        fuse_lm_head(model)
+    except (TypeError, ValueError) as error:
+        warnings.warn(
+            f"log-probs come from logits, which costs memory: {error}. algorithm.fuse_head: off "
+            "does the same without this warning",
+            stacklevel=2,
+        )
 
 
 def shares_prompts(

@@ -189,24 +189,22 @@ def test_positive_entropy_coefficient_raises_the_entropy(scene):
 def test_figures_of_the_paper_sheet():
     """Entropy of logits [2, 1, 0]; k3 at four differences, the last one clamped."""
     logits = torch.tensor([[[2.0, 1.0, 0.0]]])
-    one = torch.ones(1, 1, dtype=torch.bool)
+    one, token = torch.ones(1, 1, dtype=torch.bool), torch.zeros(1, 1, dtype=torch.int64)
     for temperature, entropy in ((1.0, 0.83240), (0.6, 0.55675)):
-        inputs = LossInputs(
-            logits.clone(), torch.zeros(1, 1, dtype=torch.int64), one, torch.zeros(1)
-        )
-        output = policy_loss(inputs, AlgorithmConfig(entropy_coef=1.0, kl_coef=0.0), temperature)
+        scores = ops.token_logprobs_and_entropy(logits, token, temperature=temperature)
+        inputs = LossInputs(*scores, one, torch.zeros(1))
+        output = policy_loss(inputs, AlgorithmConfig(entropy_coef=1.0, kl_coef=0.0))
         assert output.loss.item() == pytest.approx(-entropy, abs=1e-5)
     logp = torch.log_softmax(logits, -1)[0, 0, 0].item()
     for d, k3 in ((-1, 0.367879), (0.1, 0.005171), (1, 0.718282), (3, 10.0)):
         inputs = LossInputs(
-            logits.clone(),
-            torch.zeros(1, 1, dtype=torch.int64),
+            *ops.token_logprobs_and_entropy(logits, token),
             one,
             torch.zeros(1),
             ref_logprobs=torch.full((1, 1), logp + d),
         )
         algorithm = AlgorithmConfig(entropy_coef=0.0, kl_coef=1.0)
-        assert policy_loss(inputs, algorithm, 1.0).loss.item() == pytest.approx(k3, abs=2e-6)
+        assert policy_loss(inputs, algorithm).loss.item() == pytest.approx(k3, abs=2e-6)
 
 
 def test_not_a_number_stops_before_the_step(scene):

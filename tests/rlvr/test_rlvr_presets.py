@@ -8,6 +8,7 @@ import rlvr_tiny
 import torch
 from safetensors.torch import load_file
 
+from oneshot import ops
 from oneshot.rlvr import trainer
 from oneshot.rlvr.algorithm.loss import LossInputs, policy_loss
 from oneshot.rlvr.algorithm.presets import PRESETS, expand_presets
@@ -25,7 +26,8 @@ def algorithm(*words):
 
 
 @pytest.fixture
-def inputs():
+def scene():
+    """Logits and tokens, and the loss inputs that follow from them."""
     g = torch.Generator().manual_seed(2)
     mask = torch.arange(R) < torch.tensor([1, 7, 3, 0, 5])[:, None]
     logits = torch.randn(B, R, V, generator=g)
@@ -36,7 +38,14 @@ def inputs():
     garbage = torch.where(mask, 0, torch.nan)
     logits[~mask] = torch.nan
     advantages = torch.tensor([1.0, -0.5, 2.0, 1.0, -1.5])
-    return LossInputs(logits, ids, mask, advantages, old + garbage, ref + garbage, max_length=LIMIT)
+    scores = ops.token_logprobs_and_entropy(logits, ids, mask=mask)
+    old, ref = old + garbage, ref + garbage
+    return logits, ids, LossInputs(*scores, mask, advantages, old, ref, max_length=LIMIT)
+
+
+@pytest.fixture
+def inputs(scene):
+    return scene[2]
 
 
 def formula(name, x, mask, ids, old, advantages):
@@ -75,14 +84,16 @@ def formula(name, x, mask, ids, old, advantages):
 
 
 @pytest.mark.parametrize("name", list(PRESETS))
-def test_policy_term_and_gradient(inputs, name):
+def test_policy_term_and_gradient(scene, name):
+    logits, ids, inputs = scene
     chosen = replace(algorithm(f"--preset={name}"), entropy_coef=0.0, kl_coef=0.0)
-    leaf = inputs.logits.clone().requires_grad_()
-    found = policy_loss(replace(inputs, logits=leaf * 1.0), chosen, 1.0)
+    leaf = logits.clone().requires_grad_()
+    logprobs, entropy = ops.token_logprobs_and_entropy(leaf, ids, mask=inputs.mask)
+    found = policy_loss(replace(inputs, logprobs=logprobs, entropy=entropy), chosen)
     found.loss.backward()
-    x = torch.where(inputs.mask[..., None], inputs.logits, 0).double().requires_grad_()
+    x = torch.where(inputs.mask[..., None], logits, 0).double().requires_grad_()
     old = torch.where(inputs.mask, inputs.old_logprobs, 0)
-    expected = formula(name, x, inputs.mask, inputs.response_ids, old, inputs.advantages)
+    expected = formula(name, x, inputs.mask, ids, old, inputs.advantages)
     expected.backward()
     assert found.loss.item() == pytest.approx(expected.item(), rel=1e-5)
     assert x.grad.abs().max() > 1e-3
@@ -92,18 +103,18 @@ def test_policy_term_and_gradient(inputs, name):
 def test_importance_weights_act_on_the_policy_term_alone(inputs):
     weights = torch.tensor([2.0, 0.5, 0.0, 1.0, 3.0])
     chosen = replace(algorithm(), entropy_coef=0.0, kl_coef=0.0)
-    found = policy_loss(replace(inputs, importance_weights=weights), chosen, 1.0).loss
+    found = policy_loss(replace(inputs, importance_weights=weights), chosen).loss
     scaled = replace(inputs, advantages=inputs.advantages * weights)
-    assert found.item() == pytest.approx(policy_loss(scaled, chosen, 1.0).loss.item(), rel=1e-6)
+    assert found.item() == pytest.approx(policy_loss(scaled, chosen).loss.item(), rel=1e-6)
     only = replace(chosen, policy_coef=0.0, entropy_coef=0.2, kl_coef=0.3)
     for x in (inputs, replace(inputs, importance_weights=weights)):
-        assert policy_loss(x, only, 1.0).loss.item() == policy_loss(inputs, only, 1.0).loss.item()
+        assert policy_loss(x, only).loss.item() == policy_loss(inputs, only).loss.item()
 
 
 def test_a_kl_in_the_reward_is_only_reported_by_the_loss(inputs):
     chosen = algorithm("--algorithm.kl_in=reward", "--algorithm.kl_coef=7")
-    found = policy_loss(inputs, chosen, 1.0)
-    plain = policy_loss(inputs, replace(chosen, kl_coef=0.0, kl_in="loss"), 1.0)
+    found = policy_loss(inputs, chosen)
+    plain = policy_loss(inputs, replace(chosen, kl_coef=0.0, kl_in="loss"))
     assert found.loss.item() == plain.loss.item()
     assert found.metrics["policy/kl"] > 0
 
@@ -112,7 +123,7 @@ def test_dual_clip_bounds_the_loss_of_negative_advantages(inputs):
     low = replace(inputs, old_logprobs=inputs.old_logprobs - 5)  # ratios of about e^5
     chosen = replace(algorithm(), entropy_coef=0.0, kl_coef=0.0, dual_clip=3.0)
     negative = replace(low, advantages=-torch.ones(B))
-    assert policy_loss(negative, chosen, 1.0).loss.item() == pytest.approx(3.0)
+    assert policy_loss(negative, chosen).loss.item() == pytest.approx(3.0)
 
 
 def test_the_paper_preset_is_the_default():

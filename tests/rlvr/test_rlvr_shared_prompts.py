@@ -8,10 +8,16 @@ import rlvr_tiny
 import torch
 from transformers import AutoModelForTokenClassification, Qwen2Config
 
+from oneshot.integrations.fused_head import fuse_lm_head
 from oneshot.rlvr.algorithm.loss import response_logprobs
 from oneshot.rlvr.algorithm.microbatch import plan, split
-from oneshot.rlvr.algorithm.passes import response_logits, response_values
+from oneshot.rlvr.algorithm.passes import (
+    response_logits,
+    response_statistics,
+    response_values,
+)
 from oneshot.rlvr.algorithm.prompt_sharing import can_share_prompts, fault
+from oneshot.rlvr.builders import fuse_head
 from oneshot.rlvr.rollout.engine import assemble
 from oneshot.rlvr.trainer import train
 
@@ -222,3 +228,37 @@ def test_a_run_reports_the_same_metrics(preset, tiny_folder, tmp_path):
     for one, two in zip(shared, plain, strict=True):
         for name in ("loss/total", "policy/kl", "policy/entropy", "optimizer/grad_norm"):
             assert one.get(name, 0) == pytest.approx(two.get(name, 0), rel=1e-3, abs=1e-6)
+
+
+@pytest.mark.parametrize("share", [False, True])
+@pytest.mark.parametrize("family", ["qwen2", "gemma3_text", "gpt2", "qwen3_moe"])
+def test_a_fused_head_gives_the_same_numbers_and_gradients(family, share):
+    """With masked tokens inside the responses, as `algorithm.mask_truncated` makes them."""
+    rollout = rollout_of([LONG, SHORT], [9, 3, 2, 8])
+    results = []
+    for fused in (False, True):
+        model = make(family)
+        if fused:
+            fuse_lm_head(model)
+        total = 0.0
+        for batch in split(rollout, range(4), 60, share_prompts=fused and share):
+            mask = batch.response_mask & (batch.rows != 2)[:, None]
+            logprobs, entropy = response_statistics(model, batch, mask, 0.7)
+            loss = torch.where(mask, logprobs * (1 + batch.rows[:, None]) + entropy, 0).sum()
+            loss.backward()
+            total += loss.item()
+        results.append((total, {name: p.grad for name, p in model.named_parameters()}))
+    assert_same(results[1], results[0])
+    one, two = (
+        response_logprobs(m, rollout, split(rollout, range(4), 60, share_prompts=share), 0.7)
+        for m in (make(family), model)
+    )
+    torch.testing.assert_close(two, one, atol=2e-5, rtol=1e-5)
+
+
+def test_a_head_that_cannot_be_fused_is_named():
+    model = make("qwen2")
+    model.lm_head = torch.nn.Sequential(model.lm_head)
+    with pytest.warns(UserWarning, match=r"logits.*Sequential.*algorithm\.fuse_head") as caught:
+        fuse_head(model)
+    assert len(caught) == 1

@@ -19,7 +19,7 @@ from torch import Tensor
 from oneshot import ops
 from oneshot.ops.policy_loss import PolicyMetric
 from oneshot.rlvr.algorithm.microbatch import MicroBatch
-from oneshot.rlvr.algorithm.passes import response_logits
+from oneshot.rlvr.algorithm.passes import response_statistics
 from oneshot.rlvr.algorithm_config import AlgorithmConfig
 from oneshot.rlvr.rollout.engine import Rollout
 
@@ -35,8 +35,8 @@ class LossInputs:
     """What the loss of one micro-batch needs.
 
     Attributes:
-        logits: [b, R, V] of the current policy, before the temperature.
-        response_ids: [b, R] int64.
+        logprobs: [b, R] of the response tokens under the current policy, at the temperature.
+        entropy: [b, R] of its distributions, at the temperature.
         mask: [b, R] bool, tokens that count.
         advantages: [b], or [b, R] from a critic; float32.
         old_logprobs: [b, R] float32 of the policy that sampled; None: the current policy did.
@@ -45,8 +45,8 @@ class LossInputs:
         max_length: Divisor of the aggregate "seq-mean-token-sum-norm".
     """
 
-    logits: Tensor
-    response_ids: Tensor
+    logprobs: Tensor
+    entropy: Tensor
     mask: Tensor
     advantages: Tensor
     old_logprobs: Tensor | None = None
@@ -66,30 +66,21 @@ class LossOutputs:
     metrics: dict[str, Tensor]
 
 
-def policy_loss(inputs: LossInputs, algorithm: AlgorithmConfig, temperature: float) -> LossOutputs:
+def policy_loss(inputs: LossInputs, algorithm: AlgorithmConfig) -> LossOutputs:
     """Loss and figures of one micro-batch, aggregated over the micro-batch.
 
     Args:
-        inputs: Logits and what they are judged by. The logits buffer may be overwritten by the
-            backward pass.
+        inputs: The current policy's numbers and what they are judged by.
         algorithm: Surrogate, coefficients, clip range, KL estimator, aggregate.
-        temperature: The rollout temperature.
     """
-    logprobs, entropy = ops.token_logprobs_and_entropy(
-        inputs.logits,
-        inputs.response_ids,
-        temperature=temperature,
-        mask=inputs.mask,
-        inplace_backward=True,
-    )
     with_reference = inputs.ref_logprobs is not None
     result = ops.policy_loss(
-        logprobs,
+        inputs.logprobs,
         inputs.old_logprobs,
         inputs.advantages,
         inputs.mask,
         ref_logprobs=inputs.ref_logprobs,
-        entropy=entropy,
+        entropy=inputs.entropy,
         importance_weights=inputs.importance_weights,
         objective=OBJECTIVES[algorithm.surrogate],
         ratio=algorithm.ratio,
@@ -133,11 +124,6 @@ def response_logprobs(
     shape, device = rollout.response_ids.shape, rollout.response_ids.device
     result = torch.zeros(shape, dtype=dtype, device=device)
     for batch in batches:
-        logprobs = ops.token_logprobs(
-            response_logits(model, batch),
-            batch.response_ids,
-            temperature=temperature,
-            mask=batch.response_mask,
-        )
+        logprobs, _ = response_statistics(model, batch, batch.response_mask, temperature)
         result[batch.rows, : logprobs.shape[1]] = torch.where(batch.response_mask, logprobs, 0)
     return result

@@ -11,12 +11,16 @@ the response of every row behind them, so that it has one output for each respon
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
+from oneshot import ops
+from oneshot.integrations.fused_head import is_fused
 from oneshot.rlvr.algorithm.microbatch import MicroBatch, SharedPrompts
 
 if TYPE_CHECKING:
@@ -26,42 +30,71 @@ if TYPE_CHECKING:
 def response_logits(model: PreTrainedModel, batch: MicroBatch) -> Tensor:
     """Logits [b, R, V] that predict the response tokens; the head never sees the prompt."""
     if batch.prompts is not None:
-        return shared_pass(model, batch, "logits", logits_to_keep=1)
-    length, width = batch.response_ids.shape[1], batch.input_ids.shape[1]
-    # Position t predicts token t + 1. Indices, not a count: the buffer is exactly [b, R, V], so
-    # the backward op may write the gradient into it.
-    keep = torch.arange(width - length - 1, width - 1, device=batch.input_ids.device)
-    return plain_pass(model, batch, "logits", logits_to_keep=keep)
+        second, first = shared_pass(model, batch, {"logits_to_keep": 1})
+        return cast(Tensor, _Together.apply(second.logits, first))
+    return cast(Tensor, plain_pass(model, batch, logits_to_keep=_predicting(batch)).logits)
+
+
+def response_statistics(
+    model: PreTrainedModel, batch: MicroBatch, mask: Tensor, temperature: float
+) -> tuple[Tensor, Tensor]:
+    """Log-probabilities and entropy [b, R] of the response tokens where `mask` [b, R] is True.
+
+    A model with a fused head never holds the logits, and leaves masked tokens out of their product.
+    """
+    if not is_fused(model):
+        return ops.token_logprobs_and_entropy(
+            response_logits(model, batch),
+            batch.response_ids,
+            temperature=temperature,
+            mask=mask,
+            inplace_backward=True,
+        )
+    head = {"targets": batch.response_ids, "temperature": temperature, "mask": mask}
+    if batch.prompts is not None:
+        second, first = shared_pass(model, batch, {"logits_to_keep": 1}, head)
+        return _Together.apply(second.logprobs, first), second.entropy
+    result = plain_pass(model, batch, logits_to_keep=_predicting(batch), **head)
+    return result.logprobs, result.entropy
 
 
 def response_values(model: PreTrainedModel, batch: MicroBatch) -> Tensor:
     """Values [b, R] before each response token of a token classifier, float32."""
     if batch.prompts is not None:
-        return shared_pass(model, batch, "logits")[..., 0].float()
-    length, width = batch.response_ids.shape[1], batch.input_ids.shape[1]
-    return plain_pass(model, batch, "logits")[:, width - length - 1 : width - 1, 0].float()
+        second, first = shared_pass(model, batch)
+        return cast(Tensor, _Together.apply(second.logits, first)[..., 0].float())
+    values: Tensor = plain_pass(model, batch).logits[:, _predicting(batch), 0]
+    return values.float()
 
 
-def plain_pass(model: torch.nn.Module, batch: MicroBatch, output: str, **options: Any) -> Tensor:
-    """An output of the model for every token of every row."""
-    outputs = model(
+def plain_pass(model: Any, batch: MicroBatch, **options: Any) -> Any:
+    """The outputs of the model for every token of every row."""
+    return model(
         input_ids=batch.input_ids,
         attention_mask=batch.attention_mask,
         position_ids=batch.position_ids,
         use_cache=False,
         **options,
     )
-    return cast(Tensor, outputs[output])
 
 
-def shared_pass(model: Any, batch: MicroBatch, output: str, **prompt_options: Any) -> Tensor:
-    """An output of the model, [b, R, ...], where position t predicts response token t.
+def shared_pass(
+    model: Any,
+    batch: MicroBatch,
+    prompt_options: Mapping[str, Any] = MappingProxyType({}),
+    response_options: Mapping[str, Any] = MappingProxyType({}),
+) -> tuple[Any, Tensor]:
+    """The two halves of a pass that reads each distinct prompt once.
 
     Args:
         model: A causal model, or its trunk.
         batch: With `prompts`.
-        output: Name of the output.
-        prompt_options: Arguments of the first half alone.
+        prompt_options: Further arguments of the first half.
+        response_options: Further arguments of the second half.
+
+    Returns:
+        The outputs of the second half, whose position t predicts response token t; and what the
+        first half returned first, for `_Together`.
     """
     from transformers import DynamicCache
 
@@ -85,8 +118,19 @@ def shared_pass(model: Any, batch: MicroBatch, output: str, **prompt_options: An
         position_ids=batch.position_ids[:, width:-1],
         past_key_values=cache,
         use_cache=True,
+        **response_options,
     )
-    return cast(Tensor, _Together.apply(second[output], first[output]))
+    return second, first[0]
+
+
+def _predicting(batch: MicroBatch) -> Tensor:
+    """Positions [R] of a row whose outputs predict the response: position t predicts token t + 1.
+
+    As indices, not as a count, they make the buffer of the logits exactly [b, R, V], so that the
+    backward op may write the gradient into it.
+    """
+    length, width = batch.response_ids.shape[1], batch.input_ids.shape[1]
+    return torch.arange(width - length - 1, width - 1, device=batch.input_ids.device)
 
 
 def _copy_to_rows(cache: Any, prompts: SharedPrompts) -> None:
@@ -104,16 +148,16 @@ def _copy_to_rows(cache: Any, prompts: SharedPrompts) -> None:
 
 
 class _Together(torch.autograd.Function):
-    """The second half's output, behind which the first half's receives a gradient of zeros.
+    """An output of the second half, whose gradient sends zeros into the output of the first half.
 
     FSDP gathers the weights of a layer when a gradient reaches the layer's output. The last layer
-    of the first half has gradients for its keys and values alone.
+    of the first half would otherwise receive gradients for its keys and values alone.
     """
 
     @staticmethod
-    def forward(ctx: FunctionCtx, output: Tensor, other: Tensor) -> Tensor:
-        ctx.like = other.detach()[:, :0], other.shape  # type: ignore[attr-defined]
-        return output.view_as(output)
+    def forward(ctx: FunctionCtx, second: Tensor, first: Tensor) -> Tensor:
+        ctx.like = first.detach()[:, :0], first.shape  # type: ignore[attr-defined]
+        return second.view_as(second)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:

@@ -76,7 +76,7 @@ def fault(model: PreTrainedModel, prompts: Sequence[Sequence[int]]) -> str | Non
     batch = _two_prompts(prompts, model.device)
     trunk: Any = model.base_model
     try:
-        shared = _hidden_and_gradient(model, lambda: shared_pass(trunk, batch, "last_hidden_state"))
+        shared = _hidden_and_gradient(model, lambda: shared_pass(trunk, batch)[0].last_hidden_state)
     except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
         if isinstance(error, torch.OutOfMemoryError):
             raise
@@ -85,7 +85,7 @@ def fault(model: PreTrainedModel, prompts: Sequence[Sequence[int]]) -> str | Non
         return f"{name} cannot continue a prompt that it has read ({reason})"
     width = batch.input_ids.shape[1] - batch.response_ids.shape[1] - 1
     hidden, gradient = _hidden_and_gradient(
-        model, lambda: plain_pass(trunk, batch, "last_hidden_state")[:, width:-1]
+        model, lambda: plain_pass(trunk, batch).last_hidden_state[:, width:-1]
     )
     assert batch.prompts is not None
     of_prompts = torch.zeros_like(shared[1]).index_add(0, batch.prompts.of_row, gradient[:, :width])

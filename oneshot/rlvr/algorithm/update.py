@@ -12,7 +12,7 @@ from oneshot.rlvr.algorithm.correction import correction
 from oneshot.rlvr.algorithm.loss import LossInputs, policy_loss, response_logprobs
 from oneshot.rlvr.algorithm.microbatch import MicroBatch, loss_weights, update_batches
 from oneshot.rlvr.algorithm.optimizer import take_step
-from oneshot.rlvr.algorithm.passes import response_logits
+from oneshot.rlvr.algorithm.passes import response_statistics
 from oneshot.rlvr.algorithm_config import AlgorithmConfig, OptimizerConfig
 from oneshot.rlvr.rollout.engine import Rollout
 from oneshot.training.distributed import Processes
@@ -133,7 +133,7 @@ class PolicyUpdater:
         rollout: Rollout,
         batches: list[MicroBatch],
         advantages: Tensor,
-        logprobs: RolloutLogprobs,
+        before: RolloutLogprobs,
         importance: Tensor | None,
         step: int,
     ) -> dict[str, float]:
@@ -150,17 +150,18 @@ class PolicyUpdater:
         weights, by_token = (x + [0.0] * len(idle) for x in (weights, by_token))
         totals: dict[str, Tensor] = {}
         for batch, mask, weight, share in zip(batches, masks, weights, by_token, strict=True):
+            logprobs, entropy = response_statistics(self.policy, batch, mask, self.temperature)
             inputs = LossInputs(
-                logits=response_logits(self.policy, batch),
-                response_ids=batch.response_ids,
+                logprobs=logprobs,
+                entropy=entropy,
                 mask=mask,
                 advantages=batch_part(advantages, batch),
-                old_logprobs=None if logprobs.old is None else batch_part(logprobs.old, batch),
-                ref_logprobs=None if logprobs.ref is None else batch_part(logprobs.ref, batch),
+                old_logprobs=None if before.old is None else batch_part(before.old, batch),
+                ref_logprobs=None if before.ref is None else batch_part(before.ref, batch),
                 importance_weights=None if importance is None else batch_part(importance, batch),
                 max_length=self.max_length,
             )
-            outputs = policy_loss(inputs, self.algorithm, self.temperature)
+            outputs = policy_loss(inputs, self.algorithm)
             (outputs.loss * weight).backward()
             for name, value in outputs.metrics.items():
                 part = value * (weight if name.startswith("loss/") else share)
