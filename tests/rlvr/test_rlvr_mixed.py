@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from oneshot.rlvr import trainer
-from oneshot.rlvr.algorithm_config import AlgorithmConfig, OptimizerConfig
+from oneshot.rlvr.algorithm_config import OptimizerConfig
 from oneshot.rlvr.config import ModelConfig
 from oneshot.rlvr.optimizer import make_optimizer
 from oneshot.rlvr.policy import distribute, load_policy
@@ -38,7 +38,7 @@ def one_step(tiny_folder, tokenizer, rollout, dtype):
             parameter.mul_(1.02)
     schedule = OptimizerConfig(lr=1e-3, max_grad_norm=1e9)
     optimizer = make_optimizer(policy, schedule)
-    algorithm = AlgorithmConfig(updates_per_rollout=1, kl_coef=0.1)
+    algorithm = rlvr_tiny.make_algorithm(updates_per_rollout=1, kl_coef=0.1)
     updater = PolicyUpdater(policy, reference, optimizer, algorithm, schedule, 1.0)
     gradients = {}
     for name, parameter in policy.named_parameters():
