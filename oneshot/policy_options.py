@@ -198,9 +198,10 @@ class PolicyLossOptions:
         """The same with the objective's own parts where an option is None."""
         return dataclasses.replace(self, **objective_parts(vars(self)))
 
-    def changed(self) -> dict[str, Any]:
-        """The options that differ from the defaults, by name."""
-        return {n: getattr(self, n) for n, x in DEFAULTS.items() if getattr(self, n) is not x}
+    def divides_by_length(self) -> bool:
+        """Whether the aggregation divides by `max_length`."""
+        aggregate = self.resolved().aggregate
+        return aggregate is not None and AGGREGATES[aggregate] == Aggregate.SEQ_MEAN_TOKEN_SUM_NORM
 
 
 DEFAULTS: dict[str, Any] = {x.name: x.default for x in dataclasses.fields(PolicyLossOptions)}

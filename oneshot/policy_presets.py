@@ -135,12 +135,11 @@ def trl(
     """TRL 1.16 ``GRPOConfig`` -> one micro-batch of ``GRPOTrainer._compute_loss``.
 
     TRL then divides by the accumulation steps (grpo, bnpo, dr_grpo, luspo, sapo). Its off-policy
-    and entropy-quantile masks are not part of `policy_loss`; a mask can be. For vespo TRL multiplies
-    the sampler's weights into the ratio: subtract their logarithm from `old_logprobs`. It also
-    holds the log-ratio of each token within 20, which `policy_loss` does for the sum alone; and it
-    multiplies the KL by the ratio of the token, so that vespo with a KL needs
-    use_bias_correction_kl=False. `policy_loss` has TRL's names for the shapes of both
-    (sapo_temperature_neg, vespo_k_pos, ...).
+    and entropy-quantile masks are not part of `policy_loss`; a mask can be. For vespo TRL folds the
+    sampler's weights into the ratio: subtract their logarithm from `old_logprobs`. TRL also holds
+    the log-ratio of each token within 20, `policy_loss` the sum alone; and TRL weights the KL by
+    the ratio of the token, so that vespo with a KL needs use_bias_correction_kl=False.
+    `policy_loss` has TRL's names for the shapes of both (sapo_temperature_neg, vespo_k_pos, ...).
 
     Args:
         loss_type: "dapo", "grpo", "bnpo", "dr_grpo", "luspo", "cispo", "sapo" or "vespo".
@@ -371,6 +370,14 @@ PRESETS: dict[str, PolicyLossOptions] = {
     "rloo": PolicyLossOptions(
         objective="reinforce", aggregate="seq-mean-token-sum", kl="k1", kl_clamp=10.0
     ),
+    # Gao et al. 2025 (arXiv:2511.20347).
+    "sapo": PolicyLossOptions(objective="sapo", kl_clamp=10.0),
+    # VESPO 2026 (arXiv:2602.10693); the bounds of the log-ratio are those of its released code.
+    "vespo": PolicyLossOptions(
+        objective="vespo", log_ratio_clamp=(math.log(1e-8), 20.0), kl_clamp=10.0
+    ),
+    # Zhao et al. 2025 (arXiv:2507.20673).
+    "gmpo": PolicyLossOptions(objective="gmpo", kl_clamp=10.0),
     "trl": trl(),
     "liger": liger(),
     "verl": verl(),

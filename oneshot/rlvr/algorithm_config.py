@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from oneshot.policy_options import PolicyLossOptions
+from oneshot.policy_presets import PRESETS
 from oneshot.training.config import check_types, require
 
 
@@ -60,38 +62,19 @@ class CorrectionConfig:
 
 @dataclass(frozen=True)
 class AlgorithmConfig:
-    """Loss = policy_coef * policy - entropy_coef * entropy + kl_coef * KL."""
+    """Credit, policy loss, and how a rollout becomes optimizer steps."""
 
     advantage: Literal["group", "gae"] = "group"
     """"group": against the other responses to the prompt (GRPO); "gae": from a critic (PPO)."""
     baseline: Literal["mean", "loo", "none", "opo"] = "mean"
     """Of the group: its mean, the mean of the others (RLOO), 0, or the length-weighted mean."""
-    scale_by_std: bool = True
-    """Divide the advantage by the standard deviation of the group (ddof 1)."""
+    scale: Literal["std", "none"] = "std"
+    """"std": divide the advantage by the standard deviation of the group (ddof 1)."""
     advantage_eps: float = 1e-6
     """Added to that standard deviation."""
-    policy_coef: float = 1.0
-    """Weight of the policy-gradient term; 0 leaves only the regularizers."""
-    surrogate: Literal["clip", "cispo", "reinforce"] = "clip"
-    """PPO's clipped ratio, CISPO's clipped weight of log p, or plain log p."""
-    ratio: Literal["token", "sequence", "sequence-token"] = "token"
-    """Ratio of the token, or the geometric mean of the response's (GSPO; GSPO-token)."""
-    clip_low: float = 0.2
-    """The ratio is clipped at 1 - clip_low. Never active when updates_per_rollout is 1."""
-    clip_high: float = 0.2
-    """The ratio is clipped at 1 + clip_high (DAPO's clip-higher: 0.28)."""
-    dual_clip: float | None = None
-    """Bound c > 1 of the loss, -c A, where the advantage is negative; none by default."""
-    aggregate: Literal[
-        "token-mean", "seq-mean-token-mean", "seq-mean-token-sum", "seq-mean-token-sum-norm"
-    ] = "token-mean"
-    """How tokens become one number, for all three terms; "...-norm" divides by max_new_tokens."""
-    entropy_coef: float = 0.001
-    """Weight of the entropy bonus (positive: more entropy)."""
-    kl_coef: float = 0.001
-    """Weight of the KL to the reference; 0 loads no reference model."""
-    kl: Literal["k1", "k2", "k3", "abs"] = "k3"
-    """Estimator of the KL; as a loss it is clamped to [-10, 10] per token (released code)."""
+    loss: PolicyLossOptions = field(default_factory=lambda: PRESETS["paper"])
+    """Options of `oneshot.ops.policy_loss`; by default those of the released code. The trainer
+    counts tokens and sequences itself, and `max_length` is rollout.max_new_tokens."""
     kl_in: Literal["loss", "reward"] = "loss"
     """A term of the loss, or a penalty per token in the reward (where k1 is usual)."""
     refill_rounds: int = 0
@@ -124,7 +107,8 @@ class AlgorithmConfig:
 
     def __post_init__(self) -> None:
         check_types(self)
-        for name in ("policy_coef", "kl_coef", "clip_low", "advantage_eps", "overlong_penalty"):
+        self._check_loss()
+        for name in ("advantage_eps", "overlong_penalty"):
             require(getattr(self, name) >= 0, f"algorithm.{name}", ">= 0", getattr(self, name))
         rounds = self.refill_rounds
         require(rounds >= 0, "algorithm.refill_rounds", ">= 0", rounds)
@@ -136,19 +120,28 @@ class AlgorithmConfig:
         )
         share = self.overlong_buffer
         require(0 <= share <= 1, "algorithm.overlong_buffer", "in [0, 1]", share)
-        require(self.clip_high > 0, "algorithm.clip_high", "> 0", self.clip_high)
-        dual = self.dual_clip
-        require(dual is None or dual > 1, "algorithm.dual_clip", "above 1", dual)
-        require(
-            self.surrogate == "clip" or dual is None,
-            "algorithm.dual_clip",
-            'unset unless algorithm.surrogate is "clip"',
-            dual,
-        )
         updates = self.updates_per_rollout
         require(updates > 0, "algorithm.updates_per_rollout", "a positive number", updates)
         tokens = self.microbatch_tokens
         require(tokens > 0, "algorithm.microbatch_tokens", "a positive number", tokens)
+
+    def _check_loss(self) -> None:
+        """What the trainer asks of the loss beyond what the op does."""
+        loss = self.loss
+        check_types(loss)
+        for name in ("policy_coef", "kl_coef"):
+            value = getattr(loss, name)
+            require(value >= 0, f"algorithm.loss.{name}", ">= 0", value)
+        kl = f'"none" only where algorithm.loss.kl_coef is 0, which is {loss.kl_coef}'
+        require(loss.kl != "none" or loss.kl_coef == 0, "algorithm.loss.kl", kl, loss.kl)
+        for name in ("token_count", "sequence_count", "max_length"):
+            value = getattr(loss, name)
+            require(value is None, f"algorithm.loss.{name}", "null: the trainer counts", value)
+        whole = loss.resolved().aggregate
+        for name in ("kl_aggregate", "entropy_aggregate"):
+            value = getattr(loss, name)
+            same = f"null or {whole!r} like the policy term, by which micro-batches are weighted"
+            require(value in (None, whole), f"algorithm.loss.{name}", same, value)
 
 
 @dataclass(frozen=True)

@@ -57,7 +57,7 @@ def make_updater(
 ) -> PolicyUpdater:
     """Optimizer and, when the KL counts, reference model; shards the whole policy."""
     reference = None
-    if config.algorithm.kl_coef > 0:
+    if config.algorithm.loss.kl_coef > 0:
         source = config.model.reference or config.model.source
         reference = load_policy(config.model, source, tokenizer).requires_grad_(False)
         check_same_vocabulary(policy, reference, "model.reference")

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from oneshot import policy_presets
 from oneshot.embedded import problems
 from oneshot.rlvr.config import (
     AlgorithmConfig,
@@ -79,7 +80,7 @@ def arm_config(
             batch_size=PROMPTS, samples_per_prompt=SAMPLES, temperature=1.0, max_new_tokens=64
         ),
         reward=RewardConfig(function=ARMS[arm]),
-        algorithm=AlgorithmConfig(entropy_coef=0.001, kl_coef=0.2),
+        algorithm=AlgorithmConfig(loss=policy_presets.paper(kl_loss_coef=0.2)),
         optimizer=OptimizerConfig(lr=1e-4),
         evaluation=EvaluationConfig(
             path=str(folder / "unseen.jsonl"), every=evaluate_every, batch_size=256

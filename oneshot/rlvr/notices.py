@@ -36,7 +36,7 @@ class Notices:
     def _without_gradient(self, step: int, figures: Mapping[str, float]) -> str:
         algorithm = self.config.algorithm
         mixed = figures.get("refill/mixed", figures["group/mixed"])
-        counts = algorithm.advantage == "group" and algorithm.policy_coef > 0
+        counts = algorithm.advantage == "group" and algorithm.loss.policy_coef > 0
         self._idle = self._idle + 1 if counts and mixed == 0 else 0
         if self._idle < PATIENCE:
             return ""
@@ -50,7 +50,7 @@ class Notices:
             return f"{text}. The run has learned what its reward can teach"
         return (
             f"{text}. If the reward was higher before, the policy collapsed: lower optimizer.lr "
-            "or raise algorithm.kl_coef; else take easier problems or more samples_per_prompt"
+            "or raise algorithm.loss.kl_coef; else take easier problems or more samples_per_prompt"
         )
 
     def _without_end(self, step: int, figures: Mapping[str, float]) -> str:

@@ -9,6 +9,8 @@ import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
+from oneshot.policy_options import DEFAULTS
+from oneshot.rlvr.algorithm_config import AlgorithmConfig
 from oneshot.rlvr.config import TrainConfig, load_train_config
 
 CHARACTERS = string.digits + "abcdefgh+-= \\boxed{}?."
@@ -16,6 +18,17 @@ TEMPLATE = (
     "{% for m in messages %}{{ '<s>' + m['content'] }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '=' }}{% endif %}"
 )
+
+
+def with_loss(algorithm: AlgorithmConfig, **options) -> AlgorithmConfig:
+    """The same with other options of the loss."""
+    return replace(algorithm, loss=replace(algorithm.loss, **options))
+
+
+def make_algorithm(**options) -> AlgorithmConfig:
+    """The default algorithm with other options, those of the loss among them."""
+    loss = {name: options.pop(name) for name in list(options) if name in DEFAULTS}
+    return with_loss(AlgorithmConfig(**options), **loss)
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:

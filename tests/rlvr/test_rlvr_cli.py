@@ -87,7 +87,7 @@ def test_train_resume_and_evaluate(tiny_folder, tmp_path, capsys):
         (["--temperature", "1"], "did you mean --rollout.temperature or --evaluation.temperature?"),
         (["--nonsense"], "(oneshot rlvr train --help lists the options)"),
         (["--rollout.stop_tokens", "<|im_end|>"], 'write a list, in quotes: --name \'["first"'),
-        (["--algorithm.kl", "k4"], "'k1', 'k2', 'k3', 'abs'"),
+        (["--algorithm.loss.kl", "k4"], "'k1', 'k2', 'k3', 'abs'"),
         (["--rollout.temperature=hot"], "Expected a <class 'float'>. Got value: hot"),
     ],
 )
@@ -119,7 +119,7 @@ def test_an_interrupted_run_says_what_is_saved(tiny_folder, tmp_path, capsys, mo
 
     monkeypatch.setattr(FormatReward, "__call__", lambda self, *arguments: interrupt(*arguments))
     command = [*words(tiny_folder, tmp_path), "--reward.function=format", "--run.steps=9"]
-    command += ["--run.save_every=3", "--algorithm.kl_coef=0", "--evaluation.path=null"]
+    command += ["--run.save_every=3", "--algorithm.loss.kl_coef=0", "--evaluation.path=null"]
     assert main(command) == 130
     said = capsys.readouterr().err
     assert "oneshot: interrupted in step 2, before the first checkpoint" in said

@@ -2,9 +2,10 @@
 
 import pytest
 import torch
+from rlvr_tiny import make_algorithm
 
 from oneshot.rlvr.algorithm.advantage import CreditInputs, credit, kl_penalty, overlong_penalty
-from oneshot.rlvr.algorithm_config import AlgorithmConfig, CriticConfig
+from oneshot.rlvr.algorithm_config import CriticConfig
 
 LENGTHS = [1, 7, 3, 5]
 
@@ -30,7 +31,7 @@ def test_group_of_eight(right, positive, negative):
     """The table of facts on the paper's code: ddof 1 and eps 1e-6."""
     scores = torch.tensor([1.0] * right + [0.0] * (8 - right))
     rows = CreditInputs(scores, torch.ones(8, 3, dtype=torch.bool), 8)
-    found = credit(rows, AlgorithmConfig(), CriticConfig())
+    found = credit(rows, make_algorithm(), CriticConfig())
     assert found.returns is None
     expected = torch.tensor([positive] * right + [negative] * (8 - right))
     torch.testing.assert_close(found.advantages, expected, atol=1e-5, rtol=0)
@@ -39,7 +40,7 @@ def test_group_of_eight(right, positive, negative):
 def test_leave_one_out_is_the_score_minus_the_mean_of_the_others():
     scores = torch.tensor([1.0, 0.0, 0.25, 0.5])
     rows = CreditInputs(scores, torch.ones(4, 3, dtype=torch.bool), 4)
-    algorithm = AlgorithmConfig(baseline="loo", scale_by_std=False)
+    algorithm = make_algorithm(baseline="loo", scale="none")
     expected = [x - (1.75 - x) / 3 for x in scores.tolist()]
     found = credit(rows, algorithm, CriticConfig()).advantages.tolist()
     assert found == pytest.approx(expected, abs=1e-6)
@@ -56,9 +57,7 @@ ESTIMATES = {
 @pytest.mark.parametrize("kind", list(ESTIMATES))
 def test_kl_in_the_reward(kind):
     rows = inputs([1.0, 0.0, 2.0, 0.5])
-    algorithm = AlgorithmConfig(
-        kl_in="reward", kl=kind, kl_coef=0.3, scale_by_std=False, baseline="none"
-    )
+    algorithm = make_algorithm(kl_in="reward", kl=kind, kl_coef=0.3, scale="none", baseline="none")
     estimate = ESTIMATES[kind](rows.old_logprobs.double() - rows.ref_logprobs.double())
     penalty = 0.3 * torch.where(rows.mask, estimate, 0)
     torch.testing.assert_close(kl_penalty(rows, algorithm).double(), penalty, atol=1e-6, rtol=1e-5)
@@ -66,7 +65,7 @@ def test_kl_in_the_reward(kind):
     expected = rows.scores.double() - penalty.sum(1)
     torch.testing.assert_close(found.advantages.double(), expected, atol=1e-5, rtol=1e-5)
     assert found.figures["reward/kl_penalty"] == pytest.approx(penalty.sum(1).mean().item(), 1e-5)
-    assert kl_penalty(rows, AlgorithmConfig(kl_in="loss")) is None
+    assert kl_penalty(rows, make_algorithm(kl_in="loss")) is None
 
 
 @pytest.mark.parametrize("kl_in", ["loss", "reward"])
@@ -75,7 +74,7 @@ def test_kl_in_the_reward(kind):
 def test_gae_is_the_double_sum(kl_in, gamma, lam, whiten):
     """A_t = sum over k of (gamma lam)^k delta_(t+k), written out in float64."""
     rows = inputs([1.0, 0.0, 2.0, 0.5])
-    algorithm = AlgorithmConfig(advantage="gae", kl_in=kl_in, kl="k1", kl_coef=0.1)
+    algorithm = make_algorithm(advantage="gae", kl_in=kl_in, kl="k1", kl_coef=0.1)
     found = credit(rows, algorithm, CriticConfig(gamma=gamma, lam=lam, whiten=whiten))
     expected, returns = torch.zeros(4, 7).double(), torch.zeros(4, 7).double()
     for i, length in enumerate(LENGTHS):
@@ -98,15 +97,15 @@ def test_gae_is_the_double_sum(kl_in, gamma, lam, whiten):
 
 
 def test_overlong_penalty_falls_linearly_over_the_buffer():
-    algorithm = AlgorithmConfig(overlong_buffer=0.2, overlong_penalty=0.5)
+    algorithm = make_algorithm(overlong_buffer=0.2, overlong_penalty=0.5)
     lengths = torch.tensor([1, 80, 85, 90, 100])
     found = overlong_penalty(lengths, 100, algorithm).tolist()
     assert found == pytest.approx([0, 0, 0.125, 0.25, 0.5], abs=1e-6)
-    assert overlong_penalty(lengths, 100, AlgorithmConfig()).tolist() == [0] * 5
+    assert overlong_penalty(lengths, 100, make_algorithm()).tolist() == [0] * 5
 
 
 def test_an_empty_response_has_no_place_for_its_score():
     mask = torch.tensor([[True], [False]])
     rows = CreditInputs(torch.ones(2), mask, 2, values=torch.zeros(2, 1))
     with pytest.raises(ValueError, match="at least one token, got an empty one"):
-        credit(rows, AlgorithmConfig(advantage="gae"), CriticConfig())
+        credit(rows, make_algorithm(advantage="gae"), CriticConfig())

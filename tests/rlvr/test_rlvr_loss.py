@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from rlvr_tiny import make_algorithm
 
 from oneshot import ops
 from oneshot.rlvr.algorithm.loss import LossInputs, policy_loss, response_logprobs
@@ -13,7 +14,7 @@ from oneshot.rlvr.algorithm.microbatch import loss_weights, plan, split
 from oneshot.rlvr.algorithm.optimizer import NonFiniteLossError
 from oneshot.rlvr.algorithm.passes import response_logits
 from oneshot.rlvr.algorithm.update import PolicyUpdater
-from oneshot.rlvr.algorithm_config import AlgorithmConfig, CorrectionConfig, OptimizerConfig
+from oneshot.rlvr.algorithm_config import CorrectionConfig, OptimizerConfig
 from oneshot.rlvr.rollout.engine import token_positions
 from oneshot.rlvr.rollout.transformers_engine import TransformersEngine
 
@@ -40,16 +41,16 @@ def oracle(model, reference, rollout, advantages, algorithm, old=None):
     entropy = -(log_softmax.exp() * log_softmax).sum(-1)
     ratio = torch.exp(logp - (logp.detach() if old is None else old.double()))
     a = advantages.double()[:, None]
-    clipped = ratio.clamp(1 - algorithm.clip_low, 1 + algorithm.clip_high)
-    loss = algorithm.policy_coef * masked_mean(torch.maximum(-a * ratio, -a * clipped), mask)
-    loss = loss - algorithm.entropy_coef * masked_mean(entropy, mask)
-    if algorithm.kl_coef:
+    clipped = ratio.clamp(1 - algorithm.loss.clip_low, 1 + algorithm.loss.clip_high)
+    loss = algorithm.loss.policy_coef * masked_mean(torch.maximum(-a * ratio, -a * clipped), mask)
+    loss = loss - algorithm.loss.entropy_coef * masked_mean(entropy, mask)
+    if algorithm.loss.kl_coef:
         with torch.no_grad():
             ref = torch.log_softmax(scaled_logits(reference), -1)
             ref = ref.gather(-1, rollout.response_ids[..., None]).squeeze(-1)
         d = ref - logp
         k3 = (torch.exp(d) - d - 1).clamp(-10, 10)
-        loss = loss + algorithm.kl_coef * masked_mean(k3, mask)
+        loss = loss + algorithm.loss.kl_coef * masked_mean(k3, mask)
     return loss, masked_mean(entropy, mask)
 
 
@@ -83,7 +84,7 @@ class Recorder(torch.optim.SGD):
 def updater(model, reference, algorithm, max_grad_norm=1e9, **schedule):
     return PolicyUpdater(
         policy=model,
-        reference=reference if algorithm.kl_coef else None,
+        reference=reference if algorithm.loss.kl_coef else None,
         optimizer=Recorder(model.parameters()),
         algorithm=algorithm,
         schedule=OptimizerConfig(max_grad_norm=max_grad_norm, **schedule),
@@ -92,10 +93,10 @@ def updater(model, reference, algorithm, max_grad_norm=1e9, **schedule):
 
 
 ALGORITHMS = [
-    AlgorithmConfig(entropy_coef=0.3, kl_coef=0.5),
-    AlgorithmConfig(entropy_coef=0.3, kl_coef=0.0),
-    AlgorithmConfig(policy_coef=0.0, entropy_coef=0.0, kl_coef=0.5),
-    AlgorithmConfig(policy_coef=2.0, entropy_coef=0.0, kl_coef=0.0),
+    make_algorithm(entropy_coef=0.3, kl_coef=0.5),
+    make_algorithm(entropy_coef=0.3, kl_coef=0.0),
+    make_algorithm(policy_coef=0.0, entropy_coef=0.0, kl_coef=0.5),
+    make_algorithm(policy_coef=2.0, entropy_coef=0.0, kl_coef=0.0),
 ]
 
 
@@ -121,7 +122,7 @@ def test_update_has_the_loss_and_gradient_of_the_formula(scene, algorithm, token
 
 def test_several_updates_use_old_logprobs_and_their_own_rows(scene):
     model, reference, rollout, advantages = scene
-    algorithm = AlgorithmConfig(entropy_coef=0.1, kl_coef=0.2, updates_per_rollout=3)
+    algorithm = make_algorithm(entropy_coef=0.1, kl_coef=0.2, updates_per_rollout=3)
     run = updater(model, reference, algorithm)
     figures = run.update(rollout, advantages, 1)
     assert run.updates == len(run.optimizer.seen) == 3
@@ -142,7 +143,7 @@ def test_several_updates_use_old_logprobs_and_their_own_rows(scene):
 
 def test_sequence_weighting_is_that_of_the_released_code(scene):
     model, reference, rollout, advantages = scene
-    algorithm = AlgorithmConfig(
+    algorithm = make_algorithm(
         entropy_coef=0.3, kl_coef=0.5, microbatch_tokens=60, microbatch_weighting="sequences"
     )
     batches = split(rollout, list(range(12)), 60)
@@ -169,15 +170,15 @@ def test_equal_rewards_give_no_policy_gradient_but_an_entropy_gradient(scene):
     model, reference, rollout, _ = scene
     zero = ops.group_advantages(torch.ones(12), 4)
     assert (zero == 0).all()
-    run = updater(model, reference, AlgorithmConfig(entropy_coef=0.0, kl_coef=0.0))
+    run = updater(model, reference, make_algorithm(entropy_coef=0.0, kl_coef=0.0))
     assert run.update(rollout, zero, 1)["optimizer/grad_norm"] == 0
-    run = updater(model, reference, AlgorithmConfig(entropy_coef=0.1, kl_coef=0.0))
+    run = updater(model, reference, make_algorithm(entropy_coef=0.1, kl_coef=0.0))
     assert run.update(rollout, zero, 1)["optimizer/grad_norm"] > 1e-4
 
 
 def test_positive_entropy_coefficient_raises_the_entropy(scene):
     model, _, rollout, _ = scene
-    algorithm = AlgorithmConfig(policy_coef=0.0, entropy_coef=1.0, kl_coef=0.0)
+    algorithm = make_algorithm(policy_coef=0.0, entropy_coef=1.0, kl_coef=0.0)
     run = updater(model, None, algorithm)
     run.optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
     run.schedule = OptimizerConfig(lr=0.05)
@@ -193,7 +194,7 @@ def test_figures_of_the_paper_sheet():
     for temperature, entropy in ((1.0, 0.83240), (0.6, 0.55675)):
         scores = ops.token_logprobs_and_entropy(logits, token, temperature=temperature)
         inputs = LossInputs(*scores, one, torch.zeros(1))
-        output = policy_loss(inputs, AlgorithmConfig(entropy_coef=1.0, kl_coef=0.0))
+        output = policy_loss(inputs, make_algorithm(entropy_coef=1.0, kl_coef=0.0))
         assert output.loss.item() == pytest.approx(-entropy, abs=1e-5)
     logp = torch.log_softmax(logits, -1)[0, 0, 0].item()
     for d, k3 in ((-1, 0.367879), (0.1, 0.005171), (1, 0.718282), (3, 10.0)):
@@ -203,13 +204,13 @@ def test_figures_of_the_paper_sheet():
             torch.zeros(1),
             ref_logprobs=torch.full((1, 1), logp + d),
         )
-        algorithm = AlgorithmConfig(entropy_coef=0.0, kl_coef=1.0)
+        algorithm = make_algorithm(entropy_coef=0.0, kl_coef=1.0)
         assert policy_loss(inputs, algorithm).loss.item() == pytest.approx(k3, abs=2e-6)
 
 
 def test_not_a_number_stops_before_the_step(scene):
     model, _, rollout, advantages = scene
-    run = updater(model, None, AlgorithmConfig(kl_coef=0.0))
+    run = updater(model, None, make_algorithm(kl_coef=0.0))
     advantages = advantages.clone()
     advantages[3] = torch.nan
     with pytest.raises(NonFiniteLossError, match=r"step 17: loss nan, .*optimizer step 1"):
@@ -221,7 +222,7 @@ def test_not_a_number_stops_before_the_step(scene):
 def test_warm_up_and_clipping(scene):
     model, _, rollout, advantages = scene
     run = updater(
-        model, None, AlgorithmConfig(kl_coef=0.0), max_grad_norm=1e-3, lr=0.4, warmup_steps=4
+        model, None, make_algorithm(kl_coef=0.0), max_grad_norm=1e-3, lr=0.4, warmup_steps=4
     )
     rates = [run.update(rollout, advantages, i)["optimizer/lr"] for i in range(6)]
     assert rates == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.4, 0.4])
@@ -263,7 +264,7 @@ def test_response_logits_has_one_row_per_response_token(scene):
 
 
 def correction(level, **options):
-    return AlgorithmConfig(
+    return make_algorithm(
         entropy_coef=0.0,
         kl_coef=0.0,
         correction=CorrectionConfig(level=level, **options),
@@ -329,11 +330,11 @@ def test_the_engine_reports_the_logprobs_of_the_trainer(tiny, temperature):
         TransformersEngine(model, tokenizer, temperature=0, max_new_tokens=3, report_logprobs=True)
 
 
-@pytest.mark.parametrize("aggregate", ["token-mean", "seq-mean-token-mean"])
+@pytest.mark.parametrize("aggregate", ["token-mean", "seq-mean-token-mean", "token-sum"])
 def test_masked_truncated_responses_leave_the_loss(scene, aggregate):
     """Whatever the micro-batches, loss and gradient are those of the finished responses alone."""
     model, _, rollout, advantages = scene
-    algorithm = AlgorithmConfig(
+    algorithm = make_algorithm(
         entropy_coef=0.3, kl_coef=0.0, aggregate=aggregate, microbatch_tokens=40
     )
     kept = rollout.finished.nonzero().squeeze(1)
@@ -363,7 +364,7 @@ def test_unchanged_weights_are_never_clipped(tiny, dtype, tokens, updates):
     model = model.to(getattr(torch, dtype))
     engine = TransformersEngine(model, tokenizer, temperature=1.0, max_new_tokens=25)
     rollout = engine.generate([[5, 9, 12], [7], [30, 31, 8, 9, 10], [4] * 9], 8, 11)
-    algorithm = AlgorithmConfig(
+    algorithm = make_algorithm(
         ratio="sequence",
         clip_low=3e-4,
         clip_high=4e-4,

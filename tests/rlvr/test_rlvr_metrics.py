@@ -121,7 +121,7 @@ def test_a_run_that_learns_nothing_says_so_once(tmp_path, steps, said):
 
 
 def test_a_critic_or_no_policy_term_needs_no_mixed_groups(tmp_path):
-    for words in (["--preset=ppo"], ["--algorithm.policy_coef=0"]):
+    for words in (["--preset=ppo"], ["--algorithm.loss.policy_coef=0"]):
         notices = Notices(rlvr_tiny.config(tmp_path, tmp_path / "run", *words))
         assert [notices.step(step, WRONG) for step in range(1, 6)] == [[]] * 5
 

@@ -11,7 +11,7 @@ from oneshot.rlvr import trainer
 from oneshot.rlvr.algorithm.optimizer import make_optimizer
 from oneshot.rlvr.algorithm.policy import distribute, load_policy
 from oneshot.rlvr.algorithm.update import PolicyUpdater
-from oneshot.rlvr.algorithm_config import AlgorithmConfig, OptimizerConfig
+from oneshot.rlvr.algorithm_config import OptimizerConfig
 from oneshot.rlvr.config import ModelConfig
 from oneshot.rlvr.rollout.transformers_engine import TransformersEngine
 from oneshot.rlvr.trainer import train
@@ -38,7 +38,7 @@ def one_step(tiny_folder, tokenizer, rollout, dtype):
             parameter.mul_(1.02)
     schedule = OptimizerConfig(lr=1e-3, max_grad_norm=1e9)
     optimizer = make_optimizer(policy, schedule)
-    algorithm = AlgorithmConfig(updates_per_rollout=1, kl_coef=0.1)
+    algorithm = rlvr_tiny.make_algorithm(updates_per_rollout=1, kl_coef=0.1)
     updater = PolicyUpdater(policy, reference, optimizer, algorithm, schedule, 1.0)
     gradients = {}
     for name, parameter in policy.named_parameters():

@@ -79,10 +79,10 @@ def expected(stem):
         found["rollout.max_new_tokens"] = 8192
     if variant.startswith("ablation"):
         policy, decay, kl, entropy, label = TABLE_5[int(variant.removeprefix("ablation"))]
-        found["algorithm.policy_coef"] = policy
+        found["algorithm.loss.policy_coef"] = policy
         found["optimizer.weight_decay"] = decay
-        found["algorithm.kl_coef"] = kl
-        found["algorithm.entropy_coef"] = -entropy
+        found["algorithm.loss.kl_coef"] = kl
+        found["algorithm.loss.entropy_coef"] = -entropy
         if label != "12.8":
             found["data.path"] = f"{FOLDER}pi1_{label}.parquet"
         return found
@@ -92,12 +92,12 @@ def expected(stem):
         elif part:
             found |= {
                 "entropy-only": {
-                    "algorithm.policy_coef": 0,
-                    "algorithm.kl_coef": 0,
+                    "algorithm.loss.policy_coef": 0,
+                    "algorithm.loss.kl_coef": 0,
                     "optimizer.weight_decay": 0,
                 },
                 "format": {"reward.function": "format"},
-                "noent": {"algorithm.entropy_coef": 0},
+                "noent": {"algorithm.loss.entropy_coef": 0},
                 "ppo": {"algorithm.advantage": "gae"},
                 "t1.0": {"rollout.temperature": 1.0},
             }[part]

@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import rlvr_tiny
 import torch
+from rlvr_tiny import with_loss
 from safetensors.torch import load_file
 
 from oneshot import ops
@@ -79,6 +80,18 @@ def formula(name, x, mask, ids, old, advantages):
         return per_sequence(clipped(s, 3e-4, 4e-4).expand(B, R))
     if name == "cispo":
         return tokens(-r.detach().clamp(max=5.0) * a * logp).sum() / lengths.sum()
+    if name == "sapo":
+        c = torch.where(a > 0, 1.0, 1.05).double()
+        return per_sequence(-a * 4 / c * torch.sigmoid(c * (r - 1)))
+    if name == "vespo":
+        positive = (a > 0).double()
+        w = d.sum(1, keepdim=True).clamp(math.log(1e-8), 20).exp()
+        phi = w ** (3 - positive) * ((2 + positive) * (1 - w)).exp()
+        return tokens(-phi.detach() * a * logp).sum() / lengths.sum()
+    if name == "gmpo":
+        held = a.sign() * torch.minimum(a.sign() * d, a.sign() * d.clamp(-0.4, 0.4))
+        s = (held.sum(1) / lengths.clamp(min=1)).exp()[:, None]
+        return per_sequence((-a * s).expand(B, R))
     assert name == "rloo"
     return tokens(-a * logp).sum() / filled.sum()
 
@@ -86,7 +99,7 @@ def formula(name, x, mask, ids, old, advantages):
 @pytest.mark.parametrize("name", list(PRESETS))
 def test_policy_term_and_gradient(scene, name):
     logits, ids, inputs = scene
-    chosen = replace(algorithm(f"--preset={name}"), entropy_coef=0.0, kl_coef=0.0)
+    chosen = with_loss(algorithm(f"--preset={name}"), entropy_coef=0.0, kl_coef=0.0)
     leaf = logits.clone().requires_grad_()
     logprobs, entropy = ops.token_logprobs_and_entropy(leaf, ids, mask=inputs.mask)
     found = policy_loss(replace(inputs, logprobs=logprobs, entropy=entropy), chosen)
@@ -102,28 +115,57 @@ def test_policy_term_and_gradient(scene, name):
 
 def test_importance_weights_act_on_the_policy_term_alone(inputs):
     weights = torch.tensor([2.0, 0.5, 0.0, 1.0, 3.0])
-    chosen = replace(algorithm(), entropy_coef=0.0, kl_coef=0.0)
+    chosen = with_loss(algorithm(), entropy_coef=0.0, kl_coef=0.0)
     found = policy_loss(replace(inputs, importance_weights=weights), chosen).loss
     scaled = replace(inputs, advantages=inputs.advantages * weights)
     assert found.item() == pytest.approx(policy_loss(scaled, chosen).loss.item(), rel=1e-6)
-    only = replace(chosen, policy_coef=0.0, entropy_coef=0.2, kl_coef=0.3)
+    only = with_loss(chosen, policy_coef=0.0, entropy_coef=0.2, kl_coef=0.3)
     for x in (inputs, replace(inputs, importance_weights=weights)):
         assert policy_loss(x, only).loss.item() == policy_loss(inputs, only).loss.item()
 
 
 def test_a_kl_in_the_reward_is_only_reported_by_the_loss(inputs):
-    chosen = algorithm("--algorithm.kl_in=reward", "--algorithm.kl_coef=7")
+    chosen = algorithm("--algorithm.kl_in=reward", "--algorithm.loss.kl_coef=7")
     found = policy_loss(inputs, chosen)
-    plain = policy_loss(inputs, replace(chosen, kl_coef=0.0, kl_in="loss"))
+    plain = policy_loss(inputs, replace(with_loss(chosen, kl_coef=0.0), kl_in="loss"))
     assert found.loss.item() == plain.loss.item()
     assert found.metrics["policy/kl"] > 0
 
 
 def test_dual_clip_bounds_the_loss_of_negative_advantages(inputs):
     low = replace(inputs, old_logprobs=inputs.old_logprobs - 5)  # ratios of about e^5
-    chosen = replace(algorithm(), entropy_coef=0.0, kl_coef=0.0, dual_clip=3.0)
+    chosen = with_loss(algorithm(), entropy_coef=0.0, kl_coef=0.0, dual_clip=3.0)
     negative = replace(low, advantages=-torch.ones(B))
     assert policy_loss(negative, chosen).loss.item() == pytest.approx(3.0)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--algorithm.loss.token_count=3"], "token_count must be null: the trainer counts"),
+        (["--algorithm.loss.max_length=3"], "max_length"),
+        (["--algorithm.loss.kl=none"], "algorithm.loss.kl must be .none. only where"),
+        (["--algorithm.loss.kl_aggregate=token-sum"], "kl_aggregate must be null or 'token-mean'"),
+        (["--algorithm.loss.objective=cispo", "--algorithm.loss.dual_clip=3"], "dual_clip belongs"),
+        (["--algorithm.loss.kl_coef=-1"], "algorithm.loss.kl_coef must be >= 0"),
+        (["--algorithm.loss.clip_high=-2"], "clip_high must be at least -1"),
+    ],
+)
+def test_what_the_trainer_cannot_do_is_refused(words, message):
+    with pytest.raises(ValueError, match=message):
+        algorithm(*words)
+
+
+def test_every_option_of_the_loss_is_an_option_of_the_run():
+    chosen = algorithm(
+        "--algorithm.loss.log_ratio_clamp=[-2, 3]",
+        "--algorithm.loss.kl_importance_weighted=true",
+        "--algorithm.loss.delta=4",
+        "--algorithm.loss.kl=k3+",
+    ).loss
+    assert tuple(chosen.log_ratio_clamp) == (-2, 3)
+    assert (chosen.kl_importance_weighted, chosen.delta, chosen.kl) == (True, 4, "k3+")
+    assert (chosen.kl_clamp, chosen.entropy_coef) == (10, 0.001)  # the rest stays the default
 
 
 def test_the_paper_preset_is_the_default():
@@ -136,18 +178,20 @@ def test_a_preset_stands_for_its_options_where_it_stands(tmp_path):
     path = tmp_path / "run.yaml"
     path.write_text(
         "data: {path: x}\nrun: {output: o}\n"
-        "algorithm: {clip_high: 0.5, kl_coef: 0.3}\noptimizer: {lr: 1.0e-5}\n"
+        "algorithm: {loss: {clip_high: 0.5, kl_coef: 0.3}}\noptimizer: {lr: 1.0e-5}\n"
     )
-    config = load_train_config(path, ["--preset=dapo", "--algorithm.clip_low=0.1"])
-    assert (config.algorithm.clip_low, config.algorithm.clip_high) == (0.1, 0.28)
-    assert (config.algorithm.kl_coef, config.optimizer.lr) == (0.0, 1e-5)
+    config = load_train_config(path, ["--preset=dapo", "--algorithm.loss.clip_low=0.1"])
+    loss = config.algorithm.loss.resolved()
+    assert (loss.clip_low, loss.clip_high) == (0.1, 0.28)
+    assert (config.algorithm.loss.kl_coef, config.optimizer.lr) == (0.0, 1e-5)
     assert (config.algorithm.overlong_buffer, config.algorithm.overlong_penalty) == (0.2, 1.0)
-    config = load_train_config(path, ["--algorithm.clip_low=0.1", "--preset=dapo"])
-    assert config.algorithm.clip_low == 0.2
-    assert algorithm("--preset=cispo").clip_low == math.inf
+    config = load_train_config(path, ["--algorithm.loss.clip_low=0.1", "--preset=dapo"])
+    assert config.algorithm.loss.resolved().clip_low == 0.2
+    assert algorithm("--preset=cispo").loss.resolved().clip_low == math.inf
     assert algorithm("--preset=ppo").advantage == "gae"
-    rloo = algorithm("--preset=rloo", "--algorithm.kl_coef=0.05")
-    assert (rloo.baseline, rloo.kl_in, rloo.kl, rloo.kl_coef) == ("loo", "reward", "k1", 0.05)
+    rloo = algorithm("--preset=rloo", "--algorithm.loss.kl_coef=0.05")
+    assert (rloo.baseline, rloo.kl_in) == ("loo", "reward")
+    assert (rloo.loss.kl, rloo.loss.kl_coef) == ("k1", 0.05)
     with pytest.raises(ValueError, match=r"--preset must be one of paper, .*got 'grop'"):
         expand_presets(["--preset", "grop"])
     with pytest.raises(ValueError, match=r"--preset must be one of .*got ''"):
@@ -191,9 +235,9 @@ def test_all_terms_off_leaves_weight_decay_alone(tiny_folder, tmp_path, decay):
         tiny_folder,
         tmp_path / "run",
         "--run.steps=4",
-        "--algorithm.policy_coef=0",
-        "--algorithm.kl_coef=0",
-        "--algorithm.entropy_coef=0",
+        "--algorithm.loss.policy_coef=0",
+        "--algorithm.loss.kl_coef=0",
+        "--algorithm.loss.entropy_coef=0",
         f"--optimizer.weight_decay={decay}",
         "--optimizer.lr=0.1",
         "--evaluation.path=null",
@@ -214,9 +258,9 @@ def test_entropy_alone_raises_the_entropy(tiny_folder, tmp_path):
         tiny_folder,
         tmp_path / "run",
         "--run.steps=8",
-        "--algorithm.policy_coef=0",
-        "--algorithm.kl_coef=0",
-        "--algorithm.entropy_coef=1",
+        "--algorithm.loss.policy_coef=0",
+        "--algorithm.loss.kl_coef=0",
+        "--algorithm.loss.entropy_coef=1",
         "--optimizer.weight_decay=0",
         "--evaluation.path=null",
     )
@@ -243,7 +287,7 @@ def test_length_penalty_is_part_of_the_advantage_but_not_of_the_reward(tmp_path)
             *NEEDED,
             "--preset=dapo",
             "--algorithm.baseline=none",
-            "--algorithm.scale_by_std=false",
+            "--algorithm.scale=none",
             "--rollout.max_new_tokens=10",
             "--rollout.samples_per_prompt=2",
             "--algorithm.overlong_buffer=0.5",

@@ -14,10 +14,10 @@ ROOT = Path(__file__).resolve().parents[2]
 FOLDER = "data/embedded_studies/"
 ON = {"policy": 1.0, "decay": 0.01, "kl": 0.2, "entropy": 0.001}
 FIELDS = {
-    "policy": "algorithm.policy_coef",
+    "policy": "algorithm.loss.policy_coef",
     "decay": "optimizer.weight_decay",
-    "kl": "algorithm.kl_coef",
-    "entropy": "algorithm.entropy_coef",
+    "kl": "algorithm.loss.kl_coef",
+    "entropy": "algorithm.loss.entropy_coef",
 }
 
 
@@ -136,7 +136,7 @@ def test_arms_of_one_config_share_a_folder_and_others_do_not(base):
     assert len(names) == 38 - 6 - 5
     assert {
         "base",
-        "algorithm.entropy_coef=0.003",
+        "algorithm.loss.entropy_coef=0.003",
         "data.path=full,reward.function=format",
     } <= names
 
@@ -145,7 +145,7 @@ def test_names_of_runs_say_what_differs(base):
     arms = {run.arm: run.config for run in runs(STUDIES["loss_components"], base, 1)}
     assert run_name(base, arms["policy, decay, KL, entropy"]) == "base"
     # Fields come in the order of the config.
-    expected = "algorithm.entropy_coef=0.0,algorithm.kl_coef=0.0"
+    expected = "algorithm.loss.entropy_coef=0.0,algorithm.loss.kl_coef=0.0"
     assert sorted(run_name(base, arms["policy, decay"]).split(",")) == sorted(expected.split(","))
 
 

@@ -121,7 +121,7 @@ def test_no_reference_model_without_kl(tiny_folder, tmp_path, monkeypatch):
             tiny_folder,
             tmp_path / str(coefficient),
             "--run.steps=1",
-            f"--algorithm.kl_coef={coefficient}",
+            f"--algorithm.loss.kl_coef={coefficient}",
         )
         result = train(config, reward=rlvr_tiny.share_of_a)
         assert len(calls) == expected
@@ -162,7 +162,7 @@ def test_not_a_number_stops_the_run_and_keeps_the_checkpoint(tiny_folder, tmp_pa
         return rlvr_tiny.share_of_a(responses, problems)
 
     reward.calls = 0
-    config = rlvr_tiny.config(tiny_folder, tmp_path / "run", "--algorithm.scale_by_std=false")
+    config = rlvr_tiny.config(tiny_folder, tmp_path / "run", "--algorithm.scale=none")
     with pytest.raises(NonFiniteLossError, match=r"step 5: .*checkpoints of earlier steps"):
         train(config, reward=reward)
     last = checkpoints.latest(tmp_path / "run" / "checkpoints")
@@ -248,9 +248,12 @@ def test_a_smaller_reference_or_critic_is_refused(tiny_folder, tmp_path):
     write_larger_tokenizer(tmp_path / "model")
     rlvr_tiny.write_model(tmp_path / "policy", vocabulary=40)
     for words, option in (
-        (["--algorithm.kl_coef=0.1", f"--model.reference={tmp_path / 'model'}"], "model.reference"),
         (
-            ["--preset=ppo", "--algorithm.kl_coef=0", f"--critic.source={tmp_path / 'model'}"],
+            ["--algorithm.loss.kl_coef=0.1", f"--model.reference={tmp_path / 'model'}"],
+            "model.reference",
+        ),
+        (
+            ["--preset=ppo", "--algorithm.loss.kl_coef=0", f"--critic.source={tmp_path / 'model'}"],
             "critic",
         ),
     ):

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from oneshot import ops
+from oneshot.ops.policy_loss import kl_estimates
 from oneshot.rlvr.algorithm_config import AlgorithmConfig, CriticConfig
 from oneshot.training.distributed import Processes
 
@@ -70,7 +71,7 @@ def group_credit(inputs: CreditInputs, algorithm: AlgorithmConfig) -> Credit:
         inputs.group_size,
         baseline=algorithm.baseline,
         lengths=inputs.mask.sum(1) if algorithm.baseline == "opo" else None,
-        scale="std" if algorithm.scale_by_std else "none",
+        scale=algorithm.scale,
         eps=algorithm.advantage_eps,
     )
     return Credit(advantages, None, figures)
@@ -114,19 +115,14 @@ def gae_credit(
 def kl_penalty(inputs: CreditInputs, algorithm: AlgorithmConfig) -> Tensor | None:
     """kl_coef times the KL estimate [N, R], 0 where masked; None when the KL is not in the reward.
 
-    Estimates are unclamped: k1 = log p - log ref, k2 = k1^2 / 2, k3 = exp(-k1) - 1 + k1, |k1|.
+    Estimates are those of `policy_loss`, unclamped.
     """
     if algorithm.kl_in == "loss" or inputs.ref_logprobs is None:
         return None
     assert inputs.old_logprobs is not None
-    d = torch.where(inputs.mask, inputs.old_logprobs - inputs.ref_logprobs, 0)
-    estimate = {
-        "k1": lambda: d,
-        "k2": lambda: d * d / 2,
-        "k3": lambda: torch.expm1(-d) + d,
-        "abs": d.abs,
-    }[algorithm.kl]()
-    return algorithm.kl_coef * estimate
+    loss = algorithm.loss
+    estimates = kl_estimates(inputs.old_logprobs, inputs.ref_logprobs, loss.kl)
+    return loss.kl_coef * torch.where(inputs.mask, estimates, 0)
 
 
 def overlong_penalty(lengths: Tensor, max_length: int, algorithm: AlgorithmConfig) -> Tensor:

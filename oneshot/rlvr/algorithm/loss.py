@@ -2,10 +2,10 @@
 
     L = policy_coef * L_policy - entropy_coef * H + kl_coef * L_kl
 
-L_policy is the surrogate that the config names, H the full-vocabulary entropy and L_kl the clamped
-KL estimate, aggregated alike (by default: means over response tokens). All of them are of the
-policy at the rollout temperature (logits are divided by it), as in the code released with Wang et
-al. 2025.
+L_policy is the surrogate of the objective that the config names, H the full-vocabulary entropy and
+L_kl the clamped KL estimate, aggregated alike (by default: means over response tokens). All of them
+are of the policy at the rollout temperature (logits are divided by it), as in the code released
+with Wang et al. 2025.
 """
 
 from __future__ import annotations
@@ -25,9 +25,6 @@ from oneshot.rlvr.rollout.engine import Rollout
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-KL_CLAMP = 10.0
-OBJECTIVES = {"clip": "ppo", "cispo": "cispo", "reinforce": "reinforce"}  # names of the op
 
 
 @dataclass(frozen=True)
@@ -71,30 +68,22 @@ def policy_loss(inputs: LossInputs, algorithm: AlgorithmConfig) -> LossOutputs:
 
     Args:
         inputs: The current policy's numbers and what they are judged by.
-        algorithm: Surrogate, coefficients, clip range, KL estimator, aggregate.
+        algorithm: `loss` holds the options of the op; `kl_in` says whether the KL belongs here.
     """
-    with_reference = inputs.ref_logprobs is not None
+    with_reference = inputs.ref_logprobs is not None and algorithm.loss.kl != "none"
     result = ops.policy_loss(
         inputs.logprobs,
         inputs.old_logprobs,
         inputs.advantages,
         inputs.mask,
-        ref_logprobs=inputs.ref_logprobs,
+        ref_logprobs=inputs.ref_logprobs if with_reference else None,
         entropy=inputs.entropy,
         importance_weights=inputs.importance_weights,
-        objective=OBJECTIVES[algorithm.surrogate],
-        ratio=algorithm.ratio,
-        clip_low=algorithm.clip_low,
-        clip_high=algorithm.clip_high,
-        dual_clip=algorithm.dual_clip,
-        policy_coef=algorithm.policy_coef,
-        kl=algorithm.kl if with_reference else "none",
+        options=algorithm.loss,
+        kl=algorithm.loss.kl if with_reference else "none",
         # A KL in the reward is only reported here.
-        kl_coef=algorithm.kl_coef if with_reference and algorithm.kl_in == "loss" else 0.0,
-        kl_clamp=KL_CLAMP if with_reference else None,
-        entropy_coef=algorithm.entropy_coef,
-        aggregate=algorithm.aggregate,
-        max_length=inputs.max_length if algorithm.aggregate.endswith("-norm") else None,
+        kl_coef=algorithm.loss.kl_coef if with_reference and algorithm.kl_in == "loss" else 0.0,
+        max_length=inputs.max_length if algorithm.loss.divides_by_length() else None,
     )
     figures = {
         "loss/total": result.loss.detach(),

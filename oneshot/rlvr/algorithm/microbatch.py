@@ -197,13 +197,16 @@ def loss_weights(
 
     Args:
         masks: [b, R] bool of each micro-batch: the tokens that count.
-        aggregate: "token-mean": by tokens; "sequences": by rows; any other: by the rows that have
-            a token that counts.
+        aggregate: "token-mean": by tokens; "token-sum": 1 each; "sequences": by rows; any other: by
+            the rows that have a token that counts.
         processes: Those that share the update; by default this one alone.
 
     Returns:
-        Numbers that sum to 1 over the processes; zeros when nothing counts at all.
+        Numbers that sum to 1 over the processes, but for "token-sum"; zeros when nothing counts at
+        all.
     """
+    if aggregate == "token-sum":
+        return [1.0] * len(masks)
     if aggregate == "token-mean":
         sizes = torch.stack([mask.sum() for mask in masks]).tolist()
     elif aggregate == "sequences":

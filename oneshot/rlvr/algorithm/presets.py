@@ -1,97 +1,55 @@
 """Published algorithms as choices of the options of a run.
 
-A preset sets options of `algorithm`: the loss, the credit, the handling of over-long responses.
-Batch size, learning rate and the number of updates per rollout stay yours. `--preset NAME` on the
-command line (or among the overrides of `load_train_config`) stands for its options at that place:
-what comes later wins.
+A preset sets options of `algorithm`: the loss (`oneshot.policy_presets`), the credit, the handling
+of over-long responses. Batch size, learning rate and the number of updates per rollout stay yours.
+`--preset NAME` on the command line (or among the overrides of `load_train_config`) stands for its
+options at that place: what comes later wins.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-_WITHOUT = {"algorithm.kl_coef": 0.0, "algorithm.entropy_coef": 0.0}
-_GRPO = {
+from oneshot.policy_presets import PRESETS as LOSSES
+
+_GROUP = {
     "algorithm.advantage": "group",
     "algorithm.baseline": "mean",
-    "algorithm.scale_by_std": True,
-    "algorithm.surrogate": "clip",
-    "algorithm.ratio": "token",
-    "algorithm.clip_low": 0.2,
-    "algorithm.clip_high": 0.2,
-    "algorithm.dual_clip": None,
-    "algorithm.aggregate": "seq-mean-token-mean",
+    "algorithm.scale": "std",
     "algorithm.kl_in": "loss",
-    "algorithm.kl": "k3",
     "algorithm.refill_rounds": 0,
     "algorithm.mask_truncated": False,
     "algorithm.overlong_buffer": 0.0,
 }
-_PAPER = {
-    **_GRPO,
-    "algorithm.aggregate": "token-mean",
-    "algorithm.kl_coef": 0.001,
-    "algorithm.entropy_coef": 0.001,
-}
+
+
+def _preset(loss: str, *yours: str, **changes: Any) -> dict[str, Any]:
+    """The options of a loss but for those that stay yours, and changes of the group's credit."""
+    options = dataclasses.asdict(LOSSES[loss])
+    losses = {f"algorithm.loss.{name}": x for name, x in options.items() if name not in yours}
+    return {**_GROUP, **losses, **{f"algorithm.{name}": x for name, x in changes.items()}}
+
 
 PRESETS: dict[str, dict[str, Any]] = {
     # The released code of Wang et al. 2025 (arXiv:2504.20571): the defaults of the config.
-    "paper": _PAPER,
-    # DeepSeekMath (arXiv:2402.03300), equation 3 and section 4.1.2.
-    "grpo": {**_GRPO, "algorithm.kl_coef": 0.04, "algorithm.entropy_coef": 0.0},
-    # Liu et al. 2025 (arXiv:2503.20783), section 3.2: neither the length nor the deviation divides.
-    "dr_grpo": {
-        **_GRPO,
-        **_WITHOUT,
-        "algorithm.scale_by_std": False,
-        "algorithm.aggregate": "seq-mean-token-sum-norm",
-    },
-    # Yu et al. 2025 (arXiv:2503.14476), sections 3.1 to 3.4: clip-higher, dynamic sampling (at most
-    # ten batches a step, as in verl's recipe), token mean, soft overlong punishment over the last
-    # fifth.
-    "dapo": {
-        **_GRPO,
-        **_WITHOUT,
-        "algorithm.clip_high": 0.28,
-        "algorithm.aggregate": "token-mean",
-        "algorithm.refill_rounds": 9,
-        "algorithm.overlong_buffer": 0.2,
-        "algorithm.overlong_penalty": 1.0,
-    },
-    # Zheng et al. 2025 (arXiv:2507.18071), equations 5 and 7, section 5.1.
-    "gspo": {
-        **_GRPO,
-        **_WITHOUT,
-        "algorithm.ratio": "sequence",
-        "algorithm.clip_low": 3e-4,
-        "algorithm.clip_high": 4e-4,
-    },
-    # MiniMax 2025 (arXiv:2506.13585), equations 4 and 5. The upper bound is not printed there; 5 as
-    # a ratio is the value TRL recommends. There is no lower bound.
-    "cispo": {
-        **_GRPO,
-        **_WITHOUT,
-        "algorithm.surrogate": "cispo",
-        "algorithm.clip_low": float("inf"),
-        "algorithm.clip_high": 4.0,
-        "algorithm.aggregate": "token-mean",
-    },
-    # Ahmadian et al. 2024 (arXiv:2402.14740): leave-one-out baseline, log p of the whole response,
-    # KL in the reward (with the coefficient of your config).
-    "rloo": {
-        **_GRPO,
-        "algorithm.baseline": "loo",
-        "algorithm.scale_by_std": False,
-        "algorithm.surrogate": "reinforce",
-        "algorithm.aggregate": "seq-mean-token-sum",
-        "algorithm.kl_in": "reward",
-        "algorithm.kl": "k1",
-        "algorithm.entropy_coef": 0.0,
-    },
-    # PPO with a critic, otherwise as the released code of Wang et al. 2025; the paper prints no
-    # more about its PPO rows, and the critic's defaults are those of its trainer.
-    "ppo": {**_PAPER, "algorithm.advantage": "gae"},
+    "paper": _preset("paper"),
+    "grpo": _preset("grpo"),
+    # Neither the length nor the deviation divides.
+    "dr_grpo": _preset("dr_grpo", scale="none"),
+    # Dynamic sampling (at most ten batches per step, as in verl's recipe) and soft overlong
+    # punishment over the last fifth: sections 3.2 and 3.4 of the paper.
+    "dapo": _preset("dapo", refill_rounds=9, overlong_buffer=0.2, overlong_penalty=1.0),
+    "gspo": _preset("gspo"),
+    "cispo": _preset("cispo"),
+    "sapo": _preset("sapo"),
+    "vespo": _preset("vespo"),
+    "gmpo": _preset("gmpo"),
+    # Leave-one-out baseline, KL in the reward (with the coefficient of your config).
+    "rloo": _preset("rloo", "kl_coef", baseline="loo", scale="none", kl_in="reward"),
+    # With a critic; its defaults are those of the trainer of Wang et al. 2025.
+    "ppo": _preset("ppo", advantage="gae"),
 }
 
 
@@ -120,4 +78,6 @@ def _word(value: Any) -> str:
         return "null"
     if isinstance(value, bool):
         return str(value).lower()
+    if isinstance(value, tuple):
+        return f"[{', '.join(map(_word, value))}]"
     return ".inf" if value == float("inf") else str(value)

@@ -142,7 +142,11 @@ class PolicyUpdater:
         by_token = loss_weights(masks, "token-mean" if exact else "sequences", self.processes)
         weights = by_token
         if exact:
-            weights = loss_weights(masks, self.algorithm.aggregate, self.processes)
+            loss = self.algorithm.loss.resolved()
+            assert loss.aggregate is not None
+            by_rows = loss.count_empty and loss.aggregate.startswith("seq-mean")
+            aggregate = "sequences" if by_rows else loss.aggregate
+            weights = loss_weights(masks, aggregate, self.processes)
         # Passes that only keep the other processes company weigh nothing.
         idle = self.processes.padded(batches)[len(batches) :]
         batches = batches + idle

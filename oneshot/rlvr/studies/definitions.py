@@ -22,8 +22,8 @@ from typing import Any
 
 Overrides = Mapping[str, Any]
 
-POLICY, KL = "algorithm.policy_coef", "algorithm.kl_coef"
-ENTROPY, DECAY = "algorithm.entropy_coef", "optimizer.weight_decay"
+POLICY, KL = "algorithm.loss.policy_coef", "algorithm.loss.kl_coef"
+ENTROPY, DECAY = "algorithm.loss.entropy_coef", "optimizer.weight_decay"
 DATA, REWARD = "data.path", "reward.function"
 
 

@@ -35,6 +35,11 @@ def cases():
     call(4, 96, torch.bfloat16, packed=True)
     call(4, 96, torch.float32, options=OPTIONS._replace(ratio=RatioLevel.SEQUENCE))
     call(4, 96, torch.float32, options=OPTIONS._replace(surrogate=Surrogate.CISPO))
+    call(4, 96, torch.float32, options=OPTIONS._replace(surrogate=Surrogate.SAPO))
+    product = OPTIONS._replace(ratio=RatioLevel.SEQUENCE_PRODUCT)
+    call(4, 96, torch.float32, options=product._replace(surrogate=Surrogate.VESPO))
+    sequence = OPTIONS._replace(ratio=RatioLevel.SEQUENCE)
+    call(4, 96, torch.float32, options=sequence._replace(surrogate=Surrogate.GMPO))
 
 
 def more_batches():
