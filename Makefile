@@ -123,7 +123,13 @@ test-vllm:  ## One-example training with vLLM rollouts, in process and by server
 	ONESHOT_BUILD_NATIVE=0 $(VLLM_BIN)/python -m pip install --quiet --no-deps --no-build-isolation -e .
 	ONESHOT_DISABLE_NATIVE=1 OMP_NUM_THREADS=1 $(VLLM_BIN)/pytest -m vllm tests/rlvr/test_rlvr_vllm.py
 
-lint: $(VENV)/.installed  ## ruff, mypy, clang-format
+# It takes half a minute, so it runs only when a native source has changed.
+build/standalone: $(VENV)/.installed tests/csrc/standalone.py $(NATIVE)
+	mkdir -p build
+	$(BIN)/python tests/csrc/standalone.py
+	touch $@
+
+lint: $(VENV)/.installed build/standalone  ## ruff, mypy, clang-format; each C++ header and kernel body compiles alone
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy

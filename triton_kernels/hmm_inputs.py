@@ -54,11 +54,11 @@ def final_of(
 
 @triton.jit
 def matrix(
-    log_trans, b, t, steps, states, i, j, trans_rows, TRANS_CONSTANT: tl.constexpr
+    log_trans, b, t, steps, states, i, j, trans_rows, HOMOGENEOUS: tl.constexpr
 ):  # fmt: skip
     """Log weights [I, J] that lead from states i of step t to states j of step t + 1."""
     row = b * trans_rows
-    if not TRANS_CONSTANT:
+    if not HOMOGENEOUS:
         row = row * (steps - 1) + t
     at = row * states * states + i[:, None] * states + j[None, :]
     inside = (i < states)[:, None] & (j < states)[None, :]
@@ -118,7 +118,7 @@ class Chain(NamedTuple):
             "init_rows": int(self.log_init.shape[0] > 1),
             "final_rows": int(self.log_final is not None and self.log_final.shape[0] > 1),
             "trans_rows": int(self.log_trans.shape[0] > 1),
-            "TRANS_CONSTANT": self.log_trans.shape[1] == 1,
+            "HOMOGENEOUS": self.log_trans.shape[1] == 1,
         }
 
     def flags(self) -> dict[str, int | bool]:

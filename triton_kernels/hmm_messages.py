@@ -60,7 +60,7 @@ def messages_kernel(
     log_init, log_trans, log_emit, lengths, log_final, alpha, beta, before, after, log_likelihood,
     grad_gamma, grad_xi, grad_xi_sum, steps, states,
     HAS_LENGTHS: tl.constexpr, HAS_FINAL: tl.constexpr, init_rows,
-    final_rows, trans_rows, TRANS_CONSTANT: tl.constexpr,
+    final_rows, trans_rows, HOMOGENEOUS: tl.constexpr,
     BOTH: tl.constexpr, KEEP: tl.constexpr, GRADIENT: tl.constexpr, HAS_GAMMA: tl.constexpr,
     HAS_XI: tl.constexpr, HAS_XI_SUM: tl.constexpr, K: tl.constexpr,
 ):  # fmt: skip
@@ -69,7 +69,7 @@ def messages_kernel(
     b = (program // 2 if BOTH else program).to(tl.int64)
     k = tl.arange(0, K)
     length, flaw = length_of(lengths, b, steps, HAS_LENGTHS)
-    if TRANS_CONSTANT:
+    if HOMOGENEOUS:
         constant = matrix(log_trans, b, 0, steps, states, k, k, trans_rows, True)
     if BOTH:
         forward = program % 2 == 0
@@ -87,7 +87,7 @@ def messages_kernel(
                 collected = _centred(collected, message)
                 tl.store(before + b * steps * states + k, collected, mask=own)
         for t in range(1, length):
-            if TRANS_CONSTANT:
+            if HOMOGENEOUS:
                 trans = constant
             else:
                 trans = matrix(log_trans, b, t - 1, steps, states, k, k, trans_rows, False)
@@ -131,7 +131,7 @@ def messages_kernel(
             tl.store(after + at, collected, mask=own)
         for n in range(1, length):
             t = length - 1 - n
-            if TRANS_CONSTANT:
+            if HOMOGENEOUS:
                 trans = constant
             else:
                 trans = matrix(log_trans, b, t, steps, states, k, k, trans_rows, False)

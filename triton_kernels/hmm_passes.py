@@ -109,7 +109,7 @@ class Messages:
         pairs_kernel[(programs,)](
             self.chain.log_trans, self.chain.log_emit, self._lengths(), *messages,
             *self._upstream(), out, *sizes, **flags, **self._upstream_flags(),
-            **{key: chain_flags[key] for key in ("trans_rows", "TRANS_CONSTANT", "K", "num_warps")},
+            **{key: chain_flags[key] for key in ("trans_rows", "HOMOGENEOUS", "K", "num_warps")},
             OVER_BATCH=over_batch,
         )  # fmt: skip
 
@@ -150,7 +150,7 @@ class TiledMessages(Messages):
         pair_tiles_kernel[(programs, tiles, tiles)](
             self.chain.log_trans, self.chain.log_emit, self._lengths(), *messages, self.levels,
             self.means, *self._upstream(), out, *sizes, **flags, **self._upstream_flags(),
-            **{key: tile_flags[key] for key in ("trans_rows", "TRANS_CONSTANT", "BLOCK")},
+            **{key: tile_flags[key] for key in ("trans_rows", "HOMOGENEOUS", "BLOCK")},
             OVER_BATCH=over_batch,
         )  # fmt: skip
 

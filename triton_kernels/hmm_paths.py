@@ -22,7 +22,7 @@ def _flawed(x):
 
 
 @triton.jit
-def _wide(x):
+def _float64_without_nan(x):
     """float64, NaN made -inf."""
     return tl.where(x != x, NEVER, x.to(tl.float64))
 
@@ -31,7 +31,7 @@ def _wide(x):
 def viterbi_kernel(
     log_init, log_trans, log_emit, lengths, log_final, pointers, last, score, steps, states,
     HAS_LENGTHS: tl.constexpr, HAS_FINAL: tl.constexpr, init_rows,
-    final_rows, trans_rows, TRANS_CONSTANT: tl.constexpr,
+    final_rows, trans_rows, HOMOGENEOUS: tl.constexpr,
     K: tl.constexpr,
 ):  # fmt: skip
     """Scores in float64, as the definition has them: only sums and maxima, so ties are exact."""
@@ -41,18 +41,18 @@ def viterbi_kernel(
     start = vector(log_init, b * init_rows, states, k)
     emit = vector(log_emit, b * steps, states, k)
     bad = tl.max(_flawed(start) | _flawed(emit), 0)
-    best = _wide(start) + _wide(emit)
+    best = _float64_without_nan(start) + _float64_without_nan(emit)
     for t in range(1, length):
-        trans = matrix(log_trans, b, t - 1, steps, states, k, k, trans_rows, TRANS_CONSTANT)
+        trans = matrix(log_trans, b, t - 1, steps, states, k, k, trans_rows, HOMOGENEOUS)
         emit = vector(log_emit, b * steps + t, states, k)
         bad = bad | tl.max(_flawed(emit), 0) | tl.max(tl.max(_flawed(trans), 1), 0)
-        step, pointer = tl.max(best[:, None] + _wide(trans), 0, return_indices=True)
+        step, pointer = tl.max(best[:, None] + _float64_without_nan(trans), 0, return_indices=True)
         at = (b * steps + t) * states + k
         tl.store(pointers + at, pointer.to(pointers.dtype.element_ty), mask=k < states)
-        best = step + _wide(emit)
+        best = step + _float64_without_nan(emit)
     final = final_of(log_final, b, states, k, HAS_FINAL, final_rows)
     bad = bad | tl.max(_flawed(final), 0)
-    value, state = tl.max(best + _wide(final), 0, return_indices=True)
+    value, state = tl.max(best + _float64_without_nan(final), 0, return_indices=True)
     value = tl.where(bad != 0, float("nan"), value)
     possible = value > NEVER
     value = tl.where(length == 0, 0.0, value) + flaw
@@ -65,7 +65,7 @@ def viterbi_step_kernel(
     log_init, log_trans, log_emit, lengths, log_final, pointers, last, score, scores, flaws,
     n, batch, steps, states,
     HAS_LENGTHS: tl.constexpr, HAS_FINAL: tl.constexpr, init_rows,
-    final_rows, trans_rows, TRANS_CONSTANT: tl.constexpr, TILE: tl.constexpr, BLOCK: tl.constexpr,
+    final_rows, trans_rows, HOMOGENEOUS: tl.constexpr, TILE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Launch n of 0 .. steps for more states than one program holds, a tile of states each.
 
@@ -86,21 +86,23 @@ def viterbi_step_kernel(
         if n == 0:
             start = vector(log_init, b * init_rows, states, k)
             bad = bad | tl.max(_flawed(start), 0)
-            best = _wide(start)
+            best = _float64_without_nan(start)
         else:
             bad = bad | tl.load(flaws + b * tiles + tile)
             pointer = k * 0
             for begin in range(0, states, BLOCK):
                 i = begin + tl.arange(0, BLOCK)
-                trans = matrix(log_trans, b, n - 1, steps, states, i, k, trans_rows, TRANS_CONSTANT)
+                trans = matrix(log_trans, b, n - 1, steps, states, i, k, trans_rows, HOMOGENEOUS)
                 bad = bad | tl.max(tl.max(_flawed(trans), 1), 0)
                 before = tl.load(old + i, mask=i < states, other=NEVER)
-                value, place = tl.max(before[:, None] + _wide(trans), 0, return_indices=True)
+                value, place = tl.max(
+                    before[:, None] + _float64_without_nan(trans), 0, return_indices=True
+                )
                 pointer = tl.where(value > best, begin + place, pointer)
                 best = tl.maximum(best, value)
             at = (b * steps + n) * states + k
             tl.store(pointers + at, pointer.to(pointers.dtype.element_ty), mask=k < states)
-        tl.store(new + k, best + _wide(emit), mask=k < states)
+        tl.store(new + k, best + _float64_without_nan(emit), mask=k < states)
         tl.store(flaws + b * tiles + tile, bad)
     if (tile == 0) & (n == length):
         best = tl.full([], NEVER, tl.float64)
@@ -113,7 +115,7 @@ def viterbi_step_kernel(
                 before = tl.load(old + i, mask=i < states, other=NEVER)
                 final = final_of(log_final, b, states, i, HAS_FINAL, final_rows)
                 bad = bad | tl.max(_flawed(final), 0)
-                value, place = tl.max(before + _wide(final), 0, return_indices=True)
+                value, place = tl.max(before + _float64_without_nan(final), 0, return_indices=True)
                 state = tl.where(value > best, other * TILE + place, state)
                 best = tl.maximum(best, value)
         else:
@@ -147,7 +149,7 @@ def sample_kernel(
     log_trans, lengths, log_final, alpha, log_likelihood, sequence_ids, paths,
     batch, steps, states, seed,
     HAS_LENGTHS: tl.constexpr, HAS_FINAL: tl.constexpr, final_rows,
-    trans_rows, TRANS_CONSTANT: tl.constexpr, HAS_IDS: tl.constexpr,
+    trans_rows, HOMOGENEOUS: tl.constexpr, HAS_IDS: tl.constexpr,
     BLOCK: tl.constexpr, K: tl.constexpr,
 ):  # fmt: skip
     """One path backwards from the filtered messages: Philox of (id, sample, step), as everywhere.
@@ -177,7 +179,7 @@ def sample_kernel(
             weights += final_of(log_final, b, states, k, HAS_FINAL, final_rows)
         else:
             row = b * trans_rows
-            if not TRANS_CONSTANT:
+            if not HOMOGENEOUS:
                 row = row * (steps - 1) + t
             at = (row * states + k) * states + state
             weights += tl.load(log_trans + at, mask=k < states, other=NEVER)
@@ -187,8 +189,8 @@ def sample_kernel(
             u = bits.to(tl.float64) * 1.1102230246251565e-16
         else:
             u = (first >> 8).to(tl.float64) * 5.960464477539063e-08
-        wide = weights.to(tl.float64)
-        cumulative = tl.cumsum(tl.exp(wide - shift_of(tl.max(wide, 0))), 0)
+        doubles = weights.to(tl.float64)
+        cumulative = tl.cumsum(tl.exp(doubles - shift_of(tl.max(doubles, 0))), 0)
         below = tl.where(cumulative <= u * tl.max(cumulative, 0), 1, 0)
         state = tl.minimum(tl.sum(below, 0), states - 1).to(tl.int64)
         tl.store(paths + program * steps + t, state)

@@ -63,7 +63,7 @@ def sequences_of(program, batch, chunks, OVER_BATCH: tl.constexpr):
 def pairs_kernel(
     log_trans, log_emit, lengths, alpha, beta, before, after, log_likelihood, grad_log_likelihood,
     grad_gamma, grad_xi, grad_xi_sum, out, batch, steps, states, chunk, chunks,
-    HAS_LENGTHS: tl.constexpr, trans_rows, TRANS_CONSTANT: tl.constexpr,
+    HAS_LENGTHS: tl.constexpr, trans_rows, HOMOGENEOUS: tl.constexpr,
     HAS_GRAD: tl.constexpr, GRADIENT: tl.constexpr, HAS_GAMMA: tl.constexpr,
     HAS_XI: tl.constexpr, HAS_XI_SUM: tl.constexpr, OVER_BATCH: tl.constexpr, K: tl.constexpr,
 ):  # fmt: skip
@@ -84,7 +84,7 @@ def pairs_kernel(
         scale = scale_of(grad_log_likelihood, log_likelihood, b, HAS_GRAD)
         for t in range(number * chunk, stop):
             row = b * steps + t
-            trans = matrix(log_trans, b, t, steps, states, k, k, trans_rows, TRANS_CONSTANT)
+            trans = matrix(log_trans, b, t, steps, states, k, k, trans_rows, HOMOGENEOUS)
             emit = vector(log_emit, row + 1, states, k)
             own = k < states
             left = tl.load(alpha + row * states + k, mask=own, other=NEVER)

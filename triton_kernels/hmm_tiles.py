@@ -89,7 +89,7 @@ def _forward(
     log_init, log_trans, log_emit, log_final, alpha, before, old, new, old_value, new_value,
     totals, log_likelihood, grad_gamma, grad_xi, grad_xi_sum, n, b, k, length, flaw, steps, states,
     HAS_FINAL: tl.constexpr, init_rows, final_rows, trans_rows,
-    TRANS_CONSTANT: tl.constexpr, KEEP: tl.constexpr, GRADIENT: tl.constexpr,
+    HOMOGENEOUS: tl.constexpr, KEEP: tl.constexpr, GRADIENT: tl.constexpr,
     HAS_GAMMA: tl.constexpr, HAS_XI: tl.constexpr, HAS_XI_SUM: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Finishes the message of step n - 1 and makes that of step n; log Z behind the last."""
@@ -121,7 +121,7 @@ def _forward(
             collected = tl.zeros([k.shape[0]], emit.dtype)
             for begin in range(0, states, BLOCK):
                 i = begin + tl.arange(0, BLOCK)
-                trans = matrix(log_trans, b, n - 1, steps, states, i, k, trans_rows, TRANS_CONSTANT)
+                trans = matrix(log_trans, b, n - 1, steps, states, i, k, trans_rows, HOMOGENEOUS)
                 message = tl.load(old + i, mask=i < states, other=NEVER) - shift_of(level)
                 value = tl.zeros([BLOCK, k.shape[0]], emit.dtype)
                 if GRADIENT:
@@ -152,7 +152,7 @@ def _backward(
     log_trans, log_emit, log_final, beta, after, old, new, old_value, new_value,
     levels, means, grad_gamma, grad_xi, grad_xi_sum, t, b, k, length, steps, states,
     HAS_FINAL: tl.constexpr, final_rows, trans_rows,
-    TRANS_CONSTANT: tl.constexpr, GRADIENT: tl.constexpr,
+    HOMOGENEOUS: tl.constexpr, GRADIENT: tl.constexpr,
     HAS_GAMMA: tl.constexpr, HAS_XI: tl.constexpr, HAS_XI_SUM: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Finishes the message of step t + 1, keeping its level and mean, and makes that of step t."""
@@ -178,7 +178,7 @@ def _backward(
             collected = zeros
             for begin in range(0, states, BLOCK):
                 j = begin + tl.arange(0, BLOCK)
-                trans = matrix(log_trans, b, t, steps, states, k, j, trans_rows, TRANS_CONSTANT)
+                trans = matrix(log_trans, b, t, steps, states, k, j, trans_rows, HOMOGENEOUS)
                 onward = tl.load(old + j, mask=j < states, other=NEVER) - shift_of(level)
                 onward += vector(log_emit, b * steps + t + 1, states, j)
                 value = tl.zeros([k.shape[0], BLOCK], mean.dtype)
@@ -205,7 +205,7 @@ def step_kernel(
     totals, levels, means, log_likelihood, grad_gamma, grad_xi, grad_xi_sum,
     n, batch, steps, states,
     HAS_LENGTHS: tl.constexpr, HAS_FINAL: tl.constexpr, init_rows,
-    final_rows, trans_rows, TRANS_CONSTANT: tl.constexpr,
+    final_rows, trans_rows, HOMOGENEOUS: tl.constexpr,
     BOTH: tl.constexpr, KEEP: tl.constexpr, GRADIENT: tl.constexpr, HAS_GAMMA: tl.constexpr,
     HAS_XI: tl.constexpr, HAS_XI_SUM: tl.constexpr, TILE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
@@ -229,14 +229,14 @@ def step_kernel(
             log_init, log_trans, log_emit, log_final, alpha, before, message + old, message + new,
             value + old, value + new, totals, log_likelihood, grad_gamma, grad_xi, grad_xi_sum,
             n, b, k, length, flaw, steps, states, HAS_FINAL, init_rows, final_rows, trans_rows,
-            TRANS_CONSTANT, KEEP, GRADIENT, HAS_GAMMA, HAS_XI, HAS_XI_SUM, BLOCK,
+            HOMOGENEOUS, KEEP, GRADIENT, HAS_GAMMA, HAS_XI, HAS_XI_SUM, BLOCK,
         )  # fmt: skip
     else:
         _backward(
             log_trans, log_emit, log_final, beta, after, message + old, message + new,
             value + old, value + new, levels, means, grad_gamma, grad_xi, grad_xi_sum,
             steps - 1 - n, b, k, length, steps, states, HAS_FINAL, final_rows, trans_rows,
-            TRANS_CONSTANT, GRADIENT, HAS_GAMMA, HAS_XI, HAS_XI_SUM, BLOCK,
+            HOMOGENEOUS, GRADIENT, HAS_GAMMA, HAS_XI, HAS_XI_SUM, BLOCK,
         )  # fmt: skip
 
 
@@ -265,7 +265,7 @@ def levels_kernel(
 def pair_tiles_kernel(
     log_trans, log_emit, lengths, alpha, beta, before, after, log_likelihood, grad_log_likelihood,
     levels, means, grad_gamma, grad_xi, grad_xi_sum, out, batch, steps, states, chunk, chunks,
-    HAS_LENGTHS: tl.constexpr, trans_rows, TRANS_CONSTANT: tl.constexpr,
+    HAS_LENGTHS: tl.constexpr, trans_rows, HOMOGENEOUS: tl.constexpr,
     HAS_GRAD: tl.constexpr, GRADIENT: tl.constexpr, HAS_GAMMA: tl.constexpr,
     HAS_XI: tl.constexpr, HAS_XI_SUM: tl.constexpr, OVER_BATCH: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
@@ -282,7 +282,7 @@ def pair_tiles_kernel(
         scale = scale_of(grad_log_likelihood, log_likelihood, b, HAS_GRAD)
         for t in range(number * chunk, tl.minimum((number + 1) * chunk, length - 1)):
             row = b * steps + t
-            trans = matrix(log_trans, b, t, steps, states, i, j, trans_rows, TRANS_CONSTANT)
+            trans = matrix(log_trans, b, t, steps, states, i, j, trans_rows, HOMOGENEOUS)
             left = tl.load(alpha + row * states + i, mask=i < states, other=NEVER)
             right = tl.load(beta + (row + 1) * states + j, mask=j < states, other=NEVER)
             right += vector(log_emit, row + 1, states, j)

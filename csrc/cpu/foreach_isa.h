@@ -4,20 +4,22 @@
 //   #include "cpu/foreach_isa.h"
 //
 // The target is set in the source by pragma, so no build flag can leak an instruction into code
-// that runs on an older machine. For the same reason the body includes nothing: every standard
-// header it needs is included before this file, outside the target regions.
+// that runs on an older machine. For the same reason a body includes no header: what it needs is
+// included before this file, outside the target regions, or is in body.h. So that it can be read by
+// itself, it begins with its headers, for the case that it is opened alone:
+//
+//   #ifndef ONESHOT_KERNEL_BODY
+//   #include "cpu/alone.h"
+//   #include "<family>/contract.h"
+//   #endif
+//
 // No include guard: one family, one inclusion.
 
-#include <cmath>
-#include <cstdint>
-#include <cstring>
-#include <limits>
-
-#include "common/dtype.h"
-#include "cpu/isa.h"
-#if ONESHOT_X86
-#include <immintrin.h>
+#include "cpu/body.h"
+#ifndef ONESHOT_KERNEL_BODY  // opened alone
+#define ONESHOT_KERNEL_BODY "cpu/body.h"
 #endif
+#define ONESHOT_LANES  // the files of simd/ are not opened alone either
 
 // GCC's own _mm512_undefined_*() helpers trip these two, thousands of times.
 #if defined(__GNUC__) && !defined(__clang__)

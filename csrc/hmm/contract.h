@@ -24,7 +24,7 @@ struct HmmInput {
   int64_t init_stride = 0, final_stride = 0;
   int64_t trans_batch_stride = 0, trans_step_stride = 0;
   int64_t emit_batch_stride = 0, emit_step_stride = 0;
-  bool constant_trans = false;  // one matrix for all steps of a sequence (with steps > 2)
+  bool homogeneous = false;  // one matrix for all steps of a sequence (with steps > 2)
 
   int64_t length(int64_t b) const { return lengths == nullptr ? steps : lengths[b]; }
 };
@@ -65,7 +65,7 @@ struct HmmGradients {
   T* emit = nullptr;
   T* final = nullptr;  // nullptr without log_final
   bool init_shared = false, final_shared = false;
-  bool trans_shared = false, trans_constant = false;  // over the batch, over steps
+  bool trans_shared = false, trans_homogeneous = false;  // over the batch, over steps
 };
 
 // Paths drawn from the posterior, [samples, batch, steps], -1 as above. Philox4x32-10 with the key

@@ -6,6 +6,12 @@
 // comparisons; select, min, max, abs, exp and fma. ONESHOT_INLINE marks a function that must
 // disappear in the loop over tokens.
 
+#ifndef ONESHOT_INLINE  // opened alone
+#include "cpu/alone.h"
+#include "policy_loss/cpu/policy_loss.h"
+#include "policy_loss/cpu/tokens.inc"
+#endif
+
 ONESHOT_INLINE bool finite(double x) { return x - x == 0.0; }
 
 // Where the series below replaces exp(x) - 1 - x.

@@ -52,6 +52,16 @@ inline void check_on(On on, const Tensor& t, const char* name) {
 
 inline void check_cpu(const Tensor& t, const char* name) { check_on(On::kCpu, t, name); }
 
+// On the device of `first`.
+inline void check_beside(On on, const Tensor& t, const char* name, const Tensor& first,
+                         const char* first_name) {
+  check_on(on, t, name);
+  if (on == On::kCuda && t.get_device_index() != first.get_device_index()) {
+    fail(name, " must be on the device of ", first_name, " cuda:", first.get_device_index(),
+         ", got cuda:", t.get_device_index());
+  }
+}
+
 inline void check_same_shape(const Tensor& t, const char* name, const Tensor& other,
                              const char* other_name) {
   if (!same_shape(t, other)) {

@@ -42,11 +42,7 @@ inline Tensor device_bytes(const Tensor& like, int64_t bytes) {
 
 inline void check_cuda(const Tensor& t, const char* name, const Tensor& first,
                        const char* first_name) {
-  check_on(On::kCuda, t, name);
-  if (t.get_device_index() != first.get_device_index()) {
-    fail(name, " must be on the device of ", first_name, " cuda:", first.get_device_index(),
-         ", got cuda:", t.get_device_index());
-  }
+  check_beside(On::kCuda, t, name, first, first_name);
 }
 
 }  // namespace oneshot

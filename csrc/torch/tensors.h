@@ -68,16 +68,6 @@ inline Tensor fresh_if(bool wanted, const Tensor& like) {
   return wanted ? fresh_like(like) : nothing(like);
 }
 
-// On the device of `first`.
-inline void check_beside(On on, const Tensor& t, const char* name, const Tensor& first,
-                         const char* first_name) {
-  check_on(on, t, name);
-  if (on == On::kCuda && t.get_device_index() != first.get_device_index()) {
-    fail(name, " must be on the device of ", first_name, " cuda:", first.get_device_index(),
-         ", got cuda:", t.get_device_index());
-  }
-}
-
 inline void check_float_or_double(On on, const Tensor& t, const char* name) {
   check_on(on, t, name);
   if (t.scalar_type() != ScalarType::Float && t.scalar_type() != ScalarType::Double) {

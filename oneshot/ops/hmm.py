@@ -289,11 +289,11 @@ def hmm_entropy(
         H = -sum_z p(z) log p(z) with log p(z) = score(z) - log Z.
     """
     x = potentials(log_init, log_trans, log_emit, lengths, log_final, trans_axis)
-    log_init, log_trans, log_emit, _, log_final = wide = Potentials(
+    log_init, log_trans, log_emit, _, log_final = doubles = Potentials(
         *(y if y is None or y is x.lengths else y.double() for y in x)  # type: ignore[arg-type]
     )
     constant = log_trans.shape[1] == 1
-    log_likelihood, gamma, xi, xi_sum = _posteriors(*wide, True, not constant, constant)
+    log_likelihood, gamma, xi, xi_sum = _posteriors(*doubles, True, not constant, constant)
 
     score = _mean(log_init, gamma[:, 0]) + _mean(log_emit, gamma)
     score = score + (_mean(log_trans[:, 0], xi_sum) if constant else _mean(log_trans, xi))

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from oneshot.ops import _library
 from oneshot.ops._checks import check_float, check_same_device, check_tensor
-from oneshot.ops.hmm_inputs import check_like, wide
+from oneshot.ops.hmm_inputs import at_least_float32, check_like
 from oneshot.reference import hmm_emissions as reference
 
 _INPUTS = "Tensor log_emissions, Tensor observations, Tensor? weights, bool normalize"
@@ -134,5 +134,7 @@ def combine_emissions(
                 f"weights must have the shape [{sources}], one for each source, "
                 f"got {list(weights.shape)}"
             )
-        weights = wide(weights)
-    return _forward(wide(log_emissions), wide(observations), weights, normalize)
+        weights = at_least_float32(weights)
+    return _forward(
+        at_least_float32(log_emissions), at_least_float32(observations), weights, normalize
+    )

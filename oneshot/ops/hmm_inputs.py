@@ -27,7 +27,7 @@ class Potentials(NamedTuple):
         return Potentials(*(x if x is None else as_data(x) for x in self))  # type: ignore[arg-type]
 
 
-def wide(x: Tensor) -> Tensor:
+def at_least_float32(x: Tensor) -> Tensor:
     """Half formats as float32; autograd casts the gradient back."""
     return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
 
@@ -61,13 +61,13 @@ def _vector(name: str, x: Tensor, log_emit: Tensor) -> Tensor:
     batch, _, states = log_emit.shape
     check_like(name, x, "log_emit", log_emit)
     if x.shape == (states,):
-        return wide(x)[None]
+        return at_least_float32(x)[None]
     if x.shape != (batch, states):
         raise ValueError(
             f"{name} must have the shape [{states}] or [{batch}, {states}] "
             f"(log_emit is {list(log_emit.shape)}), got {list(x.shape)}"
         )
-    return wide(x)
+    return at_least_float32(x)
 
 
 # What log_trans may be, by trans_axis.
@@ -107,7 +107,7 @@ def _matrices(x: Tensor, log_emit: Tensor, trans_axis: TransAxis) -> Tensor:
             f"log_trans must have the shape {_FORMS[trans_axis]} for log_emit [B, T, K] = "
             f"{list(log_emit.shape)}, got {list(x.shape)}"
         )
-    return wide(matrices)
+    return at_least_float32(matrices)
 
 
 def potentials(
@@ -129,7 +129,7 @@ def potentials(
     return Potentials(
         _vector("log_init", log_init, log_emit),
         _matrices(log_trans, log_emit, trans_axis),
-        wide(log_emit),
+        at_least_float32(log_emit),
         lengths,
         None if log_final is None else _vector("log_final", log_final, log_emit),
     )

@@ -50,7 +50,7 @@ struct Chains {
     in.trans_step_stride = shared ? 0 : states * states;
     in.trans_batch_stride = shared ? 0 : (steps - 1) * states * states;
     in.emit_step_stride = states, in.emit_batch_stride = steps * states;
-    in.constant_trans = shared && steps > 2;
+    in.homogeneous = shared && steps > 2;
     return in;
   }
 

@@ -52,16 +52,15 @@ def missing(name: str) -> str | None:
 
 def _emulate() -> set[str]:
     """Register tests/cuda_emulation/launchers as the kernels of CPU tensors."""
-    from oneshot.ops import _library
+    from oneshot.ops.backends import references, use
 
     sys.path.insert(0, str(TESTS / "cuda_emulation"))
-    served = set()
+    launchers = {}
     for path in sorted((TESTS / "cuda_emulation" / "launchers").glob("*.py")):
         module = importlib.import_module(f"launchers.{path.stem}")
-        for name in set(vars(module)) & set(_library._REFERENCES):
-            _library._LIBRARY.impl(name, _reordered(getattr(module, name)), "CPU")
-            served.add(name)
-    return served
+        for name in set(vars(module)) & set(references()):
+            launchers[name] = _reordered(getattr(module, name))
+    return set(use(launchers))
 
 
 def _reordered(launcher):
@@ -84,17 +83,16 @@ def start() -> set[str]:
     if NAME == "triton":
         sys.path.insert(0, str(TESTS / "triton"))
         import interpreter  # noqa: F401
-    from oneshot import ops  # noqa: F401
-    from oneshot.ops import _library
+    from oneshot.ops.backends import references, use
 
     if NAME == "triton":
-        return set(_library.serve_by_triton("CPU"))
+        return set(use("triton"))
     if NAME == "emulated":
         return _emulate()
     if NAME == "native":
-        return set(_library._REFERENCES)
+        return set(references())
     has = torch._C._dispatch_has_kernel_for_dispatch_key
-    return {name for name in _library._REFERENCES if has(f"oneshot::{name}", "CUDA")}
+    return {name for name in references() if has(f"oneshot::{name}", "CUDA")}
 
 
 def why_not(name: str, dtype: torch.dtype) -> str | None:

@@ -14,7 +14,7 @@ import pytest
 import torch
 from parity import FULL, INF, NAN, check, placed
 
-from oneshot.ops import _library
+from oneshot.ops.backends import references
 from oneshot.policy_options import Aggregate, KernelOptions, KlEstimator, RatioLevel, Surrogate
 
 PLAIN = KernelOptions(kl=KlEstimator.NONE, aggregate=Aggregate.TOKEN_SUM)
@@ -104,7 +104,7 @@ def run(inputs, options):
     alone = called(len(new))
     some, grad = both(ops.policy_loss.default, ops.policy_loss_backward.default, placed, alone)
     loss, true_grad = both(
-        *(_library._REFERENCES[f"policy_loss{way}"] for way in ("", "_backward")),
+        *(references()[f"policy_loss{way}"] for way in ("", "_backward")),
         lambda x: x,
         range(len(new)),
     )
@@ -284,7 +284,7 @@ def test_value_loss(clip):
     reason = backends.why_not("value_loss", torch.float32)
     if reason is not None:
         pytest.skip(reason)
-    ops, references = torch.ops.oneshot, _library._REFERENCES
+    ops, definitions = torch.ops.oneshot, references()
     rest = (None, clip, 1, False, 1)
 
     alone = list(called(len(value)))
@@ -297,14 +297,14 @@ def test_value_loss(clip):
         return torch.stack([x[0].cpu() for x in each]), torch.stack([x[1].cpu() for x in each])
 
     some, metrics = losses(ops.value_loss.default, placed, alone)
-    got, true_metrics = losses(references["value_loss"], lambda x: x, range(len(value)))
+    got, true_metrics = losses(definitions["value_loss"], lambda x: x, range(len(value)))
     torch.testing.assert_close(some, got[alone], equal_nan=True)
     torch.testing.assert_close(metrics[:, :3], true_metrics[alone][:, :3], equal_nan=True)
     got[alone] = some
     weights = torch.ones(len(value), dtype=torch.float64)
     inputs = (torch.tensor(1.0), value, before, target, None, None, weights, clip)
     grad = ops.value_loss_backward.default(*map(placed, inputs)).cpu()
-    torch.testing.assert_close(grad, references["value_loss_backward"](*inputs), equal_nan=True)
+    torch.testing.assert_close(grad, definitions["value_loss_backward"](*inputs), equal_nan=True)
     assert not (got.isfinite() & ~grad[:, 0].isfinite()).any()
     nan = value.isnan() | target.isnan() | (old.isnan() if before is not None else False)
     assert got[nan[:, 0]].isnan().all()
@@ -325,7 +325,7 @@ def test_importance_weights(per_sequence, truncate, bound):
         for b in called(len(new)):
             pair = (row(new, b), row(sampler, b))
             got = torch.ops.oneshot.importance_weights.default(*map(placed, pair), *rule)
-            want = _library._REFERENCES["importance_weights"](*pair, *rule)
+            want = references()["importance_weights"](*pair, *rule)
             for mine, true in zip(got, want, strict=True):
                 torch.testing.assert_close(mine.cpu(), true, equal_nan=True)
             if (new[b] - sampler[b]).isnan():

@@ -36,8 +36,8 @@ import os
 os.environ.update(TRITON_INTERPRET="1", ONESHOT_DISABLE_NATIVE="1")
 import torch
 from oneshot import ops
-from oneshot.ops._library import serve_by_triton
-assert "token_logprobs_and_entropy" in serve_by_triton("CPU")
+from oneshot.ops.backends import use
+assert "token_logprobs_and_entropy" in use("triton")
 logits = torch.randn(3, 7, requires_grad=True)
 targets = torch.tensor([1, 2, 3])
 logprobs, entropy = ops.token_logprobs_and_entropy(logits, targets)
@@ -58,6 +58,7 @@ def test_triton_takes_large_products_in_half_formats_beside_a_compiled_kernel():
 import torch
 from oneshot import ops
 from oneshot.ops import _library
+from oneshot.ops.backends import references, use
 from oneshot import triton_kernels
 if not torch._C._dispatch_has_kernel_for_dispatch_key("oneshot::routed_lora", "CPU"):
     print("compiled small, Triton large")  # nothing compiled: nothing to share
@@ -66,13 +67,13 @@ taken = []
 def launcher(name, family):
     def launch(*arguments):
         taken.append(name)
-        return _library._REFERENCES[name](*arguments)
+        return references()[name](*arguments)
     return launch
 _library._launcher = launcher
 triton_kernels.TENSOR_CORE_WORK = 1000  # rows * rank * (features in and out)
 import warnings
 warnings.simplefilter("error")
-_library.serve_by_triton("CPU")
+use("triton")
 def run(rows, dtype):
     x = torch.randn(1, rows, 8, dtype=dtype, requires_grad=True)
     a, b = torch.randn(2, 3, 4, 4, dtype=dtype), torch.randn(2, 3, 4, 3, dtype=dtype)
@@ -81,7 +82,7 @@ def run(rows, dtype):
     y = ops.routed_lora(x, a, b, weights)
     y.sum().backward()
     wide = [t.detach().double() for t in (x, a, b, weights)]
-    want, _ = _library._REFERENCES["routed_lora"](*wide, torch.zeros(1).long(), None, 1.0)
+    want, _ = references()["routed_lora"](*wide, torch.zeros(1).long(), None, 1.0)
     torch.testing.assert_close(y.double(), want, rtol=0.05, atol=0.1)
     return list(taken)
 assert run(17, torch.bfloat16) == []

@@ -1,5 +1,11 @@
 // Sixteen float lanes. See simd/scalar.h for what each name means.
 
+#ifndef ONESHOT_LANES  // opened alone
+#include "cpu/body.h"
+#define ONESHOT_LANES
+using namespace oneshot;  // NOLINT
+#endif
+
 struct Mask {
   __mmask16 bits;
 };

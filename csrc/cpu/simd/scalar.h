@@ -1,6 +1,12 @@
 // One float at a time: the level every machine has, and the definition of the interface.
 // The three files simd/{scalar,avx2,avx512}.h offer the same names; keep them in step.
 
+#ifndef ONESHOT_LANES  // opened alone
+#include "cpu/body.h"
+#define ONESHOT_LANES
+using namespace oneshot;  // NOLINT
+#endif
+
 struct Mask {
   bool bits;
 };
@@ -209,5 +215,7 @@ inline F32 inverse_power(F32 a) {
 // Lane i = a[lanes[i]]; `lanes` lies at a multiple of a vector's size.
 inline F32 permute(F32 a, const int32_t*) { return a; }
 
+#ifndef ONESHOT_LANES_PART  // one of these two is opened alone
 #include "cpu/simd/exp_polynomial.inc"
 #include "cpu/simd/math.inc"
+#endif

@@ -115,7 +115,7 @@ class Mean<double> {
 
 // Means of V over the paths that end in each state of step t, from those of step t - 1.
 template <typename N, typename T>
-void mean_before(const ExactSweep<N, T>& sweep, const Direction<T>& v, int64_t t,
+void mean_before(const DoubleSweep<N, T>& sweep, const Direction<T>& v, int64_t t,
                  std::vector<Mean<N>>& means, double* before) {
   const size_t states = v.states;
   const double* from = before + size_t(t - 1) * states;
@@ -134,7 +134,7 @@ void mean_before(const ExactSweep<N, T>& sweep, const Direction<T>& v, int64_t t
 template <typename N, typename T>
 bool gradients(const HmmSequence<T>& s, const Direction<T>& v, const SequenceGradients<T>& out) {
   const auto states = size_t(s.states);
-  ExactSweep<N, T> sweep(s);
+  DoubleSweep<N, T> sweep(s);
   std::vector<double> before(size_t(s.length) * states);
   for (size_t i = 0; i < states; ++i) before[i] = v.state(0, i);
   std::vector<Mean<N>> means(states);
@@ -216,7 +216,7 @@ template <typename T>
 void backward(const HmmInput<T>& in, const HmmUpstream<T>& up, const HmmGradients<T>& out,
               const Workers& workers) {
   const auto row = size_t(in.states), square = row * row;
-  const size_t matrices = out.trans_constant ? 1 : size_t(in.steps - 1);
+  const size_t matrices = out.trans_homogeneous ? 1 : size_t(in.steps - 1);
   const bool shared = out.init_shared || out.trans_shared || (out.final_shared && out.final);
   const size_t trans_sum = out.trans_shared ? matrices * square : 0;
   const auto fit = int64_t((size_t{1} << 24) / (trans_sum + 1));  // 128 MiB of blocks
@@ -234,7 +234,7 @@ void backward(const HmmInput<T>& in, const HmmUpstream<T>& up, const HmmGradient
     for (int64_t b = in.batch * block / blocks; b < in.batch * (block + 1) / blocks; ++b) {
       const int64_t length = in.length(b);
       SequenceGradients<T> to{};
-      to.trans_step = out.trans_constant ? 0 : square;
+      to.trans_step = out.trans_homogeneous ? 0 : square;
       to.emit.direct = out.emit + size_t(b * in.steps) * row;
       std::fill(to.emit.direct + size_t(length) * row, to.emit.direct + size_t(in.steps) * row,
                 T(0));
@@ -253,7 +253,7 @@ void backward(const HmmInput<T>& in, const HmmUpstream<T>& up, const HmmGradient
       T* own_trans = out.trans + (out.trans_shared ? 0 : size_t(b) * matrices * square);
       if (out.trans_shared) {
         to.trans.sum = sums[size_t(block)].trans.data();
-      } else if (out.trans_constant) {
+      } else if (out.trans_homogeneous) {
         steps_sum.assign(square, 0.0);
         to.trans.sum = steps_sum.data();
       } else {
@@ -262,7 +262,7 @@ void backward(const HmmInput<T>& in, const HmmUpstream<T>& up, const HmmGradient
         std::fill(own_trans + used, own_trans + matrices * square, T(0));
       }
       if (length == 0) {
-        if (out.trans_constant && !out.trans_shared) std::fill_n(own_trans, square, T(0));
+        if (out.trans_homogeneous && !out.trans_shared) std::fill_n(own_trans, square, T(0));
         continue;
       }
       const HmmSequence<T> s(in, b);
@@ -270,9 +270,9 @@ void backward(const HmmInput<T>& in, const HmmUpstream<T>& up, const HmmGradient
       if (hmm_is_bad(s)) {
         put_everywhere(s, to, std::numeric_limits<double>::quiet_NaN());
       } else if (!gradients<double>(s, v, to)) {
-        gradients<Wide>(s, v, to);
+        gradients<ExtendedRange>(s, v, to);
       }
-      if (out.trans_constant && !out.trans_shared) {
+      if (out.trans_homogeneous && !out.trans_shared) {
         for (size_t ij = 0; ij < square; ++ij) own_trans[ij] = T(steps_sum[ij]);
       }
     }

@@ -7,19 +7,7 @@
 #include "hmm/cpu/double_precision/forward_backward.h"
 #include "hmm/cpu/forward_backward/sweep.h"
 #include "hmm/cpu/hmm.h"
-
-namespace oneshot::cpu {
-namespace {
-
-// Where the float32 kernel works.
-struct SampleMemory {
-  float *messages, *highs, *matrix, *row, *final;
-  double* cumulative;
-  int64_t pitch;  // of a message: whole vectors at every level
-};
-
-}  // namespace
-}  // namespace oneshot::cpu
+#include "hmm/cpu/sampling.h"
 
 #define ONESHOT_KERNEL_BODY "hmm/cpu/sampling.inc"
 #include "cpu/foreach_isa.h"
@@ -63,7 +51,7 @@ int64_t draw(const std::vector<N>& weight, double u, std::vector<double>& cumula
 template <typename N, typename T>
 bool sample(const HmmSequence<T>& s, const HmmSampling& how, uint64_t id, int64_t* path,
             int64_t sample_stride) {
-  ExactSweep<N, T> sweep(s);
+  DoubleSweep<N, T> sweep(s);
   sweep.forward();
   if (!sweep.lossless()) return false;
   if (sweep.impossible()) return true;
@@ -104,7 +92,7 @@ void sample_all(const HmmInput<T>& in, const HmmSampling& how, int64_t* paths,
       for (int64_t n = 0; n < how.samples; ++n) std::fill_n(path + n * stride, s.length, -1);
     }
     if (hmm_is_bad(s)) return;
-    if (!sample<double>(s, how, id, path, stride)) sample<Wide>(s, how, id, path, stride);
+    if (!sample<double>(s, how, id, path, stride)) sample<ExtendedRange>(s, how, id, path, stride);
   });
 }
 

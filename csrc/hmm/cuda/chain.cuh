@@ -49,31 +49,32 @@ __device__ __forceinline__ void prefetch_matrix(const T* matrix, int64_t count) 
   }
 }
 
-// Messages of all sequences, in double: weights, or logarithms where `exact` says so. Each belongs
+// Messages of all sequences, in double: weights, or logarithms where `in_log` says so. Each belongs
 // to one state of one step, up to a factor of the step.
 struct HmmMessages {
-  double* alpha = nullptr;  // [batch, kept, states], of all paths to a state, its emission included
-  double* beta = nullptr;   // [batch, steps, states], of all continuations; nullptr: forward only
-  double* scale = nullptr;  // [batch, steps]: alpha was divided by 2^scale (e^scale) at that step,
-                            // besides the shift of the emissions
+  double* alpha =
+      nullptr;  // [batch, stored, states], of all paths to a state, its emission included
+  double* beta = nullptr;    // [batch, steps, states], of all continuations; nullptr: forward only
+  double* scale = nullptr;   // [batch, steps]: alpha was divided by 2^scale (e^scale) at that step,
+                             // besides the shift of the emissions
   double* onward = nullptr;  // [batch, states], scratch
   double* ready = nullptr;   // weights of a matrix that is one for all steps, [1 or batch, K, K]
-  int* exact = nullptr;      // [2, batch]: the linear sweep forward (backward) does not count;
-                             // nullptr: all are exact
+  int* in_log = nullptr;     // [2, batch]: the linear sweep forward (backward) does not count;
+                             // nullptr: all are logarithms
   int* whole = nullptr;      // [batch]: no scan has made the messages; nullptr: of none
   double* before = nullptr;  // [batch, steps, states], what paths have collected of the upstream
   double* after = nullptr;   // gradients up to a state and behind it
-  int64_t kept = 0;          // steps, or 2: a ring of rows
+  int64_t stored = 0;        // steps, or 2: a ring of rows
 
   __device__ double* alpha_of(int64_t b, int64_t t, int64_t states) const {
-    return alpha + (b * kept + (kept == 2 ? t & 1 : t)) * states;
+    return alpha + (b * stored + (stored == 2 ? t & 1 : t)) * states;
   }
-  __device__ bool is_exact(int64_t b, int64_t batch) const {
-    return exact == nullptr || (exact[b] | exact[batch + b]) != 0;
+  __device__ bool is_log(int64_t b, int64_t batch) const {
+    return in_log == nullptr || (in_log[b] | in_log[batch + b]) != 0;
   }
 };
 
-// ---- launchers of the messages: linear, then exact where that does not count
+// ---- launchers of the messages: linear, then logarithms where those do not count
 
 template <typename T>
 cudaError_t hmm_warp_messages(const HmmInput<T>&, const HmmMessages&, T* log_likelihood,
@@ -82,7 +83,7 @@ template <typename T>
 cudaError_t hmm_block_messages(const HmmInput<T>&, const HmmMessages&, T* log_likelihood,
                                cudaStream_t);
 template <typename T>
-cudaError_t hmm_exact_messages(const HmmInput<T>&, const HmmUpstream<T>&, const HmmMessages&,
-                               T* log_likelihood, cudaStream_t);
+cudaError_t hmm_log_messages(const HmmInput<T>&, const HmmUpstream<T>&, const HmmMessages&,
+                             T* log_likelihood, cudaStream_t);
 
 }  // namespace oneshot::cuda

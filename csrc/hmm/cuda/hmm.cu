@@ -26,22 +26,22 @@ class Workspace {
   int64_t bytes_ = 0;
 };
 
-// Messages for the linear sweeps and, where those do not count, the exact ones.
+// Messages for the linear sweeps and, where those do not count, for logarithms.
 struct Messages : HmmMessages {
   HmmChunks chunks;  // of the sequences that are scanned, if there may be any
 };
 
 template <typename T>
-Messages take_messages(const HmmInput<T>& in, bool both, bool keep, Workspace& workspace) {
+Messages take_messages(const HmmInput<T>& in, bool both, bool store, Workspace& workspace) {
   Messages m;
-  m.kept = keep ? in.steps : 2;
-  m.alpha = workspace.take<double>(in.batch * m.kept * in.states);
+  m.stored = store ? in.steps : 2;
+  m.alpha = workspace.take<double>(in.batch * m.stored * in.states);
   if (both) m.beta = workspace.take<double>(in.batch * in.steps * in.states);
   m.scale = workspace.take<double>(in.batch * in.steps);
-  m.exact = workspace.take<int>(2 * in.batch);
+  m.in_log = workspace.take<int>(2 * in.batch);
   if (in.states > kWarpStates<T>) {
     m.onward = workspace.take<double>(in.batch * in.states);
-    if (in.constant_trans) {
+    if (in.homogeneous) {
       const int64_t matrices = in.trans_batch_stride == 0 ? 1 : in.batch;
       m.ready = workspace.take<double>(matrices * in.states * in.states);
     }
@@ -70,7 +70,7 @@ cudaError_t run_messages(const HmmInput<T>& in, const Messages& m, T* log_likeli
   ONESHOT_RETURN_IF_FAILED(in.states <= kWarpStates<T>
                                ? hmm_warp_messages(in, m, log_likelihood, stream)
                                : hmm_block_messages(in, m, log_likelihood, stream));
-  return hmm_exact_messages(in, HmmUpstream<T>(), m, log_likelihood, stream);
+  return hmm_log_messages(in, HmmUpstream<T>(), m, log_likelihood, stream);
 }
 
 template <typename T>
@@ -97,9 +97,9 @@ struct BackwardParts {
       *part = workspace.take<double>(count);
     }
     messages.scale = workspace.take<double>(in.batch * in.steps);
-    messages.kept = in.steps;
+    messages.stored = in.steps;
     mean = workspace.take<double>(in.batch * in.steps);
-    if (out.trans_constant) pairs = workspace.take<double>(hmm_pair_parts(in));
+    if (out.trans_homogeneous) pairs = workspace.take<double>(hmm_pair_parts(in));
     log_likelihood = workspace.take<T>(in.batch);
   }
 };
@@ -107,15 +107,15 @@ struct BackwardParts {
 template <typename T>
 struct ViterbiParts {
   double* scores = nullptr;
-  uint8_t* narrow = nullptr;  // back-pointers
-  int32_t* wide = nullptr;
+  uint8_t* pointers8 = nullptr;  // back-pointers, of at most 256 states
+  int32_t* pointers32 = nullptr;
 
   ViterbiParts(const HmmInput<T>& in, Workspace& workspace) {
     const int64_t count = in.batch * in.steps * in.states;
     if (in.states <= 256) {
-      narrow = workspace.take<uint8_t>(count);
+      pointers8 = workspace.take<uint8_t>(count);
     } else {
-      wide = workspace.take<int32_t>(count);
+      pointers32 = workspace.take<int32_t>(count);
     }
     if (in.states > kWarpStates<T>) scores = workspace.take<double>(2 * in.batch * in.states);
   }
@@ -177,11 +177,11 @@ cudaError_t hmm_posteriors_backward(const HmmInput<T>& in, const HmmUpstream<T>&
   const BackwardParts<T> parts(in, out, workspace);
   const HmmMessages& m = parts.messages;
   if (in.batch > 0) {
-    ONESHOT_RETURN_IF_FAILED(hmm_exact_messages(in, upstream, m, parts.log_likelihood, stream));
+    ONESHOT_RETURN_IF_FAILED(hmm_log_messages(in, upstream, m, parts.log_likelihood, stream));
     ONESHOT_RETURN_IF_FAILED(hmm_states<T>(in, m, parts.log_likelihood, upstream.log_likelihood,
                                            out.emit, parts.mean, true, stream));
   }
-  const HmmPairs<T> to{out.trans, out.trans_shared, out.trans_constant, parts.pairs};
+  const HmmPairs<T> to{out.trans, out.trans_shared, out.trans_homogeneous, parts.pairs};
   ONESHOT_RETURN_IF_FAILED(
       hmm_pairs<T>(in, m, upstream, parts.log_likelihood, parts.mean, to, stream));
   ONESHOT_RETURN_IF_FAILED(hmm_boundary<T>(in, out.emit, false, out.init_shared, out.init, stream));
@@ -202,11 +202,12 @@ cudaError_t hmm_viterbi(const HmmInput<T>& in, int64_t* path, T* score, void* me
   if (in.batch == 0) return cudaSuccess;
   Workspace workspace(memory);
   const ViterbiParts<T> parts(in, workspace);
-  if (in.states <= kWarpStates<T>) return hmm_warp_viterbi(in, parts.narrow, path, score, stream);
+  if (in.states <= kWarpStates<T>)
+    return hmm_warp_viterbi(in, parts.pointers8, path, score, stream);
   if (in.states <= 256) {
-    return hmm_block_viterbi(in, parts.scores, parts.narrow, path, score, stream);
+    return hmm_block_viterbi(in, parts.scores, parts.pointers8, path, score, stream);
   }
-  return hmm_block_viterbi(in, parts.scores, parts.wide, path, score, stream);
+  return hmm_block_viterbi(in, parts.scores, parts.pointers32, path, score, stream);
 }
 
 template <typename T>

@@ -1,6 +1,6 @@
 // Hidden Markov models and linear-chain CRFs on the GPU. Arguments and meaning are those of
 // hmm/contract.h with device pointers; besides, the steps of a sequence are adjacent:
-// emit_step_stride is `states`, trans_step_stride is `states` squared, or 0 with constant_trans.
+// emit_step_stride is `states`, trans_step_stride is `states` squared, or 0 with homogeneous.
 // Work is ordered on the stream, nothing waits for the host. A length outside [0, steps] is refused
 // on the device (see `require`).
 #pragma once

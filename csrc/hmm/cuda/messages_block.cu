@@ -112,8 +112,8 @@ __device__ void forward(const HmmInput<T>& in, const HmmMessages& m, int64_t b, 
   total = warp_reduce(total, Sum());
   if (thread != 0) return;
   log_likelihood[b] = T(length == 0 ? 0.0 : log(total) + kLn2 * double(exponent));
-  m.exact[b] = total != total;
-  if (m.beta == nullptr) m.exact[in.batch + b] = 0;
+  m.in_log[b] = total != total;
+  if (m.beta == nullptr) m.in_log[in.batch + b] = 0;
 }
 
 template <typename T>
@@ -157,7 +157,7 @@ __device__ void backward(const HmmInput<T>& in, const HmmMessages& m, int64_t b,
   bool lost = false;
   for (int64_t k = lane; k < states && length > 0; k += 32) lost |= rows[k] != rows[k];
   lost = __any_sync(kAllLanes, lost);
-  if (lane == 0) m.exact[in.batch + b] = lost;
+  if (lane == 0) m.in_log[in.batch + b] = lost;
 }
 
 template <typename T>

@@ -158,7 +158,7 @@ __global__ void __launch_bounds__(kThreads, 4)
   const int both = m.beta != nullptr;
   for (int64_t task = blockIdx.x; task < in.batch << both; task += gridDim.x) {
     const int64_t b = task >> both;
-    if (!m.is_exact(b, in.batch)) continue;
+    if (!m.is_log(b, in.batch)) continue;
     const int64_t length = length_of(in, b);
     const Upstream<T> up(upstream, in, b);
     if ((task & both) == 0) {
@@ -173,17 +173,17 @@ __global__ void __launch_bounds__(kThreads, 4)
 }  // namespace
 
 template <typename T>
-cudaError_t hmm_exact_messages(const HmmInput<T>& in, const HmmUpstream<T>& upstream,
-                               const HmmMessages& m, T* log_likelihood, cudaStream_t stream) {
+cudaError_t hmm_log_messages(const HmmInput<T>& in, const HmmUpstream<T>& upstream,
+                             const HmmMessages& m, T* log_likelihood, cudaStream_t stream) {
   const int64_t tasks = in.batch * (m.beta == nullptr ? 1 : 2);
   const auto kernel =
       m.before == nullptr ? exact_messages_kernel<T, false> : exact_messages_kernel<T, true>;
   return launch(kernel, blocks_for(tasks), kThreads, 0, stream, in, upstream, m, log_likelihood);
 }
 
-template cudaError_t hmm_exact_messages(const HmmInput<float>&, const HmmUpstream<float>&,
-                                        const HmmMessages&, float*, cudaStream_t);
-template cudaError_t hmm_exact_messages(const HmmInput<double>&, const HmmUpstream<double>&,
-                                        const HmmMessages&, double*, cudaStream_t);
+template cudaError_t hmm_log_messages(const HmmInput<float>&, const HmmUpstream<float>&,
+                                      const HmmMessages&, float*, cudaStream_t);
+template cudaError_t hmm_log_messages(const HmmInput<double>&, const HmmUpstream<double>&,
+                                      const HmmMessages&, double*, cudaStream_t);
 
 }  // namespace oneshot::cuda

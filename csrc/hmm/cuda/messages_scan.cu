@@ -182,7 +182,7 @@ __global__ void __launch_bounds__(kWarps * 32, 4) chunk_sweeps_kernel(Scan<T> sc
 // Which sequences are swept as a whole after all.
 template <typename T>
 __global__ void __launch_bounds__(kWarps * 32) chunk_flags_kernel(Scan<T> scan) {
-  const int64_t flags = scan.m.kept == scan.in.steps ? 1 + scan.to.count : 1;
+  const int64_t flags = scan.m.stored == scan.in.steps ? 1 + scan.to.count : 1;
   const int64_t stride = int64_t(gridDim.x) * kWarps;
   for (int64_t b = int64_t(blockIdx.x) * kWarps + threadIdx.x / 32; b < scan.in.batch;
        b += stride) {
@@ -195,7 +195,7 @@ __global__ void __launch_bounds__(kWarps * 32) chunk_flags_kernel(Scan<T> scan) 
     lost = __any_sync(kAllLanes, lost);
     if (threadIdx.x % 32 != 0) continue;
     scan.m.whole[b] = lost;
-    if (!lost) scan.m.exact[b] = 0, scan.m.exact[scan.in.batch + b] = 0;
+    if (!lost) scan.m.in_log[b] = 0, scan.m.in_log[scan.in.batch + b] = 0;
   }
 }
 
@@ -212,7 +212,7 @@ cudaError_t hmm_scan_messages(const HmmInput<T>& in, const HmmMessages& m, const
       launch(chunk_matrices_kernel<T>, blocks_of(parts * in.states), kWarps * 32, 0, stream, scan));
   ONESHOT_RETURN_IF_FAILED(
       launch(chunk_messages_kernel<T>, blocks_of(in.batch << both), kWarps * 32, 0, stream, scan));
-  if (m.kept == in.steps) {  // else nobody reads messages
+  if (m.stored == in.steps) {  // else nobody reads messages
     ONESHOT_RETURN_IF_FAILED(
         launch(chunk_sweeps_kernel<T>, blocks_of(parts << both), kWarps * 32, 0, stream, scan));
   }

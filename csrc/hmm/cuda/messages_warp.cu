@@ -25,8 +25,8 @@ __device__ __forceinline__ void forward(const HmmInput<T>& in, const HmmMessages
   }
   if (sweep.lane() != 0) return;
   log_likelihood[b] = T(log_z);
-  m.exact[b] = log_z != log_z;
-  if (m.beta == nullptr) m.exact[in.batch + b] = 0;
+  m.in_log[b] = log_z != log_z;
+  if (m.beta == nullptr) m.in_log[in.batch + b] = 0;
 }
 
 template <typename T, int kStates>
@@ -43,7 +43,7 @@ __device__ __forceinline__ void backward(const HmmInput<T>& in, const HmmMessage
     sweep.backward(1, length, message, put);
   }
   const int lost = __any_sync(kAllLanes, message.value != message.value);
-  if (sweep.lane() == 0) m.exact[in.batch + b] = lost;
+  if (sweep.lane() == 0) m.in_log[in.batch + b] = lost;
 }
 
 template <typename T, int kStates>
@@ -71,8 +71,8 @@ template <typename T>
 cudaError_t hmm_warp_messages(const HmmInput<T>& in, const HmmMessages& m, T* log_likelihood,
                               cudaStream_t stream) {
   const int64_t tasks = in.batch * (m.beta == nullptr ? 1 : 2);
-  auto kernel = warp_messages_kernel<T, kNarrowStates>;
-  if (in.states > kNarrowStates) kernel = warp_messages_kernel<T, kWarpStates<T>>;
+  auto kernel = warp_messages_kernel<T, kFewStates>;
+  if (in.states > kFewStates) kernel = warp_messages_kernel<T, kWarpStates<T>>;
   return launch(kernel, blocks_for((tasks + kWarps - 1) / kWarps), kWarps * 32, 0, stream, in, m,
                 log_likelihood);
 }

@@ -39,16 +39,16 @@ __global__ void __launch_bounds__(kThreads)
       for (int64_t k = lane; k < states && to != nullptr; k += 32) to[k] = value;
       continue;
     }
-    const bool exact = m.is_exact(b, in.batch);
+    const bool in_log = m.is_log(b, in.batch);
     const double* alpha = m.alpha_of(b, t, states);
     double* beta = m.beta + row * states;
     double high = kNever, total = 0.0;
-    for (int64_t k = lane; exact && k < states; k += 32) {
+    for (int64_t k = lane; in_log && k < states; k += 32) {
       high = alpha[k] + beta[k] > high ? alpha[k] + beta[k] : high;
     }
     high = warp_reduce(high, Largest());
     const auto share = [&](int64_t k) {
-      return exact ? exp(alpha[k] + beta[k] - high) : alpha[k] * beta[k];
+      return in_log ? exp(alpha[k] + beta[k] - high) : alpha[k] * beta[k];
     };
     for (int64_t k = lane; k < states; k += 32) total += share(k);
     total = warp_reduce(total, Sum());
@@ -72,7 +72,7 @@ __global__ void __launch_bounds__(kThreads)
     }
     if (!pairs || t == 0) continue;
     const T* emissions = emissions_of(in, b, t);
-    if (exact) {
+    if (in_log) {
       const double behind = m.scale[row] + high + log(total);
       for (int64_t k = lane; k < states; k += 32) beta[k] += double(emissions[k]) - behind;
       continue;
@@ -90,9 +90,9 @@ __global__ void __launch_bounds__(kThreads)
 
 // The probability of one pair of states at one step, if it is possible.
 template <typename T>
-__device__ __forceinline__ double pair_share(bool exact, double alpha, double beta, T potential,
+__device__ __forceinline__ double pair_share(bool in_log, double alpha, double beta, T potential,
                                              double ready) {
-  if (exact) return exp(alpha + double(potential) + beta);
+  if (in_log) return exp(alpha + double(potential) + beta);
   return alpha * (ready >= 0.0 ? ready : weight(potential)) * beta;
 }
 
@@ -124,19 +124,19 @@ __global__ void __launch_bounds__(kThreads)
     for (int64_t b = task.over_batch ? 0 : row; b < last_sequence; ++b) {
       const int64_t length = length_of(in, b);
       const T log_z = task.log_likelihood[b];
-      const bool possible = log_z > minus_infinity<T>(), exact = m.is_exact(b, in.batch);
+      const bool possible = log_z > minus_infinity<T>(), in_log = m.is_log(b, in.batch);
       const double none = log_z != log_z ? double(NAN) : 0.0;
       const double scale = scale_of(task.upstream.log_likelihood, task.log_likelihood, b);
       // What one matrix for all steps says is read once, and made a weight as the messages did.
       double ready = -1.0;
-      if (in.constant_trans && possible && length > 1 && !exact) {
+      if (in.homogeneous && possible && length > 1 && !in_log) {
         ready = weight(double(matrix_into(in, b, 1)[ij]));
       }
       for (int64_t t = first + 1; t <= end; ++t) {
         double value = t < length ? none : 0.0;
         if (t < length && possible) {
           const double* beta = m.beta + (b * in.steps + t) * states;
-          value = pair_share(exact, m.alpha_of(b, t - 1, states)[i], beta[j],
+          value = pair_share(in_log, m.alpha_of(b, t - 1, states)[i], beta[j],
                              ready >= 0.0 ? T(0) : matrix_into(in, b, t)[ij], ready);
           if (kGradient && value != 0.0) {
             const int64_t from = (b * in.steps + t - 1) * states;

@@ -62,7 +62,7 @@ __global__ void __launch_bounds__(kThreads)
     PathWriter path(paths + number * in.steps, length);
     path.fill(length, in.steps);
     const auto id = uint64_t(how.sequence_ids == nullptr ? b : how.sequence_ids[b]);
-    const bool exact = m.is_exact(b, in.batch);
+    const bool in_log = m.is_log(b, in.batch);
     int64_t state = 0;
     for (int64_t t = length - 1; t >= 0; --t) {
       const double* alpha = m.alpha_of(b, t, states);
@@ -70,7 +70,7 @@ __global__ void __launch_bounds__(kThreads)
       const int64_t step = t == length - 1 ? 1 : states;
       state = draw(states, uniform<T>(how.seed, id, sample, t), [&](int64_t i) {
         const double x = onward == nullptr ? 0.0 : double(onward[i * step]);
-        return (exact ? alpha[i] : log(alpha[i])) + x;
+        return (in_log ? alpha[i] : log(alpha[i])) + x;
       });
       path.put(t, state);
     }

@@ -9,11 +9,11 @@ namespace oneshot::cuda {
 
 // Kernels are made for up to kStates states: a tile holds one matrix of them at least, or several
 // smaller ones.
-inline constexpr int kNarrowStates = 22;
+inline constexpr int kFewStates = 22;
 template <int kStates>
 inline constexpr int kTileLoads = (kStates * kStates + 31) / 32;  // of matrices, for each lane
 template <int kStates>
-inline constexpr int kTileSteps = kStates <= kNarrowStates ? 6 : 4;
+inline constexpr int kTileSteps = kStates <= kFewStates ? 6 : 4;
 // Rows of a matrix have an odd pitch in shared memory, so that lanes that walk rows meet different
 // banks; no number of states up to 32 needs more.
 inline constexpr int kTileRoom = 1104;

@@ -73,7 +73,7 @@ __device__ void warp_path(const HmmInput<T>& in, int64_t b, Memory<T>& memory, u
   const bool own = lane < states;
   const int column = own ? lane : states - 1;
   const int64_t length = length_of(in, b);
-  const int tile_length = tile_steps<kStates>(states, in.constant_trans);
+  const int tile_length = tile_steps<kStates>(states, in.homogeneous);
   const auto counted = [&](int64_t first) {
     return first >= length ? 0 : int(length - first < tile_length ? length - first : tile_length);
   };
@@ -88,7 +88,7 @@ __device__ void warp_path(const HmmInput<T>& in, int64_t b, Memory<T>& memory, u
            double(noted(emissions_of(in, b, 0)[lane]));
   }
   __syncwarp();  // the sequence before has been read
-  if (in.constant_trans && length > 1) {
+  if (in.homogeneous && length > 1) {
     const T* matrix = matrix_into(in, b, 1);
     for (int i = lane; i < states * states; i += 32) {
       memory.matrices[i / states * pitch + i % states] = noted(matrix[i]);
@@ -97,20 +97,20 @@ __device__ void warp_path(const HmmInput<T>& in, int64_t b, Memory<T>& memory, u
   Tile<T, kStates> tile;
   int64_t t = 1;
   int buffer = 0;
-  for (tile.load(in, b, t, counted(t), !in.constant_trans); t < length;) {
+  for (tile.load(in, b, t, counted(t), !in.homogeneous); t < length;) {
     const int count = counted(t);
     __syncwarp();  // the tile before has been read
 #pragma unroll
     for (int c = 0; c < kTileSteps<kStates>; ++c)
       memory.emissions[c * 32 + lane] = tile.emissions[c];
-    if (!in.constant_trans) tile.put_matrices(memory.matrices, count, states, noted);
-    tile.load(in, b, t + count, counted(t + count), !in.constant_trans);
+    if (!in.homogeneous) tile.put_matrices(memory.matrices, count, states, noted);
+    tile.load(in, b, t + count, counted(t + count), !in.homogeneous);
     for (int c = 0; c < count; ++c, ++t) {
       double* scores = memory.scores + buffer;
       scores[lane] = mine;
       buffer ^= 32;
       __syncwarp();
-      const T* matrix = memory.matrices + (in.constant_trans ? 0 : c * states * pitch) + column;
+      const T* matrix = memory.matrices + (in.homogeneous ? 0 : c * states * pitch) + column;
       Best best = Best::none();
 #pragma unroll 2
       for (int i = 0; i < states; ++i) best.meet(scores[i] + double(matrix[i * pitch]), i);
@@ -162,7 +162,7 @@ __device__ void block_path(const HmmInput<T>& in, int64_t b, double* scores, Ind
     double* to = scores + (t & 1) * states;
     const T* matrix = matrix_into(in, b, t);
     const T* emissions = emissions_of(in, b, t);
-    if (!in.constant_trans && t + 1 < length) {
+    if (!in.homogeneous && t + 1 < length) {
       prefetch_matrix(matrix_into(in, b, t + 1), states * states);
     }
     for (int64_t start = 0; start < states; start += width) {
@@ -221,8 +221,8 @@ __global__ void __launch_bounds__(kBlockThreads, 1)
 template <typename T>
 cudaError_t hmm_warp_viterbi(const HmmInput<T>& in, uint8_t* pointers, int64_t* path, T* score,
                              cudaStream_t stream) {
-  auto kernel = warp_viterbi_kernel<T, kNarrowStates>;
-  if (in.states > kNarrowStates) kernel = warp_viterbi_kernel<T, kWarpStates<T>>;
+  auto kernel = warp_viterbi_kernel<T, kFewStates>;
+  if (in.states > kFewStates) kernel = warp_viterbi_kernel<T, kWarpStates<T>>;
   return launch(kernel, blocks_for((in.batch + kWarps - 1) / kWarps), kWarps * 32, 0, stream, in,
                 pointers, path, score);
 }

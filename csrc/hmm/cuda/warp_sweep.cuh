@@ -54,12 +54,12 @@ class Sweep {
         b_(b),
         states_(int(in.states)),
         pitch_(states_ | 1),
-        steps_(tile_steps<kStates>(states_, in.constant_trans)),
+        steps_(tile_steps<kStates>(states_, in.homogeneous)),
         lane_(int(threadIdx.x) % 32),
         column_(lane_ < states_ ? lane_ : states_ - 1),  // a lane past the states is not read
         own_(lane_ < states_) {
     __syncwarp();  // the sequence before has been read
-    if (in.constant_trans && in.steps > 1) {
+    if (in.homogeneous && in.steps > 1) {
       // From float, too, in double: its rounding would be the same at every step.
       const T* matrix = matrix_into(in, b, 1);
       for (int i = lane_; i < states_ * states_; i += 32) {
@@ -136,14 +136,14 @@ class Sweep {
   }
 
   __device__ __forceinline__ void load(int64_t first, int count) {
-    tile_.load(in_, b_, first, count, !in_.constant_trans);
+    tile_.load(in_, b_, first, count, !in_.homogeneous);
   }
 
   // Makes weights of the tile that was loaded; returns the shifts of its emissions.
   __device__ __forceinline__ int64_t take(int count) {
     int64_t exponent = 0;
     __syncwarp();  // the tile before has been read
-    if (!in_.constant_trans) {
+    if (!in_.homogeneous) {
       tile_.put_matrices(memory_.matrices, count, states_, [](T x) { return weight(x); });
     }
 #pragma unroll
@@ -163,7 +163,7 @@ class Sweep {
   }
 
   __device__ const double* matrix(int c) const {
-    return memory_.matrices + (in_.constant_trans ? 0 : c * states_ * pitch_);
+    return memory_.matrices + (in_.homogeneous ? 0 : c * states_ * pitch_);
   }
 
   const HmmInput<T>& in_;

@@ -16,7 +16,7 @@ struct Potentials {
   int64_t batch() const { return log_emit.size(0); }
   int64_t steps() const { return log_emit.size(1); }
   int64_t states() const { return log_emit.size(2); }
-  bool constant_trans() const { return log_trans.size(1) == 1; }
+  bool homogeneous() const { return log_trans.size(1) == 1; }
 
   template <typename T>
   HmmInput<T> input() const {
@@ -37,7 +37,7 @@ struct Potentials {
     in.trans_step_stride = stride(log_trans, 1);
     in.emit_batch_stride = stride(log_emit, 0);
     in.emit_step_stride = stride(log_emit, 1);
-    in.constant_trans = constant_trans();
+    in.homogeneous = homogeneous();
     return in;
   }
 };
@@ -155,7 +155,7 @@ struct GradientTensors {
     out.init_shared = p.log_init.size(0) == 1;
     out.final_shared = p.log_final && p.log_final->size(0) == 1;
     out.trans_shared = p.log_trans.size(0) == 1;
-    out.trans_constant = p.constant_trans();
+    out.trans_homogeneous = p.homogeneous();
     return out;
   }
 };

@@ -1,5 +1,5 @@
 // C entry points of the `hmm` launchers, for ctypes. inputs: init, trans, emit, lengths, final;
-// numbers: batch, steps, states, the strides of HmmInput in its order, constant_trans.
+// numbers: batch, steps, states, the strides of HmmInput in its order, homogeneous.
 #include "hmm/cuda/hmm.cuh"
 
 #include "hmm/cuda/chain.cuh"
@@ -21,7 +21,7 @@ HmmInput<T> input(const void* const* inputs, const int64_t* numbers) {
   in.init_stride = numbers[3], in.final_stride = numbers[4];
   in.trans_batch_stride = numbers[5], in.trans_step_stride = numbers[6];
   in.emit_batch_stride = numbers[7], in.emit_step_stride = numbers[8];
-  in.constant_trans = numbers[9] != 0;
+  in.homogeneous = numbers[9] != 0;
   return in;
 }
 
@@ -43,7 +43,7 @@ HmmGradients<T> gradients(const HmmInput<T>& in, void* const* outputs, const int
   out.init_shared = rows[0] == 1;
   out.trans_shared = rows[1] == 1;
   out.final_shared = rows[2] == 1;
-  out.trans_constant = in.constant_trans;
+  out.trans_homogeneous = in.homogeneous;
   return out;
 }
 
@@ -84,8 +84,8 @@ int run_linear(const void* const* inputs, const int64_t* numbers, double* const*
   const auto in = input<T>(inputs, numbers);
   cuda::HmmMessages m;
   m.alpha = messages[0], m.beta = messages[1], m.scale = messages[2], m.onward = messages[3];
-  m.exact = exact;
-  m.kept = in.steps;
+  m.in_log = exact;
+  m.stored = in.steps;
   auto* to = static_cast<T*>(log_likelihood);
   return int(in.states <= cuda::kWarpStates<T> ? cuda::hmm_warp_messages(in, m, to, nullptr)
                                                : cuda::hmm_block_messages(in, m, to, nullptr));
@@ -97,8 +97,8 @@ int run_scan(const void* const* inputs, const int64_t* numbers, void* const* mem
   const auto in = input<T>(inputs, numbers);
   cuda::HmmMessages m;
   m.alpha = static_cast<double*>(memory[0]), m.beta = static_cast<double*>(memory[1]);
-  m.scale = static_cast<double*>(memory[2]), m.exact = static_cast<int*>(memory[3]);
-  m.whole = whole, m.kept = in.steps;
+  m.scale = static_cast<double*>(memory[2]), m.in_log = static_cast<int*>(memory[3]);
+  m.whole = whole, m.stored = in.steps;
   const int64_t count = (in.steps - 1 + cuda::kScanChunk - 1) / cuda::kScanChunk;
   const cuda::HmmChunks chunks{count,
                                static_cast<double*>(memory[4]),
@@ -119,7 +119,7 @@ extern "C" void emu_hmm_workspace(int wide, const void* const* inputs, const int
     using T = decltype(type);
     const auto in = input<T>(inputs, numbers);
     HmmGradients<T> out;
-    out.trans_constant = in.constant_trans;
+    out.trans_homogeneous = in.homogeneous;
     bytes[0] = cuda::hmm_posteriors_workspace(in, posteriors<T>(outputs));
     bytes[1] = cuda::hmm_posteriors_backward_workspace(in, out);
     bytes[2] = cuda::hmm_viterbi_workspace(in);

@@ -1,4 +1,4 @@
-// The numbers of the exact sweeps: non-negative weights, as double or with an exponent of their
+// The numbers of the sweeps in double: non-negative weights, as double or with an exponent of their
 // own.
 #pragma once
 
@@ -21,25 +21,26 @@ inline double pow2_of(int64_t n) {
 
 // mantissa * 2^exponent, 1 <= mantissa < 2, or 0. The exponent is a whole number that no sum of
 // log-potentials can overflow.
-struct Wide {
+struct ExtendedRange {
   double mantissa = 0.0, exponent = 0.0;
 };
 
-inline Wide operator*(Wide a, Wide b) {
+inline ExtendedRange operator*(ExtendedRange a, ExtendedRange b) {
   const double m = a.mantissa * b.mantissa;
   if (m == 0.0) return {};
-  return m >= 2.0 ? Wide{0.5 * m, a.exponent + b.exponent + 1.0} : Wide{m, a.exponent + b.exponent};
+  return m >= 2.0 ? ExtendedRange{0.5 * m, a.exponent + b.exponent + 1.0}
+                  : ExtendedRange{m, a.exponent + b.exponent};
 }
 
-inline Wide operator+(Wide a, Wide b) {
+inline ExtendedRange operator+(ExtendedRange a, ExtendedRange b) {
   if (b.mantissa == 0.0) return a;
   if (a.mantissa == 0.0) return b;
   const bool swap = a.exponent < b.exponent;
-  const Wide high = swap ? b : a, low = swap ? a : b;
+  const ExtendedRange high = swap ? b : a, low = swap ? a : b;
   const double drop = low.exponent - high.exponent;
   if (drop < -60.0) return high;
   const double m = high.mantissa + low.mantissa * pow2_of(int64_t(drop));
-  return m >= 2.0 ? Wide{0.5 * m, high.exponent + 1.0} : Wide{m, high.exponent};
+  return m >= 2.0 ? ExtendedRange{0.5 * m, high.exponent + 1.0} : ExtendedRange{m, high.exponent};
 }
 
 // What the sweeps ask of a number N besides + and *.
@@ -67,22 +68,24 @@ struct Number<double> {
 };
 
 template <>
-struct Number<Wide> {
+struct Number<ExtendedRange> {
   static constexpr double kLowestExponent = -std::numeric_limits<double>::infinity();
-  static Wide from_log(double x) {
+  static ExtendedRange from_log(double x) {
     if (x == -std::numeric_limits<double>::infinity()) return {};
     const double n = std::floor(x / kLn2);
     // In two parts: n * ln2 has more digits than a double.
     const double r = std::fma(-n, 2.319046813846299e-17, std::fma(-n, kLn2, x));
     const double m = std::exp(r);  // about [1, 2]
     if (m >= 2.0) return {0.5 * m, n + 1.0};
-    return m < 1.0 ? Wide{2.0 * m, n - 1.0} : Wide{m, n};
+    return m < 1.0 ? ExtendedRange{2.0 * m, n - 1.0} : ExtendedRange{m, n};
   }
-  static bool is_zero(Wide x) { return x.mantissa == 0.0; }
-  static double log(Wide x) { return std::log(x.mantissa) + x.exponent * kLn2; }
-  static double exponent(Wide x) { return x.exponent; }
-  static Wide scaled(Wide x, double n) { return is_zero(x) ? x : Wide{x.mantissa, x.exponent + n}; }
-  static double ratio(Wide a, Wide b) {
+  static bool is_zero(ExtendedRange x) { return x.mantissa == 0.0; }
+  static double log(ExtendedRange x) { return std::log(x.mantissa) + x.exponent * kLn2; }
+  static double exponent(ExtendedRange x) { return x.exponent; }
+  static ExtendedRange scaled(ExtendedRange x, double n) {
+    return is_zero(x) ? x : ExtendedRange{x.mantissa, x.exponent + n};
+  }
+  static double ratio(ExtendedRange a, ExtendedRange b) {
     if (is_zero(a)) return 0.0;
     const double n = a.exponent - b.exponent;
     return std::ldexp(a.mantissa / b.mantissa, int(n < -1100.0  ? -1100.0

@@ -8,7 +8,7 @@
 namespace oneshot::cpu {
 
 double hmm_exponentials(const float* x, int64_t count, double* out, double* lowest) {
-  ONESHOT_DISPATCH_ISA(exact::load, x, count, out, lowest);
+  ONESHOT_DISPATCH_ISA(double_precision::load, x, count, out, lowest);
 }
 
 namespace {
@@ -25,11 +25,11 @@ void fill(const HmmSequence<T>& s, const HmmSequenceOutputs<T>& out, double log_
 // False if N has lost weight that may matter.
 template <typename N, typename T>
 bool posteriors(const HmmSequence<T>& s, const HmmSequenceOutputs<T>& out) {
-  ExactSweep<N, T> sweep(s);
+  DoubleSweep<N, T> sweep(s);
   sweep.forward();
   if (sweep.impossible()) {
     fill(s, out, sweep.log_z(), T(0));
-    return std::is_same<N, Wide>::value || sweep.lossless();
+    return std::is_same<N, ExtendedRange>::value || sweep.lossless();
   }
   *out.log_likelihood = T(sweep.log_z());
   const bool pairs = out.xi != nullptr || out.xi_sum != nullptr;
@@ -62,23 +62,23 @@ bool posteriors(const HmmSequence<T>& s, const HmmSequenceOutputs<T>& out) {
 }
 
 template <typename T>
-void exact_posteriors(const HmmSequence<T>& s, const HmmSequenceOutputs<T>& out) {
+void double_posteriors(const HmmSequence<T>& s, const HmmSequenceOutputs<T>& out) {
   if (hmm_is_bad(s)) {
     const T nan = std::numeric_limits<T>::quiet_NaN();
     fill(s, out, double(nan), nan);
   } else if (!posteriors<double>(s, out)) {
-    posteriors<Wide>(s, out);
+    posteriors<ExtendedRange>(s, out);
   }
 }
 
 }  // namespace
 
-void hmm_exact_posteriors(const HmmSequence<float>& s, const HmmSequenceOutputs<float>& out) {
-  exact_posteriors(s, out);
+void hmm_double_posteriors(const HmmSequence<float>& s, const HmmSequenceOutputs<float>& out) {
+  double_posteriors(s, out);
 }
 
-void hmm_exact_posteriors(const HmmSequence<double>& s, const HmmSequenceOutputs<double>& out) {
-  exact_posteriors(s, out);
+void hmm_double_posteriors(const HmmSequence<double>& s, const HmmSequenceOutputs<double>& out) {
+  double_posteriors(s, out);
 }
 
 }  // namespace oneshot::cpu

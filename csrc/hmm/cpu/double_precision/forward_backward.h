@@ -1,5 +1,6 @@
-// Sweeps over one sequence in double or Wide numbers, written to be right: they serve float64, the
-// gradient of the posteriors, and whatever the float32 kernels cannot certify.
+// Forward-backward over one sequence in double, or in double with an extended range of exponents,
+// written to be right: they serve float64, the gradient of the posteriors, and whatever the float32
+// kernels cannot certify.
 #pragma once
 
 #include <algorithm>
@@ -57,9 +58,9 @@ double hmm_load(const T* x, size_t count, N* out, double* lowest_exponent = null
 // is scaled by a power of two to a sum in [1, 2), so that only ratios of weights have to fit the
 // range of N. Where they do not fit double, weight is lost; see lossless() and certified().
 template <typename N, typename T>
-class ExactSweep {
+class DoubleSweep {
  public:
-  explicit ExactSweep(const HmmSequence<T>& sequence)
+  explicit DoubleSweep(const HmmSequence<T>& sequence)
       : s_(sequence),
         states_(size_t(sequence.states)),
         emit_(states_),
@@ -184,14 +185,14 @@ class ExactSweep {
   }
 
   static double divide(double a, double b) { return a / b; }
-  static Wide divide(Wide a, Wide b) {
+  static ExtendedRange divide(ExtendedRange a, ExtendedRange b) {
     if (a.mantissa == 0.0) return a;
     const double m = a.mantissa / b.mantissa;
-    return m < 1.0 ? Wide{2.0 * m, a.exponent - b.exponent - 1.0}
-                   : Wide{m, a.exponent - b.exponent};
+    return m < 1.0 ? ExtendedRange{2.0 * m, a.exponent - b.exponent - 1.0}
+                   : ExtendedRange{m, a.exponent - b.exponent};
   }
   static double as_double(double x) { return x; }
-  static double as_double(Wide) { return 0.0; }  // nothing is ever lost
+  static double as_double(ExtendedRange) { return 0.0; }  // nothing is ever lost
 
   HmmSequence<T> s_;
   size_t states_;
@@ -214,7 +215,7 @@ struct HmmSequenceOutputs {
 };
 
 // Results of one sequence of at least one step, up to its end.
-void hmm_exact_posteriors(const HmmSequence<float>&, const HmmSequenceOutputs<float>&);
-void hmm_exact_posteriors(const HmmSequence<double>&, const HmmSequenceOutputs<double>&);
+void hmm_double_posteriors(const HmmSequence<float>&, const HmmSequenceOutputs<float>&);
+void hmm_double_posteriors(const HmmSequence<double>&, const HmmSequenceOutputs<double>&);
 
 }  // namespace oneshot::cpu

@@ -8,12 +8,12 @@
 
 namespace oneshot::cpu {
 
-HmmSharedKernels hmm_shared_kernels(int64_t states) {
+HmmHomogeneousKernels hmm_homogeneous_kernels(int64_t states) {
 #if ONESHOT_X86
-  if (isa() == Isa::kAvx512 && states <= 8) return avx2::hmm::shared_kernels();
+  if (isa() == Isa::kAvx512 && states <= 8) return avx2::hmm::homogeneous_kernels();
 #endif
   (void)states;
-  ONESHOT_DISPATCH_ISA(hmm::shared_kernels);
+  ONESHOT_DISPATCH_ISA(hmm::homogeneous_kernels);
 }
 
 namespace {
@@ -31,9 +31,10 @@ void pack(const float* matrix, int64_t states, int64_t pitch, int64_t columns, f
   }
 }
 
-class SharedUnit : public HmmUnit {
+class HomogeneousTask : public HmmTask {
  public:
-  SharedUnit(std::shared_ptr<const HmmSharedMatrix> matrix, const std::vector<HmmJob>& jobs)
+  HomogeneousTask(std::shared_ptr<const HmmHomogeneousMatrix> matrix,
+                  const std::vector<HmmJob>& jobs)
       : matrix_(std::move(matrix)), group_(matrix_->group()) {
     int64_t floats = 0;
     for (const HmmJob& job : jobs) {
@@ -61,21 +62,22 @@ class SharedUnit : public HmmUnit {
     group_.results = results_.data();
   }
 
-  void first(int directions) override { run(kernels_.first, directions); }
-  void meet() override {
+  void messages_to_middle(int directions) override { run(kernels_.to_middle, directions); }
+  void normalise_at_middle() override {
     for (size_t r = 0; r < sweeps_.size(); ++r) {
       const double steps = double(sweeps_[r].sequence.length - 1);
-      *outputs_[r].log_likelihood = float(hmm_meet(sweeps_[r]) + steps * matrix_->shift());
+      *outputs_[r].log_likelihood =
+          float(hmm_normalise_at_middle(sweeps_[r]) + steps * matrix_->shift());
     }
   }
-  void second(int directions) override { run(kernels_.second, directions); }
-  void finish() override {
+  void posteriors_from_middle(int directions) override { run(kernels_.from_middle, directions); }
+  void finish_pairs() override {
     const int64_t columns = std::min(matrix_->pitch(), 16 * kernels_.width);
     HmmScratch scratch((kHmmSumSteps + 2 * matrix_->states()) * columns);
     float* sums = scratch.take(0);
     for (size_t r = 0; r < sweeps_.size(); ++r) {
       if (!hmm_certified(sweeps_[r])) {
-        hmm_exact_posteriors(sweeps_[r].sequence, outputs_[r]);
+        hmm_double_posteriors(sweeps_[r].sequence, outputs_[r]);
         continue;
       }
       if (outputs_[r].xi_sum != nullptr) {
@@ -95,9 +97,9 @@ class SharedUnit : public HmmUnit {
     if (directions & kHmmBackward) half(group_, kHmmBackward);
   }
 
-  std::shared_ptr<const HmmSharedMatrix> matrix_;
+  std::shared_ptr<const HmmHomogeneousMatrix> matrix_;
   HmmGroup group_;
-  HmmSharedKernels kernels_ = hmm_shared_kernels(matrix_->states());
+  HmmHomogeneousKernels kernels_ = hmm_homogeneous_kernels(matrix_->states());
   std::vector<HmmSequenceOutputs<float>> outputs_;
   std::vector<HmmSweep> sweeps_;
   HmmScratch scratch_;
@@ -107,10 +109,10 @@ class SharedUnit : public HmmUnit {
 
 }  // namespace
 
-HmmSharedMatrix::HmmSharedMatrix(const float* potentials, int64_t states, int64_t rows,
-                                 const Workers& workers)
+HmmHomogeneousMatrix::HmmHomogeneousMatrix(const float* potentials, int64_t states, int64_t rows,
+                                           const Workers& workers)
     : states_(states) {
-  const HmmSharedKernels kernels = hmm_shared_kernels(states);
+  const HmmHomogeneousKernels kernels = hmm_homogeneous_kernels(states);
   pitch_ = (states + kernels.width - 1) / kernels.width * kernels.width;
   panel_ = kernels.panel(rows);
   const int64_t floats = HmmScratch::lines(states * pitch_);
@@ -148,7 +150,7 @@ HmmSharedMatrix::HmmSharedMatrix(const float* potentials, int64_t states, int64_
     std::copy_n(matrix_ + i * pitch_, states, dense_ + i * states);
 }
 
-HmmGroup HmmSharedMatrix::group() const {
+HmmGroup HmmHomogeneousMatrix::group() const {
   HmmGroup group{};
   group.states = states_;
   group.pitch = pitch_;
@@ -159,9 +161,9 @@ HmmGroup HmmSharedMatrix::group() const {
   return group;
 }
 
-std::unique_ptr<HmmUnit> hmm_shared_unit(std::shared_ptr<const HmmSharedMatrix> matrix,
-                                         const std::vector<HmmJob>& jobs) {
-  return std::make_unique<SharedUnit>(std::move(matrix), jobs);
+std::unique_ptr<HmmTask> hmm_homogeneous_task(std::shared_ptr<const HmmHomogeneousMatrix> matrix,
+                                              const std::vector<HmmJob>& jobs) {
+  return std::make_unique<HomogeneousTask>(std::move(matrix), jobs);
 }
 
 int64_t hmm_group_size(int64_t count, int64_t states, int threads) {

@@ -5,8 +5,8 @@
 
 namespace oneshot::cpu {
 
-HmmTokenKernels hmm_wide_kernels(int64_t states) {
-  ONESHOT_DISPATCH_ISA(hmm::wide_kernels, states);
+HmmPerStepKernels hmm_many_states_kernels(int64_t states) {
+  ONESHOT_DISPATCH_ISA(hmm::many_states_kernels, states);
 }
 
 }  // namespace oneshot::cpu

@@ -11,45 +11,45 @@ namespace oneshot::cpu {
 
 namespace {
 
-// All nullptr where a message is more than a handful of vectors, and, with `remake`, where the
+// All nullptr where a message is more than a handful of vectors, and, with `recompute`, where the
 // states do not fill them.
-HmmTokenKernels narrow_kernels(int64_t states, bool remake) {
+HmmPerStepKernels few_states_kernels(int64_t states, bool recompute) {
 #if ONESHOT_X86
   // Half-empty vectors gain nothing: rows of up to eight states fit those of AVX2.
-  if (isa() == Isa::kAvx512 && states <= 8) return avx2::hmm::token_kernels(states, remake);
+  if (isa() == Isa::kAvx512 && states <= 8) return avx2::hmm::few_states_kernels(states, recompute);
 #endif
-  ONESHOT_DISPATCH_ISA(hmm::token_kernels, states, remake);
+  ONESHOT_DISPATCH_ISA(hmm::few_states_kernels, states, recompute);
 }
 
 // Floats of a ring: what stays in the second-level cache beside the rest.
 constexpr int64_t kRingFloats = 48 * 1024;
 
-// Floats of the matrices of a sequence from which on exponentials are made twice instead of kept,
+// Floats of the matrices of a sequence from which on exponentials are made twice instead of stored,
 // unless xi keeps them: they would not stay in the second-level cache. No bit of a result depends
 // on it.
-constexpr int64_t kRemadeFloats = int64_t{1} << 18;
+constexpr int64_t kRecomputedFloats = int64_t{1} << 18;
 
 // Floats of the matrices of all sequences from which on they are asked for ahead of time: in less,
 // the hints cost more than they save (1.05 of the time at [32, 128] with 9 states).
 constexpr int64_t kFarFloats = int64_t{1} << 19;
 
-HmmTokenKernels kernels_for(const HmmSequence<float>& s, bool xi) {
-  if (!xi && (s.length - 1) * s.states * s.states >= kRemadeFloats) {
-    const HmmTokenKernels kernels = narrow_kernels(s.states, true);
-    if (kernels.forward_first != nullptr) return kernels;
+HmmPerStepKernels kernels_for(const HmmSequence<float>& s, bool xi) {
+  if (!xi && (s.length - 1) * s.states * s.states >= kRecomputedFloats) {
+    const HmmPerStepKernels kernels = few_states_kernels(s.states, true);
+    if (kernels.forward_to_middle != nullptr) return kernels;
   }
-  return hmm_token_kernels(s.states);
+  return hmm_per_step_kernels(s.states);
 }
 
-class TokenUnit : public HmmUnit {
+class PerStepTask : public HmmTask {
  public:
-  TokenUnit(const HmmSequence<float>& s, const HmmSequenceOutputs<float>& out,
-            std::shared_ptr<const HmmSharedMatrix> constant, int64_t call_floats)
+  PerStepTask(const HmmSequence<float>& s, const HmmSequenceOutputs<float>& out,
+              std::shared_ptr<const HmmHomogeneousMatrix> homogeneous, int64_t call_floats)
       : out_(out),
         sweep_(s),
-        kernels_(constant != nullptr ? hmm_token_kernels(s.states)
-                                     : kernels_for(s, out.xi != nullptr)),
-        constant_(std::move(constant)) {
+        kernels_(homogeneous != nullptr ? hmm_per_step_kernels(s.states)
+                                        : kernels_for(s, out.xi != nullptr)),
+        matrix_(std::move(homogeneous)) {
     const int64_t states = s.states, square = states * states;
     sweep_.middle = (s.length - 1) / 2;
     sweep_.pitch = (states + kernels_.width - 1) / kernels_.width * kernels_.width;
@@ -60,10 +60,10 @@ class TokenUnit : public HmmUnit {
            (slots < s.length / 2 && 2 * slots * kernels_.slot_floats <= kRingFloats)) {
       slots *= 2;
     }
-    if (constant_ != nullptr) sweep_.constant = constant_->dense();
-    const bool ringless = out.xi != nullptr || constant_ != nullptr || kernels_.makes_twice;
+    if (matrix_ != nullptr) sweep_.homogeneous = matrix_->dense();
+    const bool ringless = out.xi != nullptr || matrix_ != nullptr || kernels_.recomputes;
     const int64_t ring = ringless ? 0 : slots * kernels_.slot_floats;
-    const int64_t highs = kernels_.makes_twice ? s.length : 0;
+    const int64_t highs = kernels_.recomputes ? s.length : 0;
     const bool sums = out.xi == nullptr && out.xi_sum != nullptr;
     const int64_t sum_floats = sums ? states * sweep_.pitch : 0;
     scratch_ = HmmScratch(hmm_sweep_floats(sweep_, out) + 2 * HmmScratch::lines(ring) +
@@ -84,22 +84,22 @@ class TokenUnit : public HmmUnit {
     pairs_ = out.xi != nullptr ? 1 : sums ? 2 : 0;
   }
 
-  void first(int directions) override {
-    if (directions & kHmmForward) kernels_.forward_first(sweep_);
-    if (directions & kHmmBackward) kernels_.backward_first(sweep_);
+  void messages_to_middle(int directions) override {
+    if (directions & kHmmForward) kernels_.forward_to_middle(sweep_);
+    if (directions & kHmmBackward) kernels_.backward_to_middle(sweep_);
   }
-  void meet() override {
+  void normalise_at_middle() override {
     const double steps = double(sweep_.sequence.length - 1);
-    const double shift = constant_ != nullptr ? steps * constant_->shift() : 0.0;
-    *out_.log_likelihood = float(hmm_meet(sweep_) + shift);
+    const double shift = matrix_ != nullptr ? steps * matrix_->shift() : 0.0;
+    *out_.log_likelihood = float(hmm_normalise_at_middle(sweep_) + shift);
   }
-  void second(int directions) override {
-    if (directions & kHmmForward) kernels_.forward_second[pairs_](sweep_);
-    if (directions & kHmmBackward) kernels_.backward_second[pairs_](sweep_);
+  void posteriors_from_middle(int directions) override {
+    if (directions & kHmmForward) kernels_.forward_from_middle[pairs_](sweep_);
+    if (directions & kHmmBackward) kernels_.backward_from_middle[pairs_](sweep_);
   }
-  void finish() override {
+  void finish_pairs() override {
     const HmmSequence<float>& s = sweep_.sequence;
-    if (!hmm_certified(sweep_)) return hmm_exact_posteriors(s, out_);
+    if (!hmm_certified(sweep_)) return hmm_double_posteriors(s, out_);
     if (out_.xi_sum == nullptr) return;
     const int64_t square = s.states * s.states;
     if (out_.xi != nullptr) {
@@ -117,8 +117,8 @@ class TokenUnit : public HmmUnit {
  private:
   HmmSequenceOutputs<float> out_;
   HmmSweep sweep_;
-  HmmTokenKernels kernels_;
-  std::shared_ptr<const HmmSharedMatrix> constant_;
+  HmmPerStepKernels kernels_;
+  std::shared_ptr<const HmmHomogeneousMatrix> matrix_;
   HmmScratch scratch_;
   std::vector<double> xi_sum_;  // of both chains
   int pairs_;
@@ -126,20 +126,20 @@ class TokenUnit : public HmmUnit {
 
 }  // namespace
 
-HmmTokenKernels hmm_token_kernels(int64_t states) {
-  const HmmTokenKernels narrow = narrow_kernels(states, false);
-  return narrow.forward_first != nullptr ? narrow : hmm_wide_kernels(states);
+HmmPerStepKernels hmm_per_step_kernels(int64_t states) {
+  const HmmPerStepKernels few_states = few_states_kernels(states, false);
+  return few_states.forward_to_middle != nullptr ? few_states : hmm_many_states_kernels(states);
 }
 
-bool hmm_shared_one_by_one(int64_t states) {
-  return states <= 8 && narrow_kernels(states, false).forward_first != nullptr;
+bool hmm_homogeneous_one_by_one(int64_t states) {
+  return states <= 8 && few_states_kernels(states, false).forward_to_middle != nullptr;
 }
 
-std::unique_ptr<HmmUnit> hmm_token_unit(const HmmSequence<float>& s,
-                                        const HmmSequenceOutputs<float>& out,
-                                        std::shared_ptr<const HmmSharedMatrix> constant,
-                                        int64_t call_floats) {
-  return std::make_unique<TokenUnit>(s, out, std::move(constant), call_floats);
+std::unique_ptr<HmmTask> hmm_per_step_task(const HmmSequence<float>& s,
+                                           const HmmSequenceOutputs<float>& out,
+                                           std::shared_ptr<const HmmHomogeneousMatrix> homogeneous,
+                                           int64_t call_floats) {
+  return std::make_unique<PerStepTask>(s, out, std::move(homogeneous), call_floats);
 }
 
 }  // namespace oneshot::cpu

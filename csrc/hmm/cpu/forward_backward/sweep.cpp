@@ -29,7 +29,7 @@ void hmm_sweep_memory(HmmSweep& sweep, const HmmSequenceOutputs<float>& out, Hmm
   }
 }
 
-double hmm_meet(HmmSweep& sweep) {
+double hmm_normalise_at_middle(HmmSweep& sweep) {
   const int64_t states = sweep.sequence.states;
   float* gamma = sweep.gamma + sweep.middle * states;
   float* forward = sweep.forward.message;

@@ -39,7 +39,7 @@ struct HmmSweep {
   int64_t middle;
   int64_t pitch;  // K rounded up to whole vectors
   float* gamma;   // [length, K]; first the messages: forward up to the middle, backward behind it
-  float* constant = nullptr;  // exponentials [K, K] of the one matrix of all steps, or nullptr
+  float* homogeneous = nullptr;  // exponentials [K, K] of the one matrix of all steps, or nullptr
   float* xi;     // [length - 1, K, K] or nullptr; first the exponentials of the matrices
   float* emit;   // [length, pitch] exp(emission - largest of the step)
   float* scale;  // [length]; scale[t], a power of two, times the message that crosses matrix t
@@ -55,19 +55,19 @@ struct HmmSweep {
 
 // The parts of a sweep with a matrix for every step: to the middle, then on from it (pairs: 0 none,
 // 1 written to xi, 2 added up).
-struct HmmTokenKernels {
+struct HmmPerStepKernels {
   int64_t width;        // floats of a vector
   int64_t slot_floats;  // of a ring
   int64_t least_slots;
-  bool makes_twice;  // what it reads: HmmSweep::high instead of a ring
-  void (*forward_first)(HmmSweep&);
-  void (*backward_first)(HmmSweep&);
-  void (*forward_second[3])(HmmSweep&);
-  void (*backward_second[3])(HmmSweep&);
+  bool recomputes;  // what it reads: HmmSweep::high instead of a ring
+  void (*forward_to_middle)(HmmSweep&);
+  void (*backward_to_middle)(HmmSweep&);
+  void (*forward_from_middle[3])(HmmSweep&);
+  void (*backward_from_middle[3])(HmmSweep&);
 };
 
-HmmTokenKernels hmm_token_kernels(int64_t states);
-HmmTokenKernels hmm_wide_kernels(int64_t states);  // for any number of states
+HmmPerStepKernels hmm_per_step_kernels(int64_t states);
+HmmPerStepKernels hmm_many_states_kernels(int64_t states);  // for any number of states
 
 // Sequences that share one transition matrix, the longest first: their chains go side by side, so
 // that a step is a product of two matrices. The sum of a number runs over the states in order,
@@ -85,11 +85,11 @@ struct HmmGroup {
 
 enum HmmDirection { kHmmForward = 1, kHmmBackward = 2 };
 
-struct HmmSharedKernels {
-  int64_t width;                              // floats of a vector
-  int64_t (*panel)(int64_t rows);             // vectors of a panel for so many sequences
-  void (*first)(HmmGroup&, int directions);   // to the middle
-  void (*second)(HmmGroup&, int directions);  // on from it; fills source and emit if there
+struct HmmHomogeneousKernels {
+  int64_t width;                                   // floats of a vector
+  int64_t (*panel)(int64_t rows);                  // vectors of a panel for so many sequences
+  void (*to_middle)(HmmGroup&, int directions);    // to the middle
+  void (*from_middle)(HmmGroup&, int directions);  // on from it; fills source and emit if there
   void (*pairs_sum)(const HmmGroup&, const HmmSweep&, float* scratch, float* xi_sum);
   void (*pairs)(const HmmGroup&, const HmmSweep&);  // writes xi
 };
@@ -97,6 +97,6 @@ struct HmmSharedKernels {
 // Steps whose pairs are added up in float before they go to double.
 inline constexpr int64_t kHmmSumSteps = 256;
 
-HmmSharedKernels hmm_shared_kernels(int64_t states);
+HmmHomogeneousKernels hmm_homogeneous_kernels(int64_t states);
 
 }  // namespace oneshot::cpu

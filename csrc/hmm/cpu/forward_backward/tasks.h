@@ -13,15 +13,19 @@
 
 namespace oneshot::cpu {
 
-// Called in this order, with all `directions` (of HmmDirection) at once or with one at a time;
-// those of one half may run on two threads.
-class HmmUnit {
+// Called in this order. The two that take `directions` (of HmmDirection) are called with both at
+// once or with one at a time, then possibly on two threads.
+class HmmTask {
  public:
-  virtual ~HmmUnit() = default;
-  virtual void first(int directions) = 0;
-  virtual void meet() = 0;
-  virtual void second(int directions) = 0;
-  virtual void finish() = 0;
+  virtual ~HmmTask() = default;
+  // Messages from both ends of a sequence to its middle.
+  virtual void messages_to_middle(int directions) = 0;
+  // The likelihood, and messages scaled so that sum forward backward = 1.
+  virtual void normalise_at_middle() = 0;
+  // On to the ends, with the posterior of each step.
+  virtual void posteriors_from_middle(int directions) = 0;
+  // Sums over pairs; sequences that float32 cannot certify are computed again in double.
+  virtual void finish_pairs() = 0;
 };
 
 // Memory in whole cache lines.
@@ -55,7 +59,7 @@ int64_t hmm_sweep_floats(const HmmSweep&, const HmmSequenceOutputs<float>&);
 void hmm_sweep_memory(HmmSweep&, const HmmSequenceOutputs<float>&, HmmScratch&);
 
 // Where the chains have met: log Z, and messages scaled so that sum forward backward = 1.
-double hmm_meet(HmmSweep&);
+double hmm_normalise_at_middle(HmmSweep&);
 
 // Every number that float32 flushed (below 2^-126 of a message that sums to about 1) changes Z by
 // that times the message of the other chain at its place. So either all that was lost is below
@@ -63,10 +67,10 @@ double hmm_meet(HmmSweep&);
 bool hmm_certified(const HmmSweep&);
 
 // A matrix shared by all steps, in the forms that the kernels read.
-class HmmSharedMatrix {
+class HmmHomogeneousMatrix {
  public:
   // `rows`: sequences of the smallest group.
-  HmmSharedMatrix(const float* potentials, int64_t states, int64_t rows, const Workers&);
+  HmmHomogeneousMatrix(const float* potentials, int64_t states, int64_t rows, const Workers&);
   int64_t states() const { return states_; }
   int64_t pitch() const { return pitch_; }
   double shift() const { return shift_; }
@@ -81,16 +85,17 @@ class HmmSharedMatrix {
   float *matrix_, *forward_, *backward_, *dense_;
 };
 
-// One sequence, with a matrix for every step, or `constant` for all. call_floats: size of the
+// One sequence, with a matrix for every step, or `homogeneous` for all. call_floats: size of the
 // matrices of all sequences of the call.
-std::unique_ptr<HmmUnit> hmm_token_unit(const HmmSequence<float>&, const HmmSequenceOutputs<float>&,
-                                        std::shared_ptr<const HmmSharedMatrix> constant,
-                                        int64_t call_floats);
+std::unique_ptr<HmmTask> hmm_per_step_task(const HmmSequence<float>&,
+                                           const HmmSequenceOutputs<float>&,
+                                           std::shared_ptr<const HmmHomogeneousMatrix> homogeneous,
+                                           int64_t call_floats);
 
 // Whether sequences that share a matrix go one by one as well. For few states they do: with
 // messages that stay in registers one long sequence takes 0.65 of the time, at the price of 1.2
 // times that of a batch.
-bool hmm_shared_one_by_one(int64_t states);
+bool hmm_homogeneous_one_by_one(int64_t states);
 
 struct HmmJob {
   HmmSequence<float> sequence;
@@ -98,8 +103,8 @@ struct HmmJob {
 };
 
 // Sequences of three steps or more, the longest first.
-std::unique_ptr<HmmUnit> hmm_shared_unit(std::shared_ptr<const HmmSharedMatrix>,
-                                         const std::vector<HmmJob>&);
+std::unique_ptr<HmmTask> hmm_homogeneous_task(std::shared_ptr<const HmmHomogeneousMatrix>,
+                                              const std::vector<HmmJob>&);
 
 // How many of `count` sequences should form a group.
 int64_t hmm_group_size(int64_t count, int64_t states, int threads);
