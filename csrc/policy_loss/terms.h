@@ -12,7 +12,7 @@
 #include "policy_loss/cpu/tokens.inc"
 #endif
 
-ONESHOT_INLINE bool finite(double x) { return x - x == 0.0; }
+ONESHOT_INLINE bool is_finite(double x) { return x - x == 0.0; }
 
 // Where the series below replaces exp(x) - 1 - x.
 template <typename V>
@@ -87,11 +87,11 @@ struct PolicyConstants {
     kl = in.ref_logprobs.data != nullptr ? o.kl : KlEstimator::kNone;
     by_sequence = o.ratio != RatioLevel::kToken;
     shared = o.ratio == RatioLevel::kSequence || o.ratio == RatioLevel::kSequenceProduct;
-    clamps = finite(o.log_ratio_min) || finite(o.log_ratio_max);
-    dual = finite(o.dual_clip) || finite(o.delta);
+    clamps = is_finite(o.log_ratio_min) || is_finite(o.log_ratio_max);
+    dual = is_finite(o.dual_clip) || is_finite(o.delta);
     weighted = in.importance_weights.data != nullptr;
     kl_weighted = o.kl_importance_weighted;
-    kl_clamps = finite(o.kl_log_ratio_clamp) || finite(o.kl_clamp);
+    kl_clamps = is_finite(o.kl_log_ratio_clamp) || is_finite(o.kl_clamp);
     kl_plus = o.kl == KlEstimator::kK1Plus || o.kl == KlEstimator::kK3Plus ||
               o.kl == KlEstimator::kAbsPlus;
     policy = o.policy_coef != 0.0;

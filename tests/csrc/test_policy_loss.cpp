@@ -170,6 +170,39 @@ TEST(PolicyLoss, PackedHasTheBitsOfPadded) {
   }
 }
 
+TEST(PolicyLoss, GeometricMeanOfClippedRatios) {
+  Batch batch({63, 0, 7}, 63);
+  PolicyInputs in = batch.inputs();
+  in.options.surrogate = Surrogate::kGmpo;
+  in.options.ratio = RatioLevel::kSequence;
+  in.options.aggregate = Aggregate::kSeqMeanTokenMean;
+  in.options.kl_coef = in.options.entropy_coef = 0.0;
+  const Result r = run(batch, in);
+  double loss = 0;
+  for (int64_t b = 0; b < batch.rows; ++b) {
+    const double a = batch.advantages[size_t(b)];
+    double sum = 0, tokens = 0;
+    for (int64_t t = 0; t < batch.width; ++t) {
+      const size_t i = size_t(b * batch.width + t);
+      if (!batch.mask[i]) continue;
+      const double x = double(batch.logprobs[i]) - double(batch.old[i]);
+      sum += a > 0 ? std::fmin(x, std::log(1.2)) : std::fmax(x, std::log(0.8));
+      tokens += 1;
+    }
+    if (tokens == 0) continue;
+    const double term = -a * std::exp(sum / tokens);
+    loss += term / 2;  // sequences with a token
+    for (int64_t t = 0; t < batch.width; ++t) {
+      const size_t i = size_t(b * batch.width + t);
+      if (!batch.mask[i]) continue;
+      const double x = double(batch.logprobs[i]) - double(batch.old[i]);
+      const bool held = a > 0 ? x > std::log(1.2) : x < std::log(0.8);
+      EXPECT_NEAR(batch.grad[i], held ? 0.0 : 2.0 * term / 2 / tokens, 2e-6);
+    }
+  }
+  EXPECT_NEAR(r.loss, loss, 1e-6);
+}
+
 TEST(PolicyLoss, TokenWeights) {
   const int64_t lengths[3] = {4, 0, 1};
   double w[3];

@@ -11,6 +11,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch._dynamo.utils import counters
 
 from oneshot import ops
+from oneshot.policy_options import PolicyLossOptions
 
 generator = torch.Generator().manual_seed(3)
 
@@ -27,6 +28,7 @@ A, B, W, ROWS = (
     fixed(2, 2, 2).sigmoid(),
     torch.tensor([1, 0, 1]),
 )
+SAPO = PolicyLossOptions(objective="sapo", kl_clamp=9.0)
 INIT, TRANS = fixed(2), fixed(2, 2)
 
 
@@ -43,6 +45,12 @@ FLOATS = {
     "policy_loss": (ppo, (2, 4)),
     "kl_coef": (
         lambda x, t: ops.policy_loss(x, OLD, ADVANTAGES, ref_logprobs=REF, kl_coef=t).loss, (2, 4)
+    ),
+    "options": (
+        lambda x, t: ops.policy_loss(
+            x, OLD, ADVANTAGES, ref_logprobs=REF, options=SAPO, kl_coef=t, sapo_temperature_pos=t
+        ).loss,
+        (2, 4),
     ),
     "clip range": (
         lambda x, t: ops.policy_loss(5 * x, OLD, ADVANTAGES, clip_low=t, clip_high=t).loss, (2, 4)

@@ -104,8 +104,7 @@ std::tuple<Tensor, Tensor, Tensor> value_loss(
     double clip, int64_t aggregate, bool count_empty, int64_t max_length) {
   const Layout layout(On::kCpu, values, "values", mask, cu_seqlens);
   const ValueInputs in = value_inputs(layout, values, old_values, returns, clip);
-  if (aggregate < 0 || aggregate > 4) fail("aggregate is unknown: ", aggregate);
-  const Normalizer how{Aggregate(aggregate), count_empty, scalar_or_nan(count, "count"),
+  const Normalizer how{aggregate_of(aggregate), count_empty, scalar_or_nan(count, "count"),
                        double(max_length)};
   std::vector<ValueSums> sums(static_cast<size_t>(layout.rows.batch));
   layout.parallel(

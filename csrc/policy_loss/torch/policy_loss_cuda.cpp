@@ -106,9 +106,8 @@ std::tuple<Tensor, Tensor, Tensor> value_loss(
     double clip, int64_t aggregate, bool count_empty, int64_t max_length) {
   const Layout layout(On::kCuda, values, "values", mask, cu_seqlens);
   check_bounds(cu_seqlens, values);
-  if (aggregate < 0 || aggregate > 4) fail("aggregate is unknown: ", aggregate);
   const ValueInputs in = value_inputs(layout, values, old_values, returns, clip);
-  const Normalizer how{Aggregate(aggregate), count_empty, 0.0, double(max_length)};
+  const Normalizer how{aggregate_of(aggregate), count_empty, 0.0, double(max_length)};
   const OnStreamOf stream(values);
   const int64_t batch = layout.rows.batch;
   const Tensor sums = device_bytes(values, batch * int64_t(sizeof(ValueSums)));

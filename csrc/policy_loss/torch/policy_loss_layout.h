@@ -111,6 +111,13 @@ class Layout {
   OptionalTensor mask_, bounds_;
 };
 
+inline Aggregate aggregate_of(int64_t number) {
+  const auto least = int64_t(Aggregate::kTokenMean),
+             most = int64_t(Aggregate::kSeqMeanTokenSumNorm);
+  if (number < least || number > most) fail("aggregate is unknown: ", number);
+  return Aggregate(number);
+}
+
 inline ValueInputs value_inputs(const Layout& layout, const Tensor& values,
                                 const OptionalTensor& old_values, const Tensor& returns,
                                 double clip) {
