@@ -20,9 +20,9 @@ from torch import Tensor
 
 from oneshot.chmm.config import ChmmConfig, DataConfig, EncoderConfig, ModelConfig
 from oneshot.chmm.data import TAGGER_SOURCE, WeakDataset
+from oneshot.chmm.label_model.training import Progress
 from oneshot.chmm.labels import LabelSpace
 from oneshot.chmm.model import CHMM
-from oneshot.chmm.trainer import Progress
 from oneshot.training import checkpoints
 from oneshot.training.checkpoints import CheckpointError
 

@@ -42,8 +42,8 @@ def _fit(words: list[str]) -> int:
     _add_resume(parser)
     parsed = parser.parse_args(words)
     config = instantiate(ChmmConfig, parser, parsed)
-    from oneshot.chmm.fit import fit
-    from oneshot.chmm.sources import remarks
+    from oneshot.chmm.reports.sources import remarks
+    from oneshot.chmm.trainer import fit
 
     _quiet()
     result = fit(config, resume=parsed.resume)
@@ -81,7 +81,7 @@ def _alt(words: list[str]) -> int:
     _add_resume(parser)
     parsed = parser.parse_args(words)
     config = instantiate(ChmmConfig, parser, parsed)
-    from oneshot.chmm.alternate import alternate
+    from oneshot.chmm.alternation.alternate import alternate
 
     _quiet()
     result = alternate(config, resume=parsed.resume)
@@ -168,7 +168,7 @@ def _eval(words: list[str]) -> int:
     from rich.markdown import Markdown
 
     from oneshot.chmm.config import ChmmConfig
-    from oneshot.chmm.report import markdown
+    from oneshot.chmm.reports.table import markdown
     from oneshot.training.config import load
 
     configs = [load(ChmmConfig, path, overrides) for path in parsed.configs]
@@ -199,7 +199,7 @@ def _synthetic(words: list[str]) -> int:
     )
     parser.add_argument("--output", required=True, help="folder")
     parsed = parser.parse_args(words)
-    from oneshot.chmm.synthetic_runs import run_seeds, table
+    from oneshot.chmm.synthetic.runs import run_seeds, table
 
     print(table(run_seeds([int(seed) for seed in parsed.seeds.split(",")], parsed.output)), end="")
     return 0

@@ -3,7 +3,7 @@
 `load` reads four forms (see `oneshot.chmm.readers`). A vote is a label id; `ABSTAIN` says that the
 source is silent at the token. Most files have one sign for silence and O: spans leave both out,
 WRENCH writes O for both. There it is read as silence, and the abstention rule of
-`oneshot.chmm.observations` decides what silence means to a model.
+`oneshot.chmm.label_model.observations` decides what silence means to a model.
 """
 
 from __future__ import annotations

@@ -18,16 +18,17 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from oneshot.chmm import metrics, synthetic
+from oneshot.chmm import metrics
 from oneshot.chmm.baselines.hmm import ClassicalHMM
 from oneshot.chmm.baselines.vote import MajorityVote
-from oneshot.chmm.batches import Examples, collate
 from oneshot.chmm.config import ChmmConfig, DataConfig, RunConfig, TrainingConfig
+from oneshot.chmm.label_model.batches import Examples, collate
+from oneshot.chmm.label_model.observations import observations
+from oneshot.chmm.label_model.training import make_model, make_optimizer, train_chmm
 from oneshot.chmm.labels import Ids
 from oneshot.chmm.model import CHMM
-from oneshot.chmm.observations import observations
-from oneshot.chmm.synthetic import Synthetic
-from oneshot.chmm.trainer import make_model, make_optimizer, train_chmm
+from oneshot.chmm.synthetic import corpus as synthetic
+from oneshot.chmm.synthetic.corpus import Synthetic
 
 FEATURES = 16
 

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 
 from oneshot.chmm import metrics
-from oneshot.chmm.alternate import alternate, new_tagger
+from oneshot.chmm.alternation.alternate import alternate, new_tagger
 from oneshot.chmm.baselines import LabelModel
 from oneshot.chmm.baselines.dawid_skene import DawidSkene
 from oneshot.chmm.baselines.hmm import ClassicalHMM
@@ -32,11 +32,11 @@ from oneshot.chmm.baselines.source import BestSource
 from oneshot.chmm.baselines.vote import MajorityVote
 from oneshot.chmm.config import ChmmConfig
 from oneshot.chmm.errors import NoGoldError
+from oneshot.chmm.label_model.training import make_model, make_optimizer, train_chmm
 from oneshot.chmm.labels import Ids
 from oneshot.chmm.prepare import Prepared, observe, prepare
-from oneshot.chmm.report import write_report
-from oneshot.chmm.tagger import hard_labels, one_hot, train_tagger
-from oneshot.chmm.trainer import make_model, make_optimizer, train_chmm
+from oneshot.chmm.reports.table import write_report
+from oneshot.chmm.tagger.tagger import hard_labels, one_hot, train_tagger
 from oneshot.training.config import to_dict
 
 Figures = dict[str, Any]

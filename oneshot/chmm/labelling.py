@@ -18,16 +18,16 @@ import numpy as np
 import numpy.typing as npt
 
 from oneshot.chmm import data
-from oneshot.chmm.batches import Examples
 from oneshot.chmm.checkpoint import INFO, SavedModel, load_model
 from oneshot.chmm.data import TAGGER_SOURCE, Form, Sentence
-from oneshot.chmm.embeddings import embed
+from oneshot.chmm.encoder.embeddings import embed
+from oneshot.chmm.label_model.batches import Examples
 from oneshot.chmm.labels import Ids, LabelSpace
 from oneshot.chmm.model import Predictions
 from oneshot.chmm.prepare import observe
 from oneshot.chmm.readers import files
-from oneshot.chmm.tagger import Tagger, hard_labels
-from oneshot.chmm.tagger_source import with_tagger
+from oneshot.chmm.tagger.source import with_tagger
+from oneshot.chmm.tagger.tagger import Tagger, hard_labels
 
 BLANKS = re.compile("[ \t]+")
 # Line ends for some readers that JSON may leave as they are.

@@ -18,10 +18,10 @@ import torch
 from torch import Tensor, nn
 
 from oneshot import ops
-from oneshot.chmm.batches import Batch, Examples, collate, in_order
 from oneshot.chmm.config import ModelConfig
+from oneshot.chmm.label_model.batches import Batch, Examples, collate, in_order
+from oneshot.chmm.label_model.networks import Mixed
 from oneshot.chmm.labels import Ids, LabelSpace
-from oneshot.chmm.networks import Mixed
 
 PREDICTION_STEPS = 16384  # padded steps of a batch that needs no gradient
 

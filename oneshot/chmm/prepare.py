@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from oneshot.chmm import data
-from oneshot.chmm.batches import Examples
 from oneshot.chmm.config import ChmmConfig, DataConfig
 from oneshot.chmm.data import Sentence, WeakDataset
-from oneshot.chmm.embeddings import embed
-from oneshot.chmm.observations import observations
-from oneshot.chmm.trainer import resolve_selection, why_not_gold
+from oneshot.chmm.encoder.embeddings import embed
+from oneshot.chmm.label_model.batches import Examples
+from oneshot.chmm.label_model.observations import observations
+from oneshot.chmm.label_model.training import resolve_selection, why_not_gold
 
 HELD_OUT = 10  # without a split valid, one sentence of so many of train takes its place
 

@@ -1,193 +1,192 @@
-"""Training a CHMM: generalised EM by gradient, as exact ascent of the log-likelihood.
+"""`oneshot chmm fit`: a CHMM from a folder of weak labels, in a run folder.
 
-Every update is an E step and a gradient M step at once: the gradient of log p(votes) is that of the
-expected complete-data log-likelihood under the current posteriors. No gold label takes part in it;
-gold labels of valid choose the epoch, where there are any (`training.selection`).
-
-What it leaves out, on purpose: learning rate schedules, clipping, dropout, the encoder's gradient.
+<output>/config.yaml        the resolved config
+<output>/metrics.jsonl      one line per epoch; tensorboard/ and curves.png show the same
+<output>/checkpoints/       what a killed run resumes from
+<output>/chmm/              the trained CHMM, for `oneshot chmm label`
+<output>/results.json       figures of every split
+<output>/sources.md         what each source is worth; sources.json and sources.png likewise
+<output>/transitions.png    mean transition matrix
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor
 
-from oneshot.chmm import metrics
-from oneshot.chmm.batches import Examples, collate, shuffled
-from oneshot.chmm.config import ChmmConfig, TrainingConfig
-from oneshot.chmm.data import Priors, Sentence
-from oneshot.chmm.errors import NoGoldError, NonFiniteLossError
-from oneshot.chmm.initialisation import initial_matrices, start
-from oneshot.chmm.labels import LabelSpace
-from oneshot.chmm.model import CHMM, log_likelihood_per_token
-from oneshot.training.seeding import derive_seed
+from oneshot.chmm import checkpoint, metrics
+from oneshot.chmm.config import ChmmConfig
+from oneshot.chmm.label_model.batches import Examples
+from oneshot.chmm.label_model.training import (
+    Progress,
+    Row,
+    Selection,
+    make_model,
+    make_optimizer,
+    resolve_selection,
+    still_rising,
+    train_chmm,
+)
+from oneshot.chmm.model import CHMM, Predictions
+from oneshot.chmm.prepare import Prepared, loading_bars, prepare
+from oneshot.chmm.reports import sources
+from oneshot.chmm.reports.plots import plot_curves, plot_sources, plot_transitions
+from oneshot.training import checkpoints
+from oneshot.training.folder import open_run, write_config
+from oneshot.training.jsonl import read_jsonl
+from oneshot.training.metrics import MetricsLog
 
-Row = dict[str, float]
-Selection = Literal["f1", "likelihood"]
+# A resumed run may be longer or speak less: that changes no number of it.
+MAY_CHANGE = {"run.progress", "training.epochs"}
+SHOWN = {
+    "train/log_likelihood": ("train LL", ".4f"),
+    "valid/log_likelihood": ("valid LL", ".4f"),
+    "valid/f1": ("valid F1", ".4f"),
+    "chmm/test_f1": ("CHMM test F1", ".4f"),
+    "tagger/test_f1": ("tagger test F1", ".4f"),
+}
 
-SCORE = {"f1": "valid/f1", "likelihood": "valid/log_likelihood"}  # the figure that selects
-STILL_RISING = 0.01  # share of the whole gain that the last epoch of a finished training adds
 
-
-@dataclass
-class Progress:
-    """Where a training stands, besides weights and moments.
+@dataclass(frozen=True)
+class FitResult:
+    """What a finished run leaves.
 
     Attributes:
-        epoch: Last finished epoch; 0 is the start.
-        best_epoch: Epoch of `best`.
-        best_score: Its score, by `training.selection`.
-        best: The weights of that epoch.
+        output: Its folder; the CHMM is in `output / "chmm"`.
+        model: The CHMM of the best epoch.
+        history: The rows of metrics.jsonl; step 0 is the start.
+        best_epoch: The epoch that was kept.
+        figures: Of every split: `metrics.evaluate`, or `metrics.without_gold`.
+        selection: What chose the epoch.
+        unfinished: Whether the last epoch was the best by far, so that more would help.
+        sources: `sources.analyse` on train.
+        notes: What was assumed about the data.
     """
 
-    epoch: int = -1
-    best_epoch: int = 0
-    best_score: float = float("-inf")
-    best: dict[str, Tensor] = field(default_factory=dict)
+    output: Path
+    model: CHMM
+    history: list[dict[str, Any]]
+    best_epoch: int
+    figures: dict[str, dict[str, Any]]
+    selection: Selection
+    unfinished: bool
+    sources: sources.SourceTable
+    notes: tuple[str, ...]
 
 
-def train_chmm(
-    model: CHMM,
-    optimizer: torch.optim.Optimizer,
-    train: Examples,
-    valid: Examples,
-    config: TrainingConfig,
-    seed: int,
-    *,
-    progress: Progress | None = None,
-    after_epoch: Callable[[Progress, Row], None] | None = None,
-) -> Progress:
-    """Trains an initialised CHMM, and leaves it with the weights of its best epoch.
+def fit(config: ChmmConfig, *, resume: bool = False, prepared: Prepared | None = None) -> FitResult:
+    """Trains a CHMM as the config says.
 
     Args:
-        model: Is trained in place.
-        optimizer: Of `make_optimizer`.
-        train: Votes to learn from.
-        valid: Votes that choose the epoch, by gold labels if there are any (`config.selection`).
-        config: Epochs, batch size, selection.
-        seed: Of the order of the sentences.
-        progress: Continue there (model and optimizer have their weights and moments back).
-        after_epoch: Is called with the figures of every epoch, also of 0, before training.
+        config: The run; `tagger` and `alternate` play no part.
+        resume: Continue the run in `config.run.output` from its last epoch.
+        prepared: Data and embeddings, if they are there already.
 
     Raises:
-        NonFiniteLossError: The log-likelihood of a batch is NaN or infinite; nothing was updated
-            by it.
-        NoGoldError: Selection by "f1" without gold labels.
+        FileExistsError: The output folder has files in it and `resume` is False.
+        ValueError: Bad data, or a resumed run with another config or other data.
+        NonFiniteLossError: The log-likelihood became NaN or infinite.
     """
-    now = progress or Progress()
-    selection = resolve_selection(config, valid.sentences)
-    lengths = [len(x) for x in train.embeddings]
-
-    def judge(row: Row) -> None:
-        predictions = model.predict(valid, constrained=config.constrained)
-        row["valid/log_likelihood"] = log_likelihood_per_token(predictions)
-        if all(s.gold is not None for s in valid.sentences):
-            gold = metrics.gold_of(valid.sentences)
-            scores = metrics.entity_scores(model.labels, gold, predictions.labels)["micro"]
-            row["valid/f1"] = scores.f1
-            row["valid/precision"], row["valid/recall"] = scores.precision, scores.recall
-        score = row[SCORE[selection]]
-        if score >= now.best_score:
-            now.best_epoch, now.best_score = now.epoch, score
-            now.best = {name: x.clone() for name, x in model.state_dict().items()}
-        if after_epoch is not None:
-            after_epoch(now, row)
-
-    if now.epoch < 0:
-        now.epoch = 0
-        judge({})
-    while now.epoch < config.epochs and now.epoch - now.best_epoch <= config.tolerance:
-        now.epoch += 1
-        total = 0.0
-        order = derive_seed(seed, "chmm order", now.epoch)
-        for number, rows in enumerate(shuffled(lengths, config.batch_size, order), start=1):
-            log_likelihood = model.log_likelihood(collate(train, rows)).sum()
-            if not torch.isfinite(log_likelihood):
-                raise NonFiniteLossError(
-                    f"CHMM, epoch {now.epoch}, batch {number}: the log-likelihood is "
-                    f"{log_likelihood.item()}; a smaller training.nn_lr may help"
-                )
-            optimizer.zero_grad()
-            (-log_likelihood / len(rows)).backward()
-            optimizer.step()
-            total += log_likelihood.item()
-        judge({"train/log_likelihood": total / train.tokens})
-    model.load_state_dict(now.best)
-    return now
+    with loading_bars(config.run.progress):
+        return _fit(config, resume, prepared)
 
 
-def resolve_selection(config: TrainingConfig, valid: Sequence[Sentence]) -> Selection:
-    """What decides which epoch is kept; "auto" is by F1 where gold labels can tell.
+def _fit(config: ChmmConfig, resume: bool, prepared: Prepared | None) -> FitResult:
+    if config.run.threads is not None:
+        torch.set_num_threads(config.run.threads)
+    folder, newest = open_run(Path(config.run.output), config, resume, MAY_CHANGE)
+    prepared = prepared or prepare(config)
+    dataset, examples = prepared.dataset, prepared.examples
+    digest = dataset.digest()
+    seed = config.run.seed
+    model = make_model(config, dataset.labels, dataset.sources, examples, dataset.priors, seed)
+    optimizer = make_optimizer(model, config.training)
+    progress = None
+    if newest is not None:
+        progress = checkpoint.load_training(newest, model, optimizer, digest)
+    write_config(folder, config)  # not before everything that can be wrong with it has been seen
+    done = progress.epoch if progress else None
+    log = open_log(folder, config.training.epochs, done, config.run.progress)
+    for note in dataset.notes:
+        log.say(note)
 
-    Raises:
-        NoGoldError: "f1" was asked for, and gold labels are missing or name no entity.
-    """
-    if config.selection == "likelihood":
-        return "likelihood"
-    lacking = why_not_gold(valid)
-    if lacking is None:
-        return "f1"
-    if config.selection == "f1":
-        raise NoGoldError(
-            f"training.selection: f1 needs gold labels in split 'valid', but {lacking}; use "
-            "likelihood or auto"
+    def after_epoch(now: Progress, row: Row) -> None:
+        log.step(now.epoch, row)
+        log.sync()
+        checkpoint.save_training(folder / "checkpoints", model, optimizer, now, digest)
+        log.plot()
+
+    try:
+        progress = train_chmm(
+            model,
+            optimizer,
+            examples["train"],
+            examples["valid"],
+            config.training,
+            seed,
+            progress=progress,
+            after_epoch=after_epoch,
         )
-    return "likelihood"
+    finally:
+        log.close()
+    # A kill between the last checkpoint and the removal of the one before leaves nothing to train.
+    checkpoints.prune(folder / "checkpoints", 1)
+    checkpoint.save_model(folder / "chmm", model, dataset, config)
+    history = read_jsonl(folder / "metrics.jsonl")
+    plot_curves(history, folder / "curves.png")
+    plot_transitions(model, examples["train"], folder / "transitions.png")
+    predictions = {
+        split: model.predict(x, constrained=config.training.constrained)
+        for split, x in examples.items()
+    }
+    figures = evaluate(model, examples, predictions)
+    (folder / "results.json").write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+    table = sources.analyse(
+        dataset.labels, dataset.sources, dataset.split("train"), predictions["train"].labels
+    )
+    (folder / "sources.json").write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
+    (folder / "sources.md").write_text(sources.markdown(table), encoding="utf-8")
+    plot_sources(table, folder / "sources.png")
+    selection = resolve_selection(config.training, dataset.split("valid"))
+    unfinished = still_rising(history, selection)
+    return FitResult(
+        folder, model, history, progress.best_epoch, figures, selection, unfinished, table,
+        dataset.notes,
+    )  # fmt: skip
 
 
-def why_not_gold(sentences: Sequence[Sentence]) -> str | None:
-    """Why gold labels cannot choose an epoch; None where they can."""
-    having = sum(s.gold is not None for s in sentences)
-    if having < len(sentences):
-        return f"{having} of its {len(sentences)} sentences have them"
-    if not any((s.gold > 0).any() for s in sentences if s.gold is not None):
-        return "they name no entity, so that every F1 is 0"
-    return None
+def evaluate(
+    model: CHMM, examples: Mapping[str, Examples], predictions: Mapping[str, Predictions]
+) -> dict[str, dict[str, Any]]:
+    """Figures of every split: `metrics.evaluate`, or `metrics.without_gold`."""
+    figures = {}
+    for split, x in examples.items():
+        found = predictions[split]
+        log_likelihood = float(found.log_likelihood.sum())
+        if all(s.gold is not None for s in x.sentences):
+            figures[split] = metrics.evaluate(
+                model.labels, x.sentences, found.labels, found.posteriors, log_likelihood
+            )
+        else:
+            figures[split] = metrics.without_gold(model.labels, found.labels, log_likelihood)
+    return figures
 
 
-def still_rising(rows: Sequence[Mapping[str, Any]], selection: Selection) -> bool:
-    """Whether the last epoch was the best and added more than 1 % of the gain of all epochs.
-
-    Args:
-        rows: Figures of epoch 0 and all others.
-        selection: Of `resolve_selection`.
-    """
-    scores = [row[SCORE[selection]] for row in rows]
-    if len(scores) < 2 or scores[-1] <= max(scores[:-1]):
-        return False
-    return bool(scores[-1] - max(scores[:-1]) > STILL_RISING * (scores[-1] - scores[0]))
-
-
-def make_model(
-    config: ChmmConfig,
-    labels: LabelSpace,
-    sources: Sequence[str],
-    examples: Mapping[str, Examples],
-    priors: Priors | None,
-    seed: int,
-) -> CHMM:
-    """A CHMM at its start: matrices from the votes of train and valid."""
-    torch.manual_seed(derive_seed(seed, "networks"))
-    train, valid = examples["train"], examples["valid"]
-    model = CHMM(train.embeddings[0].shape[1], len(sources), labels, config.model)
-    votes = [s.votes for x in (train, valid) for s in x.sentences]
-    matrices = initial_matrices(labels, votes, sources, config.initial, priors)
-    start(model, matrices, train, config.initial, config.training.batch_size, seed)
-    return model
-
-
-def make_optimizer(model: CHMM, config: TrainingConfig) -> torch.optim.Optimizer:
-    """Adam; networks learn at `nn_lr`, start distribution and constant matrices at `hmm_lr`."""
-    networks = [p for name, p in model.named_parameters() if ".network." in name]
-    constants = [p for name, p in model.named_parameters() if ".network." not in name]
-    groups = [
-        {"params": networks, "lr": config.nn_lr},
-        {"params": constants, "lr": config.hmm_lr},
-    ]
-    return torch.optim.Adam(
-        [group for group in groups if group["params"]], weight_decay=config.weight_decay
+def open_log(
+    folder: Path, total_steps: int, resumed_from: int | None, progress: bool
+) -> MetricsLog:
+    """The log of a run, with the figures above in the terminal and curves.png beside it."""
+    return MetricsLog(
+        folder,
+        total_steps,
+        resumed_from,
+        progress,
+        shown=SHOWN,
+        milestones=("valid/f1", "tagger/test_f1", "chmm/test_f1"),
+        plot=plot_curves,
     )

@@ -18,11 +18,11 @@ import torch
 
 from oneshot.poly import backbone, storage
 from oneshot.poly.backbone import Codec
+from oneshot.poly.config import AdaptConfig, EvaluationConfig
 from oneshot.poly.data import RawTask, Task, draw_batch, read_tasks
 from oneshot.poly.evaluation import check_metrics, evaluate
-from oneshot.poly.learning import Learner, make_optimizer
 from oneshot.poly.model import PolyModel, inject
-from oneshot.poly.settings import AdaptConfig, EvaluationConfig
+from oneshot.poly.update import Learner, make_optimizer
 from oneshot.training import checkpoints
 from oneshot.training.folder import open_run, write_config
 from oneshot.training.jsonl import read_jsonl

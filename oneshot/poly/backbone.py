@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 
 from oneshot import models, ops
+from oneshot.poly.config import ModelConfig
 from oneshot.poly.data import RawTask, without
-from oneshot.poly.settings import ModelConfig
 from oneshot.training.distributed import resolve_device
 
 if TYPE_CHECKING:

@@ -34,7 +34,7 @@ def _parse(config_class: type, name: str, words: list[str], resumable: bool) -> 
 
 
 def _train(words: list[str]) -> int:
-    from oneshot.poly.settings import TrainConfig
+    from oneshot.poly.config import TrainConfig
 
     config, resume = _parse(TrainConfig, "train", words, True)
     from oneshot.poly.trainer import train
@@ -52,7 +52,7 @@ def _train(words: list[str]) -> int:
 
 
 def _adapt(words: list[str]) -> int:
-    from oneshot.poly.settings import AdaptConfig
+    from oneshot.poly.config import AdaptConfig
 
     config, resume = _parse(AdaptConfig, "adapt", words, True)
     from oneshot.poly.adaptation import adapt, summarize
@@ -77,7 +77,7 @@ def format_summary(summary: dict[str, Any]) -> str:
 
 
 def _evaluate(words: list[str]) -> int:
-    from oneshot.poly.settings import EvaluateConfig
+    from oneshot.poly.config import EvaluateConfig
 
     config, _ = _parse(EvaluateConfig, "eval", words, False)
     import torch
@@ -117,7 +117,7 @@ def _evaluate(words: list[str]) -> int:
 
 
 def _export(words: list[str]) -> int:
-    from oneshot.poly.settings import ExportConfig
+    from oneshot.poly.config import ExportConfig
 
     config, _ = _parse(ExportConfig, "export", words, False)
     from oneshot.poly import backbone, peft_exchange, storage
@@ -153,7 +153,7 @@ def _task_number(task: str, names: list[str], tasks: int) -> int:
 
 
 def _miniature(words: list[str]) -> int:
-    from oneshot.poly.miniature import MiniatureConfig, miniature
+    from oneshot.poly.experiments.miniature import MiniatureConfig, miniature
 
     config, resume = _parse(MiniatureConfig, "miniature", words, True)
     print(miniature(config, resume=resume))
@@ -161,7 +161,7 @@ def _miniature(words: list[str]) -> int:
 
 
 def _compositional(words: list[str]) -> int:
-    from oneshot.poly.compositional import CompositionalConfig, compositional
+    from oneshot.poly.experiments.compositional.experiment import CompositionalConfig, compositional
 
     config, resume = _parse(CompositionalConfig, "compositional", words, True)
     print(compositional(config, resume=resume))

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from oneshot.poly.settings import DataConfig
+from oneshot.poly.config import DataConfig
 from oneshot.training.seeding import derive_seed
 
 

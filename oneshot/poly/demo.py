@@ -16,8 +16,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from oneshot.poly import synthetic
 from oneshot.poly.config import PolyConfig
+from oneshot.poly.experiments import synthetic
 
 TASKS, NEW_TASKS, SHOTS = 24, 8, (4, 16, 32)
 POLY_S = PolyConfig(skills=4, heads=4, rank=2, alpha=2)

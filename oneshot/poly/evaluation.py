@@ -9,9 +9,9 @@ from typing import Any
 import torch
 
 from oneshot.poly.backbone import Codec
+from oneshot.poly.config import EvaluationConfig
 from oneshot.poly.data import Example
 from oneshot.poly.model import PolyModel
-from oneshot.poly.settings import EvaluationConfig
 
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 

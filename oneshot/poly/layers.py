@@ -10,7 +10,7 @@ from torch import nn
 
 from oneshot import ops
 from oneshot.poly.config import PolyConfig
-from oneshot.poly.context import Context
+from oneshot.poly.wrapper.routing_context import Context
 
 
 def is_linear(module: nn.Module) -> bool:

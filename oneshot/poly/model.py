@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from oneshot.poly import delegation
 from oneshot.poly.config import PolyConfig
-from oneshot.poly.context import Context, RoutedCheckpoint, Routing
-from oneshot.poly.injection import inject_layers, replace_module
 from oneshot.poly.layers import RoutedLayer, replace_value
-from oneshot.poly.merging import check_mergeable, merged, owners
 from oneshot.poly.router import Router
+from oneshot.poly.wrapper import delegation
+from oneshot.poly.wrapper.injection import inject_layers, replace_module
+from oneshot.poly.wrapper.merging import check_mergeable, merged, owners
+from oneshot.poly.wrapper.routing_context import Context, RoutedCheckpoint, Routing
 
 if TYPE_CHECKING:
     from pathlib import Path

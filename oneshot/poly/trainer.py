@@ -22,12 +22,12 @@ import torch
 
 from oneshot.poly import backbone, checkpoint, storage
 from oneshot.poly.backbone import Codec
+from oneshot.poly.config import EvaluationConfig, TrainConfig
 from oneshot.poly.data import Task, draw_batch, read_tasks
 from oneshot.poly.evaluation import check_metrics, evaluate
-from oneshot.poly.learning import Learner, make_optimizer
 from oneshot.poly.model import PolyModel, inject
 from oneshot.poly.plots import plot_curves, plot_routing
-from oneshot.poly.settings import EvaluationConfig, TrainConfig
+from oneshot.poly.update import Learner, make_optimizer
 from oneshot.training import checkpoints
 from oneshot.training.config import require
 from oneshot.training.distributed import Processes, joined, resolve_device

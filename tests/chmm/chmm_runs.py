@@ -14,7 +14,8 @@ class Runner(killed_runs.Runner):
 def main():
     import chmm_tiny
 
-    from oneshot.chmm import alternate, fit
+    from oneshot.chmm import trainer as fit
+    from oneshot.chmm.alternation import alternate
 
     # Drawing takes longer than the run; the file is still written where the picture would be.
     for module in (fit, alternate):

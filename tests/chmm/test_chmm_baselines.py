@@ -14,7 +14,7 @@ from oneshot.chmm.baselines.source import BestSource
 from oneshot.chmm.baselines.vote import MajorityVote
 from oneshot.chmm.data import LabelSpace, Sentence, load
 from oneshot.chmm.metrics import entity_scores, gold_of
-from oneshot.chmm.synthetic import LABELS, SOURCES, generate
+from oneshot.chmm.synthetic.corpus import LABELS, SOURCES, generate
 
 TWO = LabelSpace(("X", "Y"))
 

@@ -5,8 +5,8 @@ import pytest
 import torch
 from transformers import AutoModel
 
-from oneshot.chmm import embeddings
-from oneshot.chmm.embeddings import embed
+from oneshot.chmm.encoder import embeddings
+from oneshot.chmm.encoder.embeddings import embed
 
 WORDS = ["a", "car", "in", "dark", "red", ".", "q?q", "one", "hat", "."]
 

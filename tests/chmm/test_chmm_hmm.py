@@ -9,7 +9,7 @@ import torch
 from oneshot import ops
 from oneshot.chmm.baselines.hmm import ClassicalHMM, Parameters
 from oneshot.chmm.data import LabelSpace, Sentence
-from oneshot.chmm.synthetic import LABELS, generate
+from oneshot.chmm.synthetic.corpus import LABELS, generate
 
 ONE = LabelSpace(("X",))
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from oneshot.chmm.pieces import PieceCutter, collate, longest_input
+from oneshot.chmm.encoder.subwords import PieceCutter, collate, longest_input
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from oneshot.chmm import data
 from oneshot.chmm.config import TaggerConfig
 from oneshot.chmm.data import LabelSpace
 from oneshot.chmm.errors import NonFiniteLossError
-from oneshot.chmm.tagger import (
+from oneshot.chmm.tagger.tagger import (
     Tagger,
     _schedule,
     divergence,
@@ -209,7 +209,7 @@ def test_schedule_rises_and_falls():
 
 
 def test_decay_spares_biases_and_layer_norms(tiny_folder):
-    from oneshot.chmm.tagger import _optimizer
+    from oneshot.chmm.tagger.tagger import _optimizer
 
     tagger = load(tiny_folder)
     decayed, spared = _optimizer(tagger.model, 0.01, 0.1).param_groups

@@ -10,9 +10,9 @@ import pytest
 import yaml
 
 from oneshot.chmm import checkpoint, data, prepare
-from oneshot.chmm.alternate import alternate
+from oneshot.chmm.alternation.alternate import alternate
 from oneshot.chmm.labelling import label
-from oneshot.chmm.tagger import Tagger
+from oneshot.chmm.tagger.tagger import Tagger
 from oneshot.cli import main
 from oneshot.training.config import to_dict
 

@@ -9,7 +9,7 @@ import torch
 
 from oneshot.poly import adaptation, storage
 from oneshot.poly.adaptation import adapt, summarize
-from oneshot.poly.miniature import MiniatureConfig, inventories, miniature
+from oneshot.poly.experiments.miniature import MiniatureConfig, inventories, miniature
 from oneshot.poly.trainer import train
 from oneshot.training.jsonl import read_jsonl
 

@@ -10,11 +10,18 @@ import numpy as np
 import pytest
 import torch
 
-from oneshot.poly import adaptation, backbone, compositional_tasks, storage
-from oneshot.poly import compositional as experiment
-from oneshot.poly.compositional import ARMS, CompositionalConfig, compositional, inventories
-from oneshot.poly.compositional_base import SYMBOLS, make_tokenizer, write_base
-from oneshot.poly.compositional_report import (
+from oneshot.poly import adaptation, backbone, storage
+from oneshot.poly.config import AdaptConfig, DataConfig, ModelConfig, RunConfig
+from oneshot.poly.experiments.compositional import experiment
+from oneshot.poly.experiments.compositional import string_tasks as compositional_tasks
+from oneshot.poly.experiments.compositional.base_model import SYMBOLS, make_tokenizer, write_base
+from oneshot.poly.experiments.compositional.experiment import (
+    ARMS,
+    CompositionalConfig,
+    compositional,
+    inventories,
+)
+from oneshot.poly.experiments.compositional.report import (
     comparisons,
     paired,
     rank_correlation,
@@ -24,7 +31,7 @@ from oneshot.poly.compositional_report import (
     standard_error,
     trained_parameters,
 )
-from oneshot.poly.compositional_tasks import (
+from oneshot.poly.experiments.compositional.string_tasks import (
     COMPOSITIONS,
     Composition,
     few_shot_rows,
@@ -34,7 +41,6 @@ from oneshot.poly.compositional_tasks import (
     seen,
 )
 from oneshot.poly.model import inject
-from oneshot.poly.settings import AdaptConfig, DataConfig, ModelConfig, RunConfig
 from oneshot.training.config import load
 from oneshot.training.jsonl import read_jsonl
 
@@ -233,7 +239,7 @@ def finished(tmp_path_factory):
 def _few_held_out():
     """One base measurement of three examples: the real one has 300."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("oneshot.poly.compositional_base.CHECKED", 3)
+        patch.setattr("oneshot.poly.experiments.compositional.base_model.CHECKED", 3)
         yield
 
 

@@ -8,10 +8,7 @@ import pytest
 import torch
 
 from oneshot.poly import backbone
-from oneshot.poly.config import PolyConfig
-from oneshot.poly.data import Example, Task, draw_batch, read_tasks
-from oneshot.poly.evaluation import evaluate, exact_match, rouge_l, strict_match
-from oneshot.poly.settings import (
+from oneshot.poly.config import (
     AdaptConfig,
     DataConfig,
     EvaluateConfig,
@@ -19,9 +16,12 @@ from oneshot.poly.settings import (
     ExportConfig,
     ModelConfig,
     OptimizerConfig,
+    PolyConfig,
     RunConfig,
     TrainConfig,
 )
+from oneshot.poly.data import Example, Task, draw_batch, read_tasks
+from oneshot.poly.evaluation import evaluate, exact_match, rouge_l, strict_match
 
 DATA, RUN = DataConfig(path="tasks.jsonl"), RunConfig(output="run")
 

@@ -6,7 +6,8 @@ import json
 import pytest
 import torch
 
-from oneshot.poly import demo, synthetic
+from oneshot.poly import demo
+from oneshot.poly.experiments import synthetic
 
 
 @pytest.fixture(scope="module")

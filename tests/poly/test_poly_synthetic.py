@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from oneshot.poly.config import PolyConfig
-from oneshot.poly.synthetic import adapt, learn, make_truth, same_size_lora, unexplained
+from oneshot.poly.experiments.synthetic import adapt, learn, make_truth, same_size_lora, unexplained
 
 POLY_S = PolyConfig(skills=4, heads=4, rank=2, alpha=2)
 

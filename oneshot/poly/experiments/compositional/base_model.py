@@ -9,16 +9,17 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from oneshot.poly import backbone, compositional_tasks
+from oneshot.poly import backbone
+from oneshot.poly.config import ModelConfig
 from oneshot.poly.data import Example
 from oneshot.poly.evaluation import evaluate
-from oneshot.poly.settings import ModelConfig
+from oneshot.poly.experiments.compositional import string_tasks as compositional_tasks
 from oneshot.training.seeding import derive_seed
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from oneshot.poly.compositional import BaseConfig, CompositionalConfig
+    from oneshot.poly.experiments.compositional.experiment import BaseConfig, CompositionalConfig
 
 SYMBOLS = ("<pad>", "</s>", *string.ascii_letters, *string.digits, " ", "?", ":", "=")
 CHECKED = 300
@@ -74,7 +75,7 @@ def write_instructions(config: CompositionalConfig, seed: int, path: Path) -> No
 
 def measure_base(config: CompositionalConfig, seed: int, folder: Path, source: ModelConfig) -> None:
     """Writes exact_match.json: "seen" and "held_out" compositions by name, and "unnamed" ones."""
-    from oneshot.poly.compositional import exact_match
+    from oneshot.poly.experiments.compositional.experiment import exact_match
 
     model, codec = backbone.load(source)
     seen = compositional_tasks.seen(config.task_seed)

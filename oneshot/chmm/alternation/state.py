@@ -20,7 +20,7 @@ from oneshot.chmm.data import TAGGER_SOURCE
 from oneshot.chmm.labels import Ids
 from oneshot.chmm.model import CHMM
 from oneshot.chmm.prepare import Prepared
-from oneshot.chmm.tagger import Tagger
+from oneshot.chmm.tagger.tagger import Tagger
 from oneshot.training import checkpoints
 from oneshot.training.checkpoints import CheckpointError
 

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from oneshot.poly import storage
-from oneshot.poly.compositional import (
+from oneshot.poly.experiments.compositional.experiment import (
     ARMS,
     Cell,
     CompositionalConfig,
@@ -22,8 +22,13 @@ from oneshot.poly.compositional import (
     checkpoint_path,
     inventories,
 )
-from oneshot.poly.compositional_tasks import DECORATION, SELECTION, Composition, make_split
-from oneshot.poly.miniature import Arm
+from oneshot.poly.experiments.compositional.string_tasks import (
+    DECORATION,
+    SELECTION,
+    Composition,
+    make_split,
+)
+from oneshot.poly.experiments.miniature import Arm
 from oneshot.poly.plots import task_distances
 from oneshot.poly.router import Router
 from oneshot.training.config import to_dict
@@ -112,7 +117,7 @@ def trained_parameters(config: CompositionalConfig, arm: Arm) -> int:
     base = config.base
     layers, width, wide = base.layers, base.hidden_size, 3 * base.hidden_size
     if arm.mode == "full":
-        from oneshot.poly.compositional_base import SYMBOLS
+        from oneshot.poly.experiments.compositional.base_model import SYMBOLS
 
         block = 4 * width * width + 3 * width * wide + 2 * width
         return layers * block + width + len(SYMBOLS) * width

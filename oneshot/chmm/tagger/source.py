@@ -9,11 +9,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from oneshot.chmm.batches import Examples
 from oneshot.chmm.config import DataConfig
+from oneshot.chmm.label_model.batches import Examples
 from oneshot.chmm.labels import LabelSpace
 from oneshot.chmm.prepare import observe
-from oneshot.chmm.tagger import hard_labels
+from oneshot.chmm.tagger.tagger import hard_labels
 
 
 def with_tagger(

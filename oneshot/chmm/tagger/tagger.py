@@ -20,11 +20,11 @@ import torch
 from torch import Tensor
 
 from oneshot import models
-from oneshot.chmm.batches import in_order, shuffled
 from oneshot.chmm.config import TaggerConfig
+from oneshot.chmm.encoder.subwords import Chunk, PieceBatch, PieceCutter, collate, longest_input
 from oneshot.chmm.errors import NonFiniteLossError
+from oneshot.chmm.label_model.batches import in_order, shuffled
 from oneshot.chmm.labels import Ids, LabelSpace
-from oneshot.chmm.pieces import Chunk, PieceBatch, PieceCutter, collate, longest_input
 from oneshot.training.seeding import derive_seed
 
 if TYPE_CHECKING:

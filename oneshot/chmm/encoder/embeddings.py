@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from oneshot import models
-from oneshot.chmm.pieces import Chunk, PieceCutter, collate, longest_input
+from oneshot.chmm.encoder.subwords import Chunk, PieceCutter, collate, longest_input
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

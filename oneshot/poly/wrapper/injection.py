@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from torch import nn
 
 from oneshot.poly.config import PolyConfig
-from oneshot.poly.context import Context
 from oneshot.poly.layers import RoutedIa3, RoutedLayer, RoutedLora, features, is_linear
+from oneshot.poly.wrapper.routing_context import Context
 
 ALL_LINEAR = "all-linear"
 

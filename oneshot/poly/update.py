@@ -10,9 +10,9 @@ from typing import Any
 import torch
 
 from oneshot.poly.backbone import Codec
+from oneshot.poly.config import OptimizerConfig
 from oneshot.poly.data import Example
 from oneshot.poly.model import PolyModel
-from oneshot.poly.settings import OptimizerConfig
 from oneshot.training.distributed import Processes
 from oneshot.training.seeding import derive_seed
 

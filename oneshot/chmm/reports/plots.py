@@ -12,9 +12,9 @@ import numpy.typing as npt
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from oneshot.chmm.batches import Examples
+    from oneshot.chmm.label_model.batches import Examples
     from oneshot.chmm.model import CHMM
-    from oneshot.chmm.sources import SourceTable
+    from oneshot.chmm.reports.sources import SourceTable
 
 PANELS = (
     ("Log-likelihood, nats per token", ("train/log_likelihood", "valid/log_likelihood")),

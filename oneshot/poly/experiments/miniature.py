@@ -12,8 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from oneshot.poly.config import PolyConfig
-from oneshot.poly.settings import AdaptConfig, TrainConfig
+from oneshot.poly.config import AdaptConfig, PolyConfig, TrainConfig
 from oneshot.training.config import check_types, require
 
 

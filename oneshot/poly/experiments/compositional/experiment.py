@@ -20,20 +20,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from oneshot.poly import compositional_tasks as tasks
-from oneshot.poly import miniature
-from oneshot.poly.compositional_tasks import make_split
-from oneshot.poly.config import PolyConfig
-from oneshot.poly.miniature import Arm
-from oneshot.poly.settings import (
+from oneshot.poly.config import (
     AdaptConfig,
     DataConfig,
     EvaluationConfig,
     ModelConfig,
     OptimizerConfig,
+    PolyConfig,
     RunConfig,
     TrainConfig,
 )
+from oneshot.poly.experiments import miniature
+from oneshot.poly.experiments.compositional import string_tasks as tasks
+from oneshot.poly.experiments.compositional.string_tasks import make_split
+from oneshot.poly.experiments.miniature import Arm
 from oneshot.training import checkpoints
 from oneshot.training.config import require
 from oneshot.training.folder import open_run, write_config
@@ -241,7 +241,7 @@ def compositional(config: CompositionalConfig, *, resume: bool = False) -> str:
     """
     import torch
 
-    from oneshot.poly.compositional_report import write_report
+    from oneshot.poly.experiments.compositional.report import write_report
 
     torch.set_num_threads(config.threads)
     output, _ = open_run(Path(config.output), config, resume, MAY_CHANGE)
@@ -307,7 +307,11 @@ def _cell_jobs(config: CompositionalConfig, cell: Cell, output: Path) -> Iterato
 
 def train_base(config: CompositionalConfig, seed: int, folder: Path) -> None:
     """Trains the decoder of one seed and measures whether it follows instructions."""
-    from oneshot.poly.compositional_base import measure_base, write_base, write_instructions
+    from oneshot.poly.experiments.compositional.base_model import (
+        measure_base,
+        write_base,
+        write_instructions,
+    )
     from oneshot.poly.trainer import train
 
     base = config.base

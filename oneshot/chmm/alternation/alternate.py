@@ -21,19 +21,12 @@ from typing import Any
 import torch
 
 from oneshot.chmm import metrics
-from oneshot.chmm.alternate_state import Floats, State, load, publish, save
-from oneshot.chmm.batches import Examples
+from oneshot.chmm.alternation.state import Floats, State, load, publish, save
 from oneshot.chmm.config import ChmmConfig
 from oneshot.chmm.data import TAGGER_SOURCE, Sentence, WeakDataset
 from oneshot.chmm.errors import NoGoldError
-from oneshot.chmm.fit import open_log
-from oneshot.chmm.labels import Ids, LabelSpace
-from oneshot.chmm.model import CHMM, log_likelihood_per_token
-from oneshot.chmm.plots import plot_curves
-from oneshot.chmm.prepare import Prepared, loading_bars, prepare, read_checked
-from oneshot.chmm.tagger import Tagger, hard_labels, one_hot, train_tagger
-from oneshot.chmm.tagger_source import with_tagger
-from oneshot.chmm.trainer import (
+from oneshot.chmm.label_model.batches import Examples
+from oneshot.chmm.label_model.training import (
     Row,
     make_model,
     make_optimizer,
@@ -42,6 +35,13 @@ from oneshot.chmm.trainer import (
     train_chmm,
     why_not_gold,
 )
+from oneshot.chmm.labels import Ids, LabelSpace
+from oneshot.chmm.model import CHMM, log_likelihood_per_token
+from oneshot.chmm.prepare import Prepared, loading_bars, prepare, read_checked
+from oneshot.chmm.reports.plots import plot_curves
+from oneshot.chmm.tagger.source import with_tagger
+from oneshot.chmm.tagger.tagger import Tagger, hard_labels, one_hot, train_tagger
+from oneshot.chmm.trainer import open_log
 from oneshot.training.folder import open_run, write_config
 from oneshot.training.jsonl import read_jsonl
 from oneshot.training.metrics import MetricsLog

@@ -20,11 +20,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from oneshot.chmm.batches import Examples, collate, shuffled
 from oneshot.chmm.config import InitialConfig
+from oneshot.chmm.label_model.batches import Examples, collate, shuffled
+from oneshot.chmm.label_model.networks import Mixed
 from oneshot.chmm.labels import Ids, LabelSpace
 from oneshot.chmm.model import CHMM
-from oneshot.chmm.networks import Mixed
 from oneshot.training.seeding import derive_seed
 
 Floats = npt.NDArray[np.float64]
