@@ -150,9 +150,9 @@ def test_eval_fills_a_table_and_continues_it(config_file, tmp_path, capsys, monk
     assert f"{mean:.2f} ± " in first_line
     assert (tmp_path / "table" / "results.png").stat().st_size > 1000
 
-    from oneshot.chmm import evaluation
+    from oneshot.training import grid
 
-    monkeypatch.setattr(evaluation, "_fill", lambda *_: pytest.fail("was there already"))
+    monkeypatch.setattr(grid, "_measure", lambda *_: pytest.fail("was there already"))
     assert main(words) == 0
     assert (tmp_path / "table" / "results.md").read_text() == text
     capsys.readouterr()

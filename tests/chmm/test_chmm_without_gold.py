@@ -92,7 +92,7 @@ def test_alternate_then_label_plain_text(root, capsys, tmp_path):
 def test_eval_shows_what_it_can(root, tmp_path, monkeypatch, capsys):
     from oneshot.chmm import evaluation
 
-    def broken(cell):
+    def broken(trial):
         raise RuntimeError("this cell is broken")
 
     monkeypatch.setitem(evaluation.METHODS, "vote", broken)
@@ -216,11 +216,11 @@ def test_the_hmm_obeys_the_rule(root, tmp_path):
     dataset = prepare.read_checked(config)
     for rule in ("reference", "abstain", "vote_o"):
         options = dataclasses.replace(config.data, rule=rule)
-        cell = evaluation.Cell(
-            dataclasses.replace(config, data=options), prepare.Prepared(dataset, {}), tmp_path
+        trial = evaluation.Trial(
+            dataclasses.replace(config, data=options), prepare.Prepared(dataset, {})
         )
         for method, scheme in (("hmm", "bio"), ("hmm-io", "io")):
-            ((_, found),) = evaluation.METHODS[method](cell).items()
+            ((_, found),) = evaluation.METHODS[method](trial).items()
             model = ClassicalHMM(dataset.labels, rule=rule, scheme=scheme)
             labels = model.fit(dataset.split("train")).predict(dataset.split("valid"))
             spans = sum(len(dataset.labels.to_spans(ids)) for ids in labels)

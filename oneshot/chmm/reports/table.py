@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-import json
-import math
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-Row = dict[str, Any]
+from oneshot.training.grid import (
+    Row,
+    grouped,
+    markdown_table,
+    mean_and_spread,
+    plot_bars,
+    write_json,
+    write_text,
+)
 
 # Column of the table -> (key of a row, factor, digits)
 COLUMNS = {
@@ -25,39 +30,41 @@ COLUMNS = {
 
 
 def write_report(rows: Sequence[Row], output: Path) -> None:
-    """Writes results.md, results.json and results.png."""
-    output.mkdir(parents=True, exist_ok=True)
-    (output / "results.json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
-    (output / "results.md").write_text(markdown(rows), encoding="utf-8")
-    if scored := [row for row in rows if "test_f1" in row]:
-        plot(scored, output / "results.png")
+    """Writes results.md, results.json and results.png (test F1, one panel per data set)."""
+    write_json(output / "results.json", rows)
+    write_text(output / "results.md", markdown(rows))
+    panels = {
+        f"{dataset}: entity F1 (test)": {
+            title: [100 * row["test_f1"] for row in cells]
+            for title, cells in grouped(scored, "row").items()
+        }
+        for dataset, scored in grouped([r for r in rows if "test_f1" in r], "dataset").items()
+    }
+    if panels:
+        plot_bars(panels, output / "results.png")
 
 
 def markdown(rows: Sequence[Row]) -> str:
-    """One table for each data set: scores on test, mean +- standard deviation over seeds.
+    """One table per data set: scores on test, mean ± standard deviation over seeds.
 
     Without a split test they are those on valid; without gold labels, entities that were found and
     log-likelihoods.
     """
     parts = []
-    for dataset in dict.fromkeys(row["dataset"] for row in rows):
-        columns, on_valid = _columns([row for row in rows if row["dataset"] == dataset])
-        parts.append(f"### {dataset}{' (valid: there is no split test)' if on_valid else ''}\n")
-        parts.append("| method | seeds | " + " | ".join(columns) + " | minutes |")
-        parts.append("|---" * (len(columns) + 3) + "|")
-        for title, cells in _grouped(rows, dataset):
+    for dataset, mine in grouped(rows, "dataset").items():
+        columns, on_valid = _columns(mine)
+        lines = []
+        for title, cells in grouped(mine, "row").items():
             minutes = statistics.fmean(cell["seconds"] for cell in cells) / 60
-            filled = [cell for cell in cells if "missing" not in cell]
-            figures = [_mean(filled, *column) for column in columns.values()]
+            values = [_value(cells, *column) for column in columns.values()]
             lacking = [cell["missing"] for cell in cells if "missing" in cell]
-            if lacking:
-                text = " ".join(lacking[0].split()).replace("|", "\\|")
-                figures[0] = f"{figures[0]} {text}".strip()
-            parts.append(
-                f"| {title} | {len(cells)} | " + " | ".join(figures) + f" | {minutes:.1f} |"
-            )
-        parts.append("")
-    return "\n".join(parts) + "\n"
+            values[0] = " ".join([values[0], *lacking[:1]]).strip()
+            lines.append([title, str(len(cells)), *values, f"{minutes:.1f}"])
+        parts += [
+            f"### {dataset}{' (valid: there is no split test)' if on_valid else ''}",
+            markdown_table(["method", "seeds", *columns, "minutes"], lines),
+        ]
+    return "\n\n".join(parts) + "\n"
 
 
 def _columns(rows: Sequence[Row]) -> tuple[dict[str, tuple[str, float, int]], bool]:
@@ -79,46 +86,7 @@ def _columns(rows: Sequence[Row]) -> tuple[dict[str, tuple[str, float, int]], bo
     }, on_valid
 
 
-def plot(rows: Sequence[Row], path: Path) -> None:
-    """Test F1 of every method as bars, one panel for each data set; dots are seeds."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    datasets = list(dict.fromkeys(row["dataset"] for row in rows))
-    longest = max(len(_grouped(rows, dataset)) for dataset in datasets)
-    figure = Figure(figsize=(5.2 * len(datasets), 1 + 0.24 * longest), layout="constrained")
-    FigureCanvasAgg(figure)
-    for number, dataset in enumerate(datasets, start=1):
-        axes = figure.add_subplot(1, len(datasets), number)
-        groups = _grouped(rows, dataset)
-        for place, (_, cells) in enumerate(groups):
-            scores = [100 * cell["test_f1"] for cell in cells]
-            axes.barh(place, statistics.fmean(scores), color="tab:blue", alpha=0.7)
-            axes.plot(scores, [place] * len(scores), ".", color="black", markersize=3)
-        axes.set_yticks(range(len(groups)), [title for title, _ in groups], fontsize=7)
-        axes.invert_yaxis()
-        axes.set_title(f"{dataset}: entity F1 (test)", fontsize=9)
-        axes.tick_params(axis="x", labelsize=7)
-        axes.grid(alpha=0.3, axis="x")
-    temporary = path.with_suffix(".drawing")
-    figure.savefig(temporary, dpi=110, format="png")
-    temporary.replace(path)
-
-
-def _grouped(rows: Sequence[Row], dataset: str) -> list[tuple[str, list[Row]]]:
-    titles = dict.fromkeys(row["row"] for row in rows if row["dataset"] == dataset)
-    return [
-        (title, [row for row in rows if row["dataset"] == dataset and row["row"] == title])
-        for title in titles
-    ]
-
-
-def _mean(cells: Sequence[Row], key: str, factor: float, digits: int) -> str:
+def _value(cells: Sequence[Row], key: str, factor: float, digits: int) -> str:
+    """One entry; the NLL of a vote is inf where no source names the gold label."""
     values = [factor * cell[key] for cell in cells if cell.get(key) is not None]
-    if not values:
-        return ""
-    text = f"{statistics.fmean(values):.{digits}f}"
-    # The NLL of a vote is inf where no source names the gold label; that has no spread.
-    if len(values) == 1 or not all(map(math.isfinite, values)):
-        return text
-    return f"{text} ± {statistics.stdev(values):.{digits}f}"
+    return mean_and_spread(values, digits)

@@ -1,21 +1,30 @@
 """The synthetic benchmark: vote, HMM and CHMM on generated corpora, over seeds.
 
-A seed decides the sentences, the votes and the training. Written are `results.json`, the table
-`results.md` and the reliability diagram `reliability.png` (all seeds together).
+A seed decides the sentences, the votes and the training. The folder of the results gets
+`results.json`, the table `results.md`, the reliability diagram `reliability.png` (all seeds
+together) and `cells/`, from which a killed benchmark continues.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from oneshot.chmm.demo import run_demo
+from oneshot.training.grid import (
+    Cell,
+    markdown_table,
+    mean_and_spread,
+    run_grid,
+    write_json,
+    write_text,
+)
 
-FIGURES = {
+METRICS = {
     "f1": "F1",
     "precision": "P",
     "recall": "R",
@@ -29,15 +38,15 @@ PERCENT = ("f1", "precision", "recall")
 def run_seeds(
     seeds: Sequence[int], output: str | Path, *, say: Callable[[str], object] = print
 ) -> dict[str, dict[str, list[Any]]]:
-    """Runs the benchmark (20 seconds of one core a seed).
+    """Runs the benchmark (20 seconds of one core per seed).
 
     Args:
-        seeds: At least one; none twice.
-        output: Folder of the results, created.
-        say: Is told what each seed gave.
+        seeds: At least one, all different.
+        output: Folder of the results, created; seeds that it has are not run again.
+        say: Receives the result of each seed.
 
     Returns:
-        {method: {figure: its value for each seed}}, figures on unseen sentences as those of
+        {method: {metric: its value for each seed}}, metrics on unseen sentences as those of
         `metrics.evaluate`.
 
     Raises:
@@ -46,44 +55,40 @@ def run_seeds(
     if not seeds or len(set(seeds)) < len(seeds):
         raise ValueError(f"seeds must be different numbers, at least one, got {list(seeds)}")
     folder = Path(output)
-    folder.mkdir(parents=True, exist_ok=True)
-    found: dict[str, dict[str, list[Any]]] = {}
-    for seed in seeds:
-        methods = run_demo(seed)["methods"]
-        for name, figures in methods.items():
-            for key, value in figures.items():
-                found.setdefault(name, {}).setdefault(key, []).append(value)
-        say(f"seed {seed}: " + ", ".join(f"{m} {100 * f['f1']:.1f}" for m, f in methods.items()))
-    told = {"seeds": list(seeds), "methods": found}
-    (folder / "results.json").write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
-    (folder / "results.md").write_text(table(found), encoding="utf-8")
-    plot_reliability(found, folder / "reliability.png")
-    return found
+    results: dict[str, dict[str, list[Any]]] = {}
+    cells = [Cell(f"seed_{seed}", functools.partial(_measure, seed)) for seed in seeds]
+    for outcome in run_grid(cells, folder / "cells"):
+        for method, metrics in outcome.result.items():
+            for key, value in metrics.items():
+                results.setdefault(method, {}).setdefault(key, []).append(value)
+        scores = ", ".join(f"{m} {100 * x['f1']:.1f}" for m, x in outcome.result.items())
+        say(f"{outcome.cell.name}: {scores}")
+    write_json(folder / "results.json", {"seeds": list(seeds), "methods": results})
+    write_text(folder / "results.md", table(results))
+    plot_reliability(results, folder / "reliability.png")
+    return results
 
 
-def table(found: dict[str, dict[str, list[Any]]]) -> str:
-    """Markdown: mean ± standard deviation over seeds (nothing after the mean of one seed)."""
+def _measure(seed: int) -> dict[str, Any]:
+    methods: dict[str, Any] = run_demo(seed)["methods"]
+    return methods
+
+
+def table(results: Mapping[str, Mapping[str, Sequence[float]]]) -> str:
+    """Markdown: mean ± standard deviation over seeds."""
     lines = [
-        "| method | " + " | ".join(FIGURES.values()) + " |",
-        "|---" * (1 + len(FIGURES)) + "|",
+        [name, *(_value(metrics, key) for key in METRICS)] for name, metrics in results.items()
     ]
-    for name, figures in found.items():
-        cells = [_cell(figures.get(key, []), key in PERCENT) for key in FIGURES]
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+    return markdown_table(["method", *METRICS.values()], lines) + "\n"
 
 
-def _cell(values: list[float], percent: bool) -> str:
-    if not values:
-        return ""
-    x = np.array(values) * (100 if percent else 1)
-    digits = 1 if percent else 3
-    mean = f"{x.mean():.{digits}f}"
-    spread = len(x) > 1 and bool(np.isfinite(x).all())
-    return f"{mean} ± {x.std(ddof=1):.{digits}f}" if spread else mean
+def _value(metrics: Mapping[str, Sequence[float]], key: str) -> str:
+    percent = key in PERCENT
+    values = [value * (100 if percent else 1) for value in metrics.get(key, [])]
+    return mean_and_spread(values, 1 if percent else 3)
 
 
-def plot_reliability(found: dict[str, dict[str, list[Any]]], path: Path) -> None:
+def plot_reliability(results: dict[str, dict[str, list[Any]]], path: Path) -> None:
     """Share of right labels against the probability they were given; size: share of the tokens."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -92,17 +97,17 @@ def plot_reliability(found: dict[str, dict[str, list[Any]]], path: Path) -> None
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     axes.plot([0, 1], [0, 1], color="lightgrey", zorder=0)
-    for (name, figures), colour in zip(
-        found.items(), ("tab:grey", "tab:orange", "tab:blue"), strict=True
+    for (name, metrics), colour in zip(
+        results.items(), ("tab:grey", "tab:orange", "tab:blue"), strict=True
     ):
         confidence, accuracy, tokens = (
-            np.concatenate([np.array(bins[key]) for bins in figures["reliability"]])
+            np.concatenate([np.array(bins[key]) for bins in metrics["reliability"]])
             for key in ("confidence", "accuracy", "tokens")
         )
-        place = np.minimum((confidence * 10).astype(int), 9)
-        count = np.bincount(place, tokens, 10)
+        bin_of = np.minimum((confidence * 10).astype(int), 9)
+        count = np.bincount(bin_of, tokens, 10)
         full = count > 0
-        x, y = (np.bincount(place, v * tokens, 10)[full] / count[full]
+        x, y = (np.bincount(bin_of, v * tokens, 10)[full] / count[full]
                 for v in (confidence, accuracy))  # fmt: skip
         axes.plot(x, y, color=colour, label=name)
         axes.scatter(x, y, s=10 + 300 * count[full] / count.sum(), color=colour, alpha=0.7)
