@@ -1,8 +1,8 @@
 """Few-shot adaptation: a trained inventory meets one held-out task at a time.
 
 For each task, number of shots and seed: draw so many training and as many dev examples, adapt,
-keep the step that is best on the dev examples, and measure the test examples once. Finished
-adaptations are lines of results.jsonl; a killed run goes on after the last of them.
+keep the step that is best on the dev examples, and measure the test examples once. Each adaptation
+is a cell of `training.grid`, so a killed run continues with the one it was in.
 """
 
 from __future__ import annotations
@@ -11,8 +11,10 @@ import dataclasses
 import json
 import statistics
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import torch
 
@@ -25,7 +27,7 @@ from oneshot.poly.model import PolyModel, inject
 from oneshot.poly.update import Learner, make_optimizer
 from oneshot.training import checkpoints
 from oneshot.training.folder import open_run, write_config
-from oneshot.training.jsonl import read_jsonl
+from oneshot.training.grid import Cell, run_grid, write_json, write_text
 from oneshot.training.seeding import derive_seed
 
 RESULTS = "results.jsonl"
@@ -47,8 +49,6 @@ def adapt(config: AdaptConfig, *, resume: bool = False) -> list[dict[str, Any]]:
         FileExistsError: The output folder has files in it and `resume` is False.
         ValueError: Bad data, adapters that do not fit, or a resumed run with another config.
     """
-    from rich.progress import track
-
     if config.run.threads is not None:
         torch.set_num_threads(config.run.threads)
     check_metrics(config.evaluation)
@@ -64,26 +64,31 @@ def adapt(config: AdaptConfig, *, resume: bool = False) -> list[dict[str, Any]]:
         task.split(max(config.shots), max(config.shots), 0)  # too small: before any work
     start = {n: t.clone() for n, t in model.state_dict().items()} if config.mode == "full" else {}
     write_config(folder, config)
-    grid = [(task, n, seed) for task in tasks for n in config.shots for seed in config.seeds]
-    before = read_jsonl(folder / RESULTS)
-    _rewrite(folder / RESULTS, before)  # without a line that a kill has torn
-    done = {_key(row) for row in before}
-    told = read_jsonl(folder / PREDICTIONS)
-    _rewrite(folder / PREDICTIONS, [row for row in told if _key(row) in done])
-    left = [run for run in grid if (run[0].name, *run[1:]) not in done]
-    for run in track(left, "adapting", disable=not config.run.progress):
-        record: list[dict[str, Any]] = []
-        row = adapt_one(config, model, codec, *run, record=record)
+
+    def measure(task: RawTask, shots: int, seed: int) -> dict[str, Any]:
+        answers: list[dict[str, Any]] = []
+        row = adapt_one(config, model, codec, task, shots, seed, record=answers)
         if start:
             model.load_state_dict(start)
-        with (folder / PREDICTIONS).open("a", encoding="utf-8") as stream:
-            own = {key: row[key] for key in ("task", "shots", "seed")}
-            stream.writelines(json.dumps({**own, **answer}) + "\n" for answer in record)
-        with (folder / RESULTS).open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps(row) + "\n")
-            stream.flush()
-    rows = read_jsonl(folder / RESULTS)
-    (folder / "summary.json").write_text(json.dumps(summarize(rows), indent=1) + "\n")
+        return {"row": row, "answers": answers}
+
+    cells = [
+        Cell(
+            f"{quote(task.name, safe='')}, {n} shots, seed {seed}", partial(measure, task, n, seed)
+        )
+        for task in tasks
+        for n in config.shots
+        for seed in config.seeds
+    ]
+    rows, predictions = [], []
+    for outcome in run_grid(cells, folder / "cells", bar=config.run.progress):
+        row = outcome.result["row"]
+        rows.append(row)
+        place = {key: row[key] for key in ("task", "shots", "seed")}
+        predictions += [{**place, **answer} for answer in outcome.result["answers"]]
+    for name, lines in ((RESULTS, rows), (PREDICTIONS, predictions)):
+        write_text(folder / name, "".join(json.dumps(line) + "\n" for line in lines))
+    write_json(folder / "summary.json", summarize(rows))
     return rows
 
 
@@ -227,13 +232,3 @@ def summarize(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
                 "by_task": {task: statistics.fmean(v) for task, v in sorted(by_task.items())},
             }
     return result
-
-
-def _key(row: Mapping[str, Any]) -> tuple[str, int, int]:
-    return row["task"], row["shots"], row["seed"]
-
-
-def _rewrite(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    temporary = path.with_suffix(".writing")
-    temporary.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    temporary.replace(path)

@@ -12,6 +12,7 @@ only. The second half of the module writes reports: Markdown tables, JSON, bars 
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import statistics
@@ -81,8 +82,8 @@ def run_grid(
         cells: The grid.
         folder: Folder of the results, created.
         say: Receives a line before each cell that is measured.
-        bar: Show a progress bar instead, where standard error is a terminal. Only for cells that
-            show none themselves.
+        bar: Show a progress bar on standard error instead; where that is no terminal, the lines.
+            Only for cells that show no bar themselves.
         keep_going: Errors that cost their own cell alone.
 
     Yields:
@@ -143,8 +144,9 @@ class _announced:
         from rich.progress import Progress
 
         console = Console(stderr=True)
-        self._total, self._say, self._started = total, say, 0
+        self._total, self._started = total, 0
         self._bar = Progress(console=console) if bar and console.is_terminal else None
+        self._say = functools.partial(console.print, soft_wrap=True, markup=False) if bar else say
 
     def __enter__(self) -> Callable[[str], None]:
         if self._bar is not None:

@@ -7,13 +7,16 @@ of the table; everything that is finished is kept, so the command can be killed 
 from __future__ import annotations
 
 import dataclasses
-import json
+import functools
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from oneshot.poly.config import AdaptConfig, PolyConfig, TrainConfig
+from oneshot.training import checkpoints
 from oneshot.training.config import check_types, require
+from oneshot.training.grid import Cell, markdown_table, run_grid, write_json, write_text
 
 
 @dataclass(frozen=True)
@@ -102,25 +105,31 @@ def miniature(config: MiniatureConfig, *, resume: bool = False) -> str:
         Path(config.train.run.output), config, resume, {"train.run.progress", "adapt.run.progress"}
     )
     write_config(folder, config)
-    arms = [arm for arm in ARMS if arm.name in config.arms]
-    trained = {
-        name: train_inventory(config.train, name, poly, folder)
-        for name, poly in inventories(config.train.poly).items()
-        if any(arm.inventory == name for arm in arms)
-    }
+    known = inventories(config.train.poly)
     adapting = dataclasses.replace(config.adapt, model=config.train.model)
-    table: dict[str, Any] = {}
-    for arm in arms:
+
+    def measure(arm: Arm) -> dict[str, Any]:
         assert arm.inventory is not None
-        table[arm.name] = summarize(adapt_arm(adapting, arm, trained[arm.inventory], folder))
+        start = train_inventory(config.train, arm.inventory, known[arm.inventory], folder)
+        return summarize(adapt_arm(adapting, arm, start, folder))
+
+    cells = [
+        Cell(f"adapt/{arm.name}", functools.partial(measure, arm))
+        for arm in ARMS
+        if arm.name in config.arms
+    ]
+    table = {
+        outcome.cell.name.removeprefix("adapt/"): outcome.result
+        for outcome in run_grid(cells, folder)
+    }
     text = as_table(table)
-    (folder / "table.md").write_text(text + "\n", encoding="utf-8")
-    (folder / "table.json").write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
+    write_text(folder / "table.md", text + "\n")
+    write_json(folder / "table.json", table)
     return text
 
 
 def train_inventory(config: TrainConfig, name: str, poly: PolyConfig, folder: Path) -> Path:
-    """Trains these adapters in `folder`/train/`name`, or finishes an earlier attempt.
+    """Trains these adapters in `folder`/train/`name`, unless that is done, or finishes it.
 
     Returns:
         Their checkpoint.
@@ -128,6 +137,9 @@ def train_inventory(config: TrainConfig, name: str, poly: PolyConfig, folder: Pa
     from oneshot.poly.trainer import train
 
     output = folder / "train" / name
+    last = checkpoints.path(output / "checkpoints", config.run.steps)
+    if last.exists():
+        return last
     run = dataclasses.replace(config.run, output=str(output))
     return train(dataclasses.replace(config, poly=poly, run=run), resume=output.exists()).checkpoint
 
@@ -154,23 +166,21 @@ def adapt_arm(
     )
 
 
-def as_table(table: dict[str, Any]) -> str:
-    """Arms x (shots, figure): mean over tasks ± standard deviation over seeds."""
+def as_table(table: Mapping[str, Mapping[str, Any]]) -> str:
+    """Arms x (shots, metric): mean over tasks ± standard deviation over seeds."""
     columns = [
         (shots, name)
-        for shots, figures in next(iter(table.values())).items()
-        for name in figures
+        for shots, metrics in next(iter(table.values())).items()
+        for name in metrics
         if not name.startswith("dev_")
     ]
     lines = [
-        "| arm | " + " | ".join(f"{name}, {shots} shots" for shots, name in columns) + " |",
-        "|---" * (len(columns) + 1) + "|",
+        [arm, *(_value(summary[shots][name]) for shots, name in columns)]
+        for arm, summary in table.items()
     ]
-    for arm, summary in table.items():
-        cells = []
-        for shots, name in columns:
-            found = summary[shots][name]
-            spread = "" if found["std"] is None else f" ± {found['std']:.3f}"
-            cells.append(f"{found['mean']:.3f}{spread}")
-        lines.append(f"| {arm} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+    return markdown_table(["arm", *(f"{name}, {shots} shots" for shots, name in columns)], lines)
+
+
+def _value(metric: Mapping[str, Any]) -> str:
+    spread = "" if metric["std"] is None else f" ± {metric['std']:.3f}"
+    return f"{metric['mean']:.3f}{spread}"

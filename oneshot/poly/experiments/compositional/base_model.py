@@ -13,13 +13,16 @@ from oneshot.poly import backbone
 from oneshot.poly.config import ModelConfig
 from oneshot.poly.data import Example
 from oneshot.poly.evaluation import evaluate
-from oneshot.poly.experiments.compositional import string_tasks as compositional_tasks
+from oneshot.poly.experiments.compositional import string_tasks
+from oneshot.poly.experiments.compositional.config import (
+    BaseConfig,
+    CompositionalConfig,
+    exact_match,
+)
 from oneshot.training.seeding import derive_seed
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-    from oneshot.poly.experiments.compositional.experiment import BaseConfig, CompositionalConfig
 
 SYMBOLS = ("<pad>", "</s>", *string.ascii_letters, *string.digits, " ", "?", ":", "=")
 CHECKED = 300
@@ -63,8 +66,8 @@ def write_base(config: BaseConfig, seed: int, folder: Path) -> None:
 
 def write_instructions(config: CompositionalConfig, seed: int, path: Path) -> None:
     """Writes the training data of the decoder: prompts that name their skills."""
-    seen = compositional_tasks.seen(config.task_seed)
-    rows = compositional_tasks.instruction_rows(
+    seen = string_tasks.seen(config.task_seed)
+    rows = string_tasks.instruction_rows(
         seen, config.base.strings, config.base.unnamed, derive_seed(seed, "base data")
     )
     with path.open("w", encoding="utf-8") as stream:
@@ -73,24 +76,20 @@ def write_instructions(config: CompositionalConfig, seed: int, path: Path) -> No
             stream.write(json.dumps(row) + "\n")
 
 
-def measure_base(config: CompositionalConfig, seed: int, folder: Path, source: ModelConfig) -> None:
-    """Writes exact_match.json: "seen" and "held_out" compositions by name, and "unnamed" ones."""
-    from oneshot.poly.experiments.compositional.experiment import exact_match
-
+def measure_base(config: CompositionalConfig, seed: int, source: ModelConfig) -> dict[str, float]:
+    """Exact match of "seen" and "held_out" compositions by name, and of "unnamed" ones."""
     model, codec = backbone.load(source)
-    seen = compositional_tasks.seen(config.task_seed)
-    held_out = compositional_tasks.reserved(config.task_seed)
+    seen = string_tasks.seen(config.task_seed)
+    held_out = string_tasks.reserved(config.task_seed)
     measured = {}
     for name, compositions, unnamed in (
         ("seen", seen, 0.0),
         ("held_out", held_out, 0.0),
         ("unnamed", seen, 1.0),
     ):
-        rows = compositional_tasks.instruction_rows(
+        rows = string_tasks.instruction_rows(
             compositions, CHECKED, unnamed, derive_seed(seed, "base test", name)
         )
         examples = [Example(prompt, (answer,)) for prompt, answer in rows]
         measured[name] = evaluate(model, codec, examples, 0, exact_match())["exact_match"]
-    temporary = folder / "exact_match.writing"
-    temporary.write_text(json.dumps(measured) + "\n", encoding="utf-8")
-    temporary.replace(folder / "exact_match.json")
+    return measured

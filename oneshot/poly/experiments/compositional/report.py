@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,17 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 
-from oneshot.poly import storage
-from oneshot.poly.experiments.compositional.experiment import (
+from oneshot.poly.experiments.compositional.config import (
     ARMS,
-    Cell,
     CompositionalConfig,
-    cells,
-    checkpoint_path,
     inventories,
+    places,
 )
+from oneshot.poly.experiments.compositional.experiment import checkpoint_path
+from oneshot.poly.experiments.compositional.routing import read_weights, scaled
 from oneshot.poly.experiments.compositional.string_tasks import (
     DECORATION,
     SELECTION,
@@ -30,11 +27,16 @@ from oneshot.poly.experiments.compositional.string_tasks import (
 )
 from oneshot.poly.experiments.miniature import Arm
 from oneshot.poly.plots import task_distances
-from oneshot.poly.router import Router
 from oneshot.training.config import to_dict
-from oneshot.training.jsonl import read_jsonl
-
-Row = dict[str, Any]
+from oneshot.training.grid import (
+    Row,
+    draw_bars,
+    grouped,
+    markdown_table,
+    means,
+    write_json,
+    write_text,
+)
 
 
 @dataclass(frozen=True)
@@ -57,39 +59,36 @@ class Difference:
     by_seed: dict[int, float]
 
 
-def write_report(config: CompositionalConfig, output: Path) -> str:
+def write_report(
+    config: CompositionalConfig, output: Path, results: Mapping[str, Mapping[str, Any]]
+) -> str:
     """Writes table.md, results.json and compositional.png; returns the tables.
 
     Args:
         config: An experiment of which every part is finished.
         output: Its folder.
+        results: The result of every cell by its name.
     """
-    adaptation = [
-        {**place, "arm": name, **row}
-        for cell, place in _places(config)
-        for name in config.arms
-        for row in read_jsonl(cell.folder(output) / "adapt" / name / "results.jsonl")
-    ]
-    trained = dict.fromkeys(ARMS[name].inventory for name in config.arms)
-    training = [
-        {**place, "inventory": name, **_training(config, cell, output, name)}
-        for cell, place in _places(config)
-        for name in trained
-        if name is not None
-    ]
-    base = {
-        seed: json.loads((output / "base" / f"seed_{seed}" / "exact_match.json").read_text())
-        for seed in config.seeds
-    }
-    results = {
+    adaptation: list[Row] = []
+    training: list[Row] = []
+    trained = [n for n in dict.fromkeys(ARMS[name].inventory for name in config.arms) if n]
+    for place in places(config):
+        key = {"split": place.split, "pretraining_seed": place.seed, "prompts": place.prompts}
+        for arm in config.arms:
+            rows = results[f"{place.path}/adapt/{arm}"]["rows"]
+            adaptation += [{**key, "arm": arm, **row} for row in rows]
+        for name in trained:
+            row = results[f"{place.path}/train/{name}"]
+            training.append({**key, "inventory": name, **row})
+    base = {seed: results[f"base/seed_{seed}"] for seed in config.seeds}
+    everything = {
         "config": to_dict(config),
         "parameters": {name: trained_parameters(config, ARMS[name]) for name in config.arms},
         "base": base,
         "training": training,
         "adaptation": adaptation,
     }
-    text = json.dumps(results, indent=1)
-    (output / "results.json").write_text(text + "\n", encoding="utf-8")
+    write_json(output / "results.json", everything)
     tables = [_base_table(base)]
     for prompts in config.prompts:
         mine = [row for row in adaptation if row["prompts"] == prompts]
@@ -100,16 +99,9 @@ def write_report(config: CompositionalConfig, output: Path) -> str:
             _training_table([row for row in training if row["prompts"] == prompts]),
         ]
     report = "\n\n".join(table for table in tables if table)
-    (output / "table.md").write_text(report + "\n", encoding="utf-8")
+    write_text(output / "table.md", report + "\n")
     _plot(config, adaptation, output)
     return report
-
-
-def _places(config: CompositionalConfig) -> list[tuple[Cell, Row]]:
-    return [
-        (cell, {"split": cell.split, "pretraining_seed": cell.seed, "prompts": cell.prompts})
-        for cell in cells(config)
-    ]
 
 
 def trained_parameters(config: CompositionalConfig, arm: Arm) -> int:
@@ -155,8 +147,8 @@ def paired(rows: Iterable[Row], arm: str, other: str, shots: int) -> Difference:
             f"examples, got {len(values[arm])} and {len(values[other])}"
         )
     differences = {key: values[arm][key] - values[other][key] for key in values[arm]}
-    by_task = _means(((key[0], key[2]), value) for key, value in differences.items())
-    by_seed = _means((key[1], value) for key, value in differences.items())
+    by_task = means(((key[0], key[2]), value) for key, value in differences.items())
+    by_seed = means((key[1], value) for key, value in differences.items())
     return Difference(
         statistics.fmean(differences.values()),
         standard_error(list(differences.values())),
@@ -171,73 +163,23 @@ def standard_error(values: Sequence[float]) -> float:
     return statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan
 
 
-def rank_correlation(x: torch.Tensor, y: torch.Tensor) -> float:
-    """Spearman's rank correlation of two vectors; equal values share their mean rank."""
-    return float(torch.corrcoef(torch.stack((_ranks(x), _ranks(y))))[0, 1])
-
-
-def _ranks(values: torch.Tensor) -> torch.Tensor:
-    _, inverse, counts = torch.unique(values, return_inverse=True, return_counts=True)
-    last = counts.cumsum(0).double()
-    return (last - (counts.double() - 1) / 2)[inverse]
-
-
-def routing_correlation(weights: torch.Tensor, tasks: Sequence[Composition]) -> float:
-    """Rank correlation of the distance of two tasks' routing with the number of shared skills.
-
-    Args:
-        weights: [groups, tasks, heads, skills].
-        tasks: The tasks.
-
-    Returns:
-        -1 where tasks are routed the closer the more skills they share.
-    """
-    a, b = torch.triu_indices(len(tasks), len(tasks), offset=1)
-    shared = [tasks[i].shared(tasks[j]) for i, j in zip(a.tolist(), b.tolist(), strict=True)]
-    return rank_correlation(task_distances(weights)[a, b], torch.tensor(shared))
-
-
-def read_weights(checkpoint: Path) -> torch.Tensor | None:
-    """Routing of saved adapters, [groups, tasks, heads, skills]; None if it is not learned."""
-    logits = load_file(checkpoint / storage.TENSORS).get("router.logits")
-    if logits is None:
-        return None
-    router = Router(storage.read_config(checkpoint), len(logits))
-    assert router.logits is not None
-    router.logits.data = logits
-    return router.weights()
-
-
-def _training(config: CompositionalConfig, cell: Cell, output: Path, name: str) -> Row:
-    """Dev loss after training and how well the routing agrees with the true skills."""
-    folder = cell.folder(output)
-    last = read_jsonl(folder / "train" / name / "metrics.jsonl")[-1]
-    weights = None if name == "full" else read_weights(checkpoint_path(config, folder, name))
-    tasks = make_split(config.task_seed, cell.split, config.tasks).train
-    return {
-        "dev_loss": last["dev/loss"],
-        "rank_correlation": None if weights is None else routing_correlation(weights, tasks),
-    }
-
-
 def _base_table(base: Mapping[int, Mapping[str, float]]) -> str:
     kinds = {"seen": "named, seen", "held_out": "named, held out", "unnamed": "not named"}
     rows = [[str(seed), *(f"{row[kind]:.3f}" for kind in kinds)] for seed, row in base.items()]
-    return _table(["base model, seed", *kinds.values()], rows)
+    return markdown_table(["base model, seed", *kinds.values()], rows)
 
 
 def _adaptation_table(config: CompositionalConfig, rows: Sequence[Row]) -> str:
     """Exact match of each arm: every seed's mean over tasks, draws and splits, then their mean."""
     lines = []
     for arm in config.arms:
-        cells_of_arm = [arm, f"{trained_parameters(config, ARMS[arm]):,}".replace(",", " ")]
+        line = [arm, f"{trained_parameters(config, ARMS[arm]):,}".replace(",", " ")]
         for shots in config.shots:
             mine = [row for row in rows if row["arm"] == arm and row["shots"] == shots]
-            by_seed = _means((row["pretraining_seed"], row["exact_match"]) for row in mine)
-            cells_of_arm.append(_listed(by_seed.values()))
-        lines.append(cells_of_arm)
+            line.append(_listed(_by_seed(mine)))
+        lines.append(line)
     head = ["arm", "parameters trained in adaptation"]
-    return _table([*head, *(f"{shots} examples" for shots in config.shots)], lines)
+    return markdown_table([*head, *(f"{shots} examples" for shots in config.shots)], lines)
 
 
 def comparisons(arms: Sequence[str]) -> list[tuple[str, str]]:
@@ -261,33 +203,34 @@ def _difference_table(config: CompositionalConfig, rows: Sequence[Row]) -> str:
     for arm, other in comparisons(config.arms):
         line = [f"{arm} - {other}"]
         for shots in config.shots:
-            found = paired(rows, arm, other, shots)
-            each = " ".join(f"{value:+.3f}" for value in found.by_seed.values())
-            errors = f"{found.standard_error:.3f}; {found.task_standard_error:.3f}"
-            line.append(f"{found.mean:+.3f} ({errors}) {each}")
+            result = paired(rows, arm, other, shots)
+            each = " ".join(f"{value:+.3f}" for value in result.by_seed.values())
+            errors = f"{result.standard_error:.3f}; {result.task_standard_error:.3f}"
+            line.append(f"{result.mean:+.3f} ({errors}) {each}")
         lines.append(line)
     if not lines:
         return ""
     head = [f"{shots} examples" for shots in config.shots]
-    return _table(["paired difference (standard error; over tasks), each seed", *head], lines)
+    return markdown_table(
+        ["paired difference (standard error; over tasks), each seed", *head], lines
+    )
 
 
 def _training_table(rows: Sequence[Row]) -> str:
     lines = []
-    for name in dict.fromkeys(row["inventory"] for row in rows):
-        mine = [row for row in rows if row["inventory"] == name]
-        found = [row["rank_correlation"] for row in mine if row["rank_correlation"] is not None]
+    for name, mine in grouped(rows, "inventory").items():
+        routed = [row["rank_correlation"] for row in mine if row["rank_correlation"] is not None]
         losses = [row["dev_loss"] for row in mine]
-        lines.append([name, _listed(losses), _listed(found, "+.2f") if found else "-"])
+        lines.append([name, _listed(losses), _listed(routed, "+.2f") if routed else "-"])
     if not lines:
         return ""
     head = ["inventory", "dev loss of the training tasks, each run"]
-    return _table([*head, "rank correlation of routing distance and shared skills"], lines)
+    return markdown_table([*head, "rank correlation of routing distance and shared skills"], lines)
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+def _by_seed(rows: Sequence[Row]) -> list[float]:
+    """Exact match of each seed of pre-training, mean over tasks, draws and splits."""
+    return list(means((row["pretraining_seed"], row["exact_match"]) for row in rows).values())
 
 
 def _listed(values: Iterable[float], number: str = ".3f") -> str:
@@ -297,21 +240,13 @@ def _listed(values: Iterable[float], number: str = ".3f") -> str:
     return each if len(listed) == 1 else f"{each} = **{format(statistics.fmean(listed), number)}**"
 
 
-def _means(pairs: Iterable[tuple[Any, float]]) -> dict[Any, float]:
-    """Means of the values of equal keys, in the order in which the keys appear."""
-    groups: dict[Any, list[float]] = {}
-    for key, value in pairs:
-        groups.setdefault(key, []).append(value)
-    return {key: statistics.fmean(group) for key, group in groups.items()}
-
-
 def _plot(config: CompositionalConfig, rows: Sequence[Row], output: Path) -> None:
     """Exact match of the arms (a dot for each seed), and a map of the training tasks."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     routed = [name for name in config.arms if name.startswith("poly-s")]
-    first = cells(config)[0]
+    first = places(config)[0]
     mine = [row for row in rows if row["prompts"] == first.prompts]
     panels = len(config.shots) + bool(routed)
     height = max(3.4, 0.2 * len(config.arms) + 1)
@@ -319,32 +254,20 @@ def _plot(config: CompositionalConfig, rows: Sequence[Row], output: Path) -> Non
     FigureCanvasAgg(figure)
     for number, shots in enumerate(config.shots, start=1):
         axes = figure.add_subplot(1, panels, number)
-        _plot_arms(axes, config.arms, [row for row in mine if row["shots"] == shots])
+        by_arm = grouped([row for row in mine if row["shots"] == shots], "arm")
+        draw_bars(axes, {arm: _by_seed(by_arm[arm]) for arm in config.arms})
+        axes.set_xlim(0, 1)
         axes.set_title(f"Exact match, {shots} examples of a new task", fontsize=9)
         if number > 1:
             axes.set_yticklabels([])
     if routed:
-        folder = first.folder(output)
-        weights = read_weights(checkpoint_path(config, folder, routed[0]))
+        weights = read_weights(checkpoint_path(config, output / first.path, routed[0]))
         assert weights is not None
         tasks = make_split(config.task_seed, first.split, config.tasks).train
         axes = figure.add_subplot(1, panels, panels)
         _plot_map(axes, scaled(task_distances(weights)), tasks)
         axes.set_title(f"Training tasks by the routing of {routed[0]}", fontsize=9)
     figure.savefig(output / "compositional.png", dpi=110)
-
-
-def _plot_arms(axes: Any, arms: Sequence[str], rows: Sequence[Row]) -> None:
-    for place, arm in enumerate(arms):
-        by_seed = _means(
-            (row["pretraining_seed"], row["exact_match"]) for row in rows if row["arm"] == arm
-        ).values()
-        axes.barh(place, statistics.fmean(by_seed), color="tab:blue", alpha=0.5)
-        axes.plot(list(by_seed), [place] * len(by_seed), "k.", markersize=3)
-    axes.set_yticks(range(len(arms)), arms, fontsize=7)
-    axes.invert_yaxis()
-    axes.set_xlim(0, 1)
-    axes.tick_params(axis="x", labelsize=7)
 
 
 def _plot_map(axes: Any, points: torch.Tensor, tasks: Sequence[Composition]) -> None:
@@ -361,15 +284,3 @@ def _plot_map(axes: Any, points: torch.Tensor, tasks: Sequence[Composition]) -> 
     axes.legend(fontsize=6, ncols=2)
     axes.set_xticks([])
     axes.set_yticks([])
-
-
-def scaled(distances: torch.Tensor) -> torch.Tensor:
-    """Points in the plane that keep distances [n, n] as well as two axes can: [n, 2].
-
-    Source:
-        Classical multidimensional scaling (Torgerson 1952).
-    """
-    squares = distances.double().square()
-    centred = squares - squares.mean(0) - squares.mean(1, keepdim=True) + squares.mean()
-    values, vectors = torch.linalg.eigh(-centred / 2)
-    return vectors[:, -2:] * values[-2:].clamp(min=0).sqrt()
