@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from oneshot.chmm.config import ChmmConfig, DataConfig, EncoderConfig, ModelConfig
-from oneshot.chmm.data import TAGGER_SOURCE, WeakDataset
+from oneshot.chmm.dataset import TAGGER_SOURCE, WeakDataset
 from oneshot.chmm.label_model.training import Progress
 from oneshot.chmm.labels import LabelSpace
 from oneshot.chmm.model import CHMM

@@ -7,7 +7,7 @@ import dataclasses
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from oneshot.chmm.config import ChmmConfig
@@ -108,7 +108,8 @@ def _alt(words: list[str]) -> int:
 
 
 def _label(words: list[str]) -> int:
-    from oneshot.chmm.data import SPLITS, Form
+    from oneshot.chmm.dataset import SPLITS
+    from oneshot.chmm.readers.registry import READERS
 
     parser = argparse.ArgumentParser(
         prog="oneshot chmm label",
@@ -122,7 +123,10 @@ def _label(words: list[str]) -> int:
     )
     parser.add_argument("--split", choices=SPLITS, help="default: test, or the only split there is")
     parser.add_argument(
-        "--form", default="auto", choices=get_args(Form), help="format of the data (default: auto)"
+        "--format",
+        default="auto",
+        choices=("auto", *READERS),
+        help="format of the data (default: auto)",
     )
     parser.add_argument("--output", type=Path, required=True, help="file to write")
     parser.add_argument(
@@ -137,7 +141,7 @@ def _label(words: list[str]) -> int:
         parsed.data,
         parsed.split,
         parsed.output,
-        form=parsed.form,
+        format=parsed.format,
         constrained=not parsed.unconstrained,
         say=lambda text: print(text, file=sys.stderr),
     )

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from oneshot.chmm.labels import Overlaps
+from oneshot.chmm.readers.registry import Format
 from oneshot.training.config import check_types, require
 
 
@@ -23,7 +24,7 @@ class DataConfig:
     path: str
     """Folder with train, and valid and test if there are any (see `oneshot.chmm.data.load`).
     Without valid, every tenth sentence of train is held out in its place."""
-    form: Literal["auto", "chmm_json", "wrench", "conll", "skweak"] = "auto"
+    format: Format = "auto"
     """Format of the files; "auto" looks at them."""
     sources: Literal["recommended", "all"] | tuple[str, ...] = "recommended"
     """Sources to use: those that the data set recommends, all, or these."""
@@ -162,7 +163,7 @@ class TaggerConfig:
     """The token classifier."""
 
     source: str | None = None
-    """Its encoder (forms of encoder.source); by default encoder.source."""
+    """Its encoder, written as encoder.source is; by default that one."""
     epochs: int = 100
     """Passes over the training sentences in phase I."""
     batch_size: int = 16

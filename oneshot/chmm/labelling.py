@@ -19,13 +19,14 @@ import numpy.typing as npt
 
 from oneshot.chmm import data
 from oneshot.chmm.checkpoint import INFO, SavedModel, load_model
-from oneshot.chmm.data import TAGGER_SOURCE, Form, Sentence
+from oneshot.chmm.dataset import TAGGER_SOURCE, Sentence, WeakDataset
 from oneshot.chmm.encoder.embeddings import embed
 from oneshot.chmm.label_model.batches import Examples
 from oneshot.chmm.labels import Ids, LabelSpace
 from oneshot.chmm.model import Predictions
 from oneshot.chmm.prepare import observe
 from oneshot.chmm.readers import files
+from oneshot.chmm.readers.registry import Format
 from oneshot.chmm.tagger.source import with_tagger
 from oneshot.chmm.tagger.tagger import Tagger, hard_labels
 
@@ -40,7 +41,7 @@ def label(
     split: str | None,
     output: Path,
     *,
-    form: Form = "auto",
+    format: Format = "auto",
     constrained: bool = True,
     say: Callable[[str], object] = lambda _: None,
 ) -> int:
@@ -53,7 +54,7 @@ def label(
             tokens divided by blanks or tabs.
         split: train, valid or test. Default: test, or the only split there is.
         output: The file; replaced in one move.
-        form: Format of the data set.
+        format: Format of the data set.
         constrained: Only label sequences that BIO allows (CHMM). A tagger's are always reduced to
             whole entities.
         say: Is told what was assumed about the data.
@@ -74,25 +75,25 @@ def label(
             )
         saved = load_model(model)
         labels = saved.model.labels
-        sentences = _chmm_sentences(saved, dataset, split, form, say)
+        sentences = _chmm_sentences(saved, dataset, split, format, say)
         found = _by_chmm(saved, model, sentences, constrained)
         _write(output, labels, sentences, found.labels, found.posteriors)
         return len(sentences)
     if not (model / "config.json").exists():
         raise FileNotFoundError(f"{model}: neither a CHMM ({INFO}) nor a tagger (config.json)")
     tagger = Tagger.open(model)
-    sentences = _tagger_sentences(tagger, dataset, split, form, say)
+    sentences = _tagger_sentences(tagger, dataset, split, format, say)
     posteriors = tagger.predict([s.tokens for s in sentences])
     _write(output, tagger.labels, sentences, hard_labels(tagger.labels, posteriors), posteriors)
     return len(sentences)
 
 
 def _chmm_sentences(
-    saved: SavedModel, folder: Path, split: str | None, form: Form, say: Callable[[str], object]
+    saved: SavedModel, folder: Path, split: str | None, format: Format, say: Callable[[str], object]
 ) -> Sequence[Sentence]:
     told = data.load(
         folder,
-        form=form,
+        format=format,
         sources=[name for name in saved.sources if name != TAGGER_SOURCE],
         entity_types=saved.model.labels.entity_types,
         stray_inside=saved.data.stray_inside,
@@ -104,14 +105,14 @@ def _chmm_sentences(
 
 
 def _tagger_sentences(
-    tagger: Tagger, path: Path, split: str | None, form: Form, say: Callable[[str], object]
+    tagger: Tagger, path: Path, split: str | None, format: Format, say: Callable[[str], object]
 ) -> Sequence[Sentence]:
     """Sentences of a text, or of a data set, whose votes play no part: nothing in them is wrong."""
     if path.is_file():
         return read_text(path)
     told = data.load(
         path,
-        form=form,
+        format=format,
         sources="all",
         entity_types=tagger.labels.entity_types,
         stray_inside="begin",
@@ -122,7 +123,7 @@ def _tagger_sentences(
 
 
 def _chosen(
-    dataset: data.WeakDataset, split: str | None, say: Callable[[str], object]
+    dataset: WeakDataset, split: str | None, say: Callable[[str], object]
 ) -> Sequence[Sentence]:
     if split is None:
         split = next(iter(dataset.splits)) if len(dataset.splits) == 1 else "test"

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from oneshot.chmm.data import Sentence
+from oneshot.chmm.dataset import Sentence
 from oneshot.chmm.errors import NoGoldError
 from oneshot.chmm.labels import Ids, LabelSpace
 

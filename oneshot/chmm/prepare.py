@@ -11,7 +11,7 @@ from torch import Tensor
 
 from oneshot.chmm import data
 from oneshot.chmm.config import ChmmConfig, DataConfig
-from oneshot.chmm.data import Sentence, WeakDataset
+from oneshot.chmm.dataset import Sentence, WeakDataset
 from oneshot.chmm.encoder.embeddings import embed
 from oneshot.chmm.label_model.batches import Examples
 from oneshot.chmm.label_model.observations import observations
@@ -114,7 +114,7 @@ def read(config: DataConfig) -> WeakDataset:
     """The data set with the sources that the config names."""
     return data.load(
         config.path,
-        form=config.form,
+        format=config.format,
         sources=config.sources,
         entity_types=config.entity_types,
         stray_inside=config.stray_inside,

@@ -128,11 +128,11 @@ def _export(words: list[str]) -> int:
     names = storage.read_description(config.adapters).get("task_names", [])
     model, codec = backbone.load(config.model)
     poly = storage.load(model, config.adapters)
-    if config.form == "peft-poly":
+    if config.format == "peft-poly":
         peft_exchange.save_peft(poly, folder)
     else:
         task = _task_number(str(config.task), names, poly.poly_config.tasks)
-        if config.form == "peft-lora":
+        if config.format == "peft-lora":
             peft_exchange.save_peft_lora(poly, folder, task)
         else:
             poly.merge(task)

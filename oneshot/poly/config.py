@@ -342,13 +342,13 @@ class EvaluateConfig:
 
 @dataclass(frozen=True)
 class ExportConfig:
-    """`oneshot poly export`: adapters in another form."""
+    """`oneshot poly export`: adapters in another format."""
 
     adapters: str
     """A training run or one of its checkpoints."""
     output: str
     """Folder to write."""
-    form: Literal["peft-poly", "peft-lora", "merged"]
+    format: Literal["peft-poly", "peft-lora", "merged"]
     """A PEFT Poly checkpoint; a plain PEFT LoRA of one task; the whole model with that task merged
     into its weights."""
     task: str | None = None
@@ -359,8 +359,8 @@ class ExportConfig:
     def __post_init__(self) -> None:
         check_types(self)
         require(
-            self.form == "peft-poly" or self.task is not None,
+            self.format == "peft-poly" or self.task is not None,
             "task",
-            f'given for form "{self.form}"',
+            f'given for format "{self.format}"',
             self.task,
         )

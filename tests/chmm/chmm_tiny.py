@@ -58,7 +58,7 @@ SOURCES = ["lexicon", "pattern", "noise"]
 
 
 def write_data(folder: Path, train: int = 24, valid: int = 8, test: int = 8) -> str:
-    """A data set in the CHMM-ALT form: sentences such as "a car in dark red ."."""
+    """A data set in the CHMM-ALT format: sentences such as "a car in dark red ."."""
     generator = torch.Generator().manual_seed(3)
 
     def draw(n: int) -> int:

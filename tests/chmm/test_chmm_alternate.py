@@ -12,9 +12,10 @@ from oneshot.chmm import metrics
 from oneshot.chmm.alternation import alternate as alt
 from oneshot.chmm.checkpoint import load_model
 from oneshot.chmm.config import AlternateConfig, DataConfig, TaggerConfig
-from oneshot.chmm.data import LabelSpace, Sentence
+from oneshot.chmm.dataset import Sentence
 from oneshot.chmm.errors import NoGoldError
 from oneshot.chmm.label_model.batches import Examples
+from oneshot.chmm.labels import LabelSpace
 from oneshot.chmm.prepare import observe, prepare
 from oneshot.chmm.tagger.source import soft_frequency, with_tagger
 from oneshot.chmm.tagger.tagger import Tagger, hard_labels

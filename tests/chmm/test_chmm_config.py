@@ -95,7 +95,7 @@ def test_values_that_make_no_sense(option, message):
             lambda: DataConfig(path="x", overlaps="last"),
             r"DataConfig\.overlaps must be one of 'error', ",
         ),
-        (lambda: DataConfig(path="x", form="xml"), r"DataConfig\.form must be one of 'auto', "),
+        (lambda: DataConfig(path="x", format="xml"), r"DataConfig\.format must be one of 'auto', "),
         (
             lambda: ModelConfig(emission_context="word"),
             r"ModelConfig\.emission_context must be one of",

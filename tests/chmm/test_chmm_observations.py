@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from oneshot.chmm.data import Sentence
+from oneshot.chmm.dataset import Sentence
 from oneshot.chmm.label_model.observations import observations, resolve
 from oneshot.ops import combine_emissions
 

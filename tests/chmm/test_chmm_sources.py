@@ -5,7 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from oneshot.chmm.data import LabelSpace, Sentence
+from oneshot.chmm.dataset import Sentence
+from oneshot.chmm.labels import LabelSpace
 from oneshot.chmm.reports.sources import analyse, markdown, remarks
 
 LABELS = LabelSpace(("PER", "ORG"))

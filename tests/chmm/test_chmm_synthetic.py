@@ -9,8 +9,8 @@ import torch
 from oneshot import ops
 from oneshot.chmm.baselines.hmm import ClassicalHMM
 from oneshot.chmm.baselines.vote import MajorityVote
-from oneshot.chmm.data import ABSTAIN
 from oneshot.chmm.label_model.observations import observations
+from oneshot.chmm.labels import ABSTAIN
 from oneshot.chmm.metrics import evaluate
 from oneshot.chmm.synthetic import corpus as synthetic
 from oneshot.chmm.synthetic.corpus import GUESSES, KNOWN, KNOWS, LABELS, generate

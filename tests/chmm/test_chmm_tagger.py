@@ -8,8 +8,8 @@ import torch
 
 from oneshot.chmm import data
 from oneshot.chmm.config import TaggerConfig
-from oneshot.chmm.data import LabelSpace
 from oneshot.chmm.errors import NonFiniteLossError
+from oneshot.chmm.labels import LabelSpace
 from oneshot.chmm.tagger.tagger import (
     Tagger,
     _schedule,

@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 import yaml
 
-from oneshot.chmm import checkpoint, data, prepare
+from oneshot.chmm import checkpoint, prepare
 from oneshot.chmm.alternation.alternate import alternate
+from oneshot.chmm.dataset import Sentence, WeakDataset
 from oneshot.chmm.labelling import label
+from oneshot.chmm.labels import LabelSpace
 from oneshot.chmm.tagger.tagger import Tagger
 from oneshot.cli import main
 from oneshot.training.config import to_dict
@@ -140,10 +142,10 @@ def test_errors_come_before_the_work_and_leave_nothing_behind(
 )
 def test_a_tenth_of_train_is_held_out(size, train, valid):
     sentences = tuple(
-        data.Sentence((str(i),), np.zeros((1, 1), np.int64), id=str(i)) for i in range(size)
+        Sentence((str(i),), np.zeros((1, 1), np.int64), id=str(i)) for i in range(size)
     )
-    labels = data.LabelSpace(("X",))
-    dataset = data.WeakDataset(labels, ("a",), {"train": sentences, "test": sentences[:1]})
+    labels = LabelSpace(("X",))
+    dataset = WeakDataset(labels, ("a",), {"train": sentences, "test": sentences[:1]})
     found = prepare.with_valid(dataset, "x")
     assert {k: len(v) for k, v in found.splits.items()} == {
         "train": train, "valid": valid, "test": 1
@@ -153,7 +155,7 @@ def test_a_tenth_of_train_is_held_out(size, train, valid):
     assert f"{valid} of {size} sentences of train are held out" in found.notes[0]
     assert prepare.with_valid(found, "x") is found
     with pytest.raises(ValueError, match=r"data\.path: x has no file of the split 'train', only t"):
-        prepare.with_valid(data.WeakDataset(labels, ("a",), {"test": sentences}), "x")
+        prepare.with_valid(WeakDataset(labels, ("a",), {"test": sentences}), "x")
 
 
 def test_partly_annotated_gold_selects_nothing_and_is_noted(root, tmp_path):

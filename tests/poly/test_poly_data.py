@@ -31,7 +31,7 @@ def write_superni(path, instances, definition="Do it."):
 
 
 def test_super_natural_instructions_files(tmp_path):
-    """Early and late forms of the schema, and a test file of its own."""
+    """Early and late versions of the schema, and a test file of its own."""
     rows = [{"id": "x", "input": f"i{n}", "output": [f"o{n % 3}", "other"]} for n in range(12)]
     write_superni(tmp_path / "task001_whole.json", rows, ["Say so.", "unused"])
     early = [{"input": f"i{n}", "output": f"o{n}"} for n in range(9)]
@@ -228,8 +228,8 @@ def test_the_21_real_tasks(shared_data):
             "evaluation.metrics must be one of answers",
         ),
         (
-            lambda: ExportConfig(adapters="a", output="o", form="lora"),
-            "ExportConfig.form must be one of 'peft-",
+            lambda: ExportConfig(adapters="a", output="o", format="lora"),
+            "ExportConfig.format must be one of 'peft-",
         ),
         (
             lambda: TrainConfig(data=DATA, run=RUN, method="lora"),

@@ -252,13 +252,13 @@ def test_json_of_the_command(digits_folder, tmp_path, capsys):
     assert "rank_accuracy" in figures["parity"]
     assert "rank_accuracy" not in figures["first"]  # ten answers are more than eight
     capsys.readouterr()
-    for form in ("peft-poly", "peft-lora", "merged"):
-        output = tmp_path / form
-        command = ["export", *common, f"--output={output}", f"--form={form}", "--task=parity"]
+    for format in ("peft-poly", "peft-lora", "merged"):
+        output = tmp_path / format
+        command = ["export", *common, f"--output={output}", f"--format={format}", "--task=parity"]
         assert main(["poly", *command]) == 0
-        assert (output / "model.safetensors").exists() == (form == "merged")
+        assert (output / "model.safetensors").exists() == (format == "merged")
     assert main(["poly", *command]) == 1
     command[-1] = "--task=parties"
-    command[5:7] = [f"--output={tmp_path / 'x'}", "--form=peft-lora"]
+    command[5:7] = [f"--output={tmp_path / 'x'}", "--format=peft-lora"]
     assert main(["poly", *command]) == 1
     assert main(["poly"]) == 2

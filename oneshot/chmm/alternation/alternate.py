@@ -23,7 +23,7 @@ import torch
 from oneshot.chmm import metrics
 from oneshot.chmm.alternation.state import Floats, State, load, publish, save
 from oneshot.chmm.config import ChmmConfig
-from oneshot.chmm.data import TAGGER_SOURCE, Sentence, WeakDataset
+from oneshot.chmm.dataset import TAGGER_SOURCE, Sentence, WeakDataset
 from oneshot.chmm.errors import NoGoldError
 from oneshot.chmm.label_model.batches import Examples
 from oneshot.chmm.label_model.training import (

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from oneshot.chmm.checkpoint import read_state, reading, save_model, write_state
 from oneshot.chmm.config import ChmmConfig
-from oneshot.chmm.data import TAGGER_SOURCE
+from oneshot.chmm.dataset import TAGGER_SOURCE
 from oneshot.chmm.labels import Ids
 from oneshot.chmm.model import CHMM
 from oneshot.chmm.prepare import Prepared

@@ -8,7 +8,7 @@ from typing import Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
-from oneshot.chmm.data import Sentence
+from oneshot.chmm.dataset import Sentence
 from oneshot.chmm.label_model.observations import resolve
 from oneshot.chmm.labels import Ids, LabelSpace, bio_to_io, io_to_bio, io_to_bio_posteriors
 

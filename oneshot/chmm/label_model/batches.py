@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from oneshot.chmm.data import Sentence
+from oneshot.chmm.dataset import Sentence
 
 POOL = 8  # batches whose examples are sorted by length together
 

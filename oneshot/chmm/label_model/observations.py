@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from oneshot.chmm.data import Sentence
+from oneshot.chmm.dataset import Sentence
 from oneshot.chmm.labels import ABSTAIN, Ids
 
 Rule = Literal["vote_o", "reference", "abstain"]

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from oneshot.chmm import metrics
 from oneshot.chmm.config import ChmmConfig, TrainingConfig
-from oneshot.chmm.data import Priors, Sentence
+from oneshot.chmm.dataset import Priors, Sentence
 from oneshot.chmm.errors import NoGoldError, NonFiniteLossError
 from oneshot.chmm.label_model.batches import Examples, collate, shuffled
 from oneshot.chmm.label_model.initialisation import initial_matrices, start

@@ -14,8 +14,16 @@ from typing import Any
 
 import numpy as np
 
-from oneshot.chmm.data import ABSTAIN, SPLITS, LabelSpace, Priors, Sentence, WeakDataset
+from oneshot.chmm.dataset import SPLITS, Priors, Sentence, WeakDataset
+from oneshot.chmm.labels import ABSTAIN, LabelSpace
 from oneshot.chmm.readers import files
+
+SUFFIXES = (".json",)
+
+
+def matches(file: Path) -> bool:
+    """Always: WRENCH, whose files are JSON too, is asked first."""
+    return True
 
 
 def read(folder: Path, options: files.Reading) -> tuple[WeakDataset, tuple[str, ...] | None]:
@@ -30,7 +38,7 @@ def read(folder: Path, options: files.Reading) -> tuple[WeakDataset, tuple[str, 
         priors = _priors(meta["priors"], sources, labels) if meta.get("priors") else None
 
     splits, sizes = {}, {}
-    for split, file in files.require_splits(folder, ".json").items():
+    for split, file in files.require_splits(folder, *SUFFIXES).items():
         sentences = []
         records = files.read_records(file)
         sizes[split] = len(records)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from oneshot.chmm.data import SPLITS
+from oneshot.chmm.dataset import SPLITS
 from oneshot.chmm.labels import Ids, LabelSpace, Overlaps
 
 # Other names of splits in use, and the name that is read.

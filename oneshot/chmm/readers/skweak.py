@@ -11,16 +11,23 @@ from typing import Any
 
 import numpy as np
 
-from oneshot.chmm.data import ABSTAIN, LabelSpace, Sentence, WeakDataset
-from oneshot.chmm.labels import Ids
+from oneshot.chmm.dataset import Sentence, WeakDataset
+from oneshot.chmm.labels import ABSTAIN, Ids, LabelSpace
 from oneshot.chmm.readers import files
+
+SUFFIXES = (".spacy",)
+
+
+def matches(file: Path) -> bool:
+    """Always: nothing else has this suffix."""
+    return True
 
 
 def read(folder: Path, options: files.Reading) -> tuple[WeakDataset, tuple[str, ...] | None]:
-    """The set; nothing is recommended in this form."""
+    """The set; nothing is recommended in this format."""
     docs = {
         split: (file, _documents(file))
-        for split, file in files.require_splits(folder, ".spacy").items()
+        for split, file in files.require_splits(folder, *SUFFIXES).items()
     }
     everything = [doc for _, split in docs.values() for doc in split]
     sources = tuple(dict.fromkeys(name for doc in everything for name in doc.spans))

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from oneshot.chmm.data import Sentence
+from oneshot.chmm.dataset import Sentence
 from oneshot.chmm.labels import Ids, LabelSpace, bio_to_io
 
 SourceTable = dict[str, dict[str, Any]]

@@ -19,8 +19,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from oneshot.chmm.data import ABSTAIN, LabelSpace, Sentence, WeakDataset
-from oneshot.chmm.labels import Ids, Span
+from oneshot.chmm.dataset import Sentence, WeakDataset
+from oneshot.chmm.labels import ABSTAIN, Ids, LabelSpace, Span
 
 LABELS = LabelSpace(("PLANT", "STONE"))
 SOURCES = ("gazetteer", "pattern", "model", "crowd")

@@ -50,7 +50,7 @@ class BaseConfig:
     strings: int = 40_000
     """Training examples."""
     unnamed: float = 0.2
-    """Share of examples with "?" in place of the skills: the decoder knows that form too."""
+    """Share of examples with "?" in place of the skills: the decoder knows such prompts too."""
     steps: int = 1500
     """Optimizer steps."""
     optimizer: OptimizerConfig = field(
