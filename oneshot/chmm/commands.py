@@ -47,7 +47,7 @@ def _fit(words: list[str]) -> int:
 
     _quiet()
     result = fit(config, resume=parsed.resume)
-    for split, figures in result.figures.items():
+    for split, figures in result.metrics.items():
         print(f"{split:5}  {_summary(figures)}")
     for remark in remarks(result.sources):
         print(remark)
@@ -81,7 +81,7 @@ def _alt(words: list[str]) -> int:
     _add_resume(parser)
     parsed = parser.parse_args(words)
     config = instantiate(ChmmConfig, parser, parsed)
-    from oneshot.chmm.alternation.alternate import alternate
+    from oneshot.chmm.trainer import alternate
 
     _quiet()
     result = alternate(config, resume=parsed.resume)
@@ -130,6 +130,9 @@ def _label(words: list[str]) -> int:
     )
     parser.add_argument("--output", type=Path, required=True, help="file to write")
     parser.add_argument(
+        "--device", default="auto", help="a torch device (default: a GPU if there is one)"
+    )
+    parser.add_argument(
         "--unconstrained", action="store_true", help="allow label pairs that BIO forbids"
     )
     parsed = parser.parse_args(words)
@@ -142,6 +145,7 @@ def _label(words: list[str]) -> int:
         parsed.split,
         parsed.output,
         format=parsed.format,
+        device=parsed.device,
         constrained=not parsed.unconstrained,
         say=lambda text: print(text, file=sys.stderr),
     )

@@ -65,7 +65,7 @@ def run_demo(
     examples = make_examples(made)
     config = ChmmConfig(
         data=DataConfig(path="synthetic", rule="abstain"),
-        run=RunConfig(output=""),
+        run=RunConfig(output="", device="cpu"),
         training=TrainingConfig(
             epochs=epochs, batch_size=32, nn_lr=0.01, selection="likelihood", constrained=True
         ),

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from oneshot.chmm import metrics
-from oneshot.chmm.alternation.alternate import alternate, new_tagger
+from oneshot.chmm.alternation.stages import new_tagger
 from oneshot.chmm.baselines import LabelModel
 from oneshot.chmm.baselines.dawid_skene import DawidSkene
 from oneshot.chmm.baselines.hmm import ClassicalHMM
@@ -34,7 +34,9 @@ from oneshot.chmm.label_model.training import make_model, make_optimizer, train_
 from oneshot.chmm.labels import Ids
 from oneshot.chmm.prepare import Prepared, observe, prepare
 from oneshot.chmm.reports.table import write_report
-from oneshot.chmm.tagger.tagger import hard_labels, one_hot, train_tagger
+from oneshot.chmm.tagger.model import hard_labels
+from oneshot.chmm.tagger.training import one_hot, train_tagger
+from oneshot.chmm.trainer import alternate
 from oneshot.training.config import to_dict
 from oneshot.training.grid import Cell, Outcome, run_grid
 

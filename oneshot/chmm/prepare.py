@@ -12,6 +12,7 @@ from torch import Tensor
 from oneshot.chmm import data
 from oneshot.chmm.config import ChmmConfig, DataConfig
 from oneshot.chmm.dataset import Sentence, WeakDataset
+from oneshot.chmm.device import device_of
 from oneshot.chmm.encoder.embeddings import embed
 from oneshot.chmm.label_model.batches import Examples
 from oneshot.chmm.label_model.observations import observations
@@ -38,7 +39,11 @@ def prepare(config: ChmmConfig, dataset: WeakDataset | None = None) -> Prepared:
     examples = {}
     for split, sentences in dataset.splits.items():
         embeddings = embed(
-            [s.tokens for s in sentences], config.encoder.source, config.encoder.max_pieces
+            [s.tokens for s in sentences],
+            config.encoder.source,
+            config.encoder.max_subwords,
+            device=device_of(config.run.device),
+            dtype=config.encoder.dtype,
         )
         observed = observe(sentences, len(dataset.labels), config.data)
         examples[split] = Examples(sentences, embeddings, observed)

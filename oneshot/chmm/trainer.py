@@ -1,18 +1,19 @@
-"""`oneshot chmm fit`: a CHMM from a folder of weak labels, in a run folder.
+"""The two kinds of run: `fit`, a CHMM on its sources, and `alternate`, CHMM and tagger in turn.
 
 <output>/config.yaml        the resolved config
-<output>/metrics.jsonl      one line per epoch; tensorboard/ and curves.png show the same
+<output>/metrics.jsonl      one line per epoch (`alternate`: per stage); tensorboard/ and curves.png
+                            show the same
 <output>/checkpoints/       what a killed run resumes from
 <output>/chmm/              the trained CHMM, for `oneshot chmm label`
-<output>/results.json       figures of every split
+<output>/tagger/            the trained tagger (`alternate`)
+<output>/results.json       metrics of every split (`fit`, as is what follows)
 <output>/sources.md         what each source is worth; sources.json and sources.png likewise
 <output>/transitions.png    mean transition matrix
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,10 @@ from typing import Any
 import torch
 
 from oneshot.chmm import checkpoint, metrics
+from oneshot.chmm.alternation import stages
+from oneshot.chmm.alternation.state import State, load, publish, save
 from oneshot.chmm.config import ChmmConfig
+from oneshot.chmm.device import device_of
 from oneshot.chmm.label_model.batches import Examples
 from oneshot.chmm.label_model.training import (
     Progress,
@@ -33,16 +37,18 @@ from oneshot.chmm.label_model.training import (
     train_chmm,
 )
 from oneshot.chmm.model import CHMM, Predictions
-from oneshot.chmm.prepare import Prepared, loading_bars, prepare
+from oneshot.chmm.prepare import Prepared, loading_bars, prepare, read_checked
 from oneshot.chmm.reports import sources
 from oneshot.chmm.reports.plots import plot_curves, plot_sources, plot_transitions
 from oneshot.training import checkpoints
 from oneshot.training.folder import open_run, write_config
+from oneshot.training.grid import write_json
 from oneshot.training.jsonl import read_jsonl
 from oneshot.training.metrics import MetricsLog
 
-# A resumed run may be longer or speak less: that changes no number of it.
-MAY_CHANGE = {"run.progress", "training.epochs"}
+# A resumed run may be longer or show less: that changes no number of it.
+FIT_MAY_CHANGE = {"run.progress", "training.epochs"}
+ALTERNATE_MAY_CHANGE = {"run.progress", "alternate.loops"}
 SHOWN = {
     "train/log_likelihood": ("train LL", ".4f"),
     "valid/log_likelihood": ("valid LL", ".4f"),
@@ -54,14 +60,14 @@ SHOWN = {
 
 @dataclass(frozen=True)
 class FitResult:
-    """What a finished run leaves.
+    """What a finished `fit` leaves.
 
     Attributes:
         output: Its folder; the CHMM is in `output / "chmm"`.
         model: The CHMM of the best epoch.
         history: The rows of metrics.jsonl; step 0 is the start.
-        best_epoch: The epoch that was kept.
-        figures: Of every split: `metrics.evaluate`, or `metrics.without_gold`.
+        best_epoch: The epoch whose weights the model has.
+        metrics: Of every split: `metrics.evaluate`, or `metrics.without_gold`.
         selection: What chose the epoch.
         unfinished: Whether the last epoch was the best by far, so that more would help.
         sources: `sources.analyse` on train.
@@ -72,10 +78,29 @@ class FitResult:
     model: CHMM
     history: list[dict[str, Any]]
     best_epoch: int
-    figures: dict[str, dict[str, Any]]
+    metrics: dict[str, dict[str, Any]]
     selection: Selection
     unfinished: bool
     sources: sources.SourceTable
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class AlternateResult:
+    """What a finished `alternate` leaves.
+
+    Attributes:
+        output: Its folder, with `tagger`, a model folder, and `chmm`, a CHMM folder.
+        history: The rows of metrics.jsonl, one per stage.
+        tagger: The row of the final tagger.
+        chmm: The row of the best CHMM.
+        notes: What was assumed about the data.
+    """
+
+    output: Path
+    history: list[dict[str, Any]]
+    tagger: dict[str, Any]
+    chmm: dict[str, Any]
     notes: tuple[str, ...]
 
 
@@ -85,11 +110,12 @@ def fit(config: ChmmConfig, *, resume: bool = False, prepared: Prepared | None =
     Args:
         config: The run; `tagger` and `alternate` play no part.
         resume: Continue the run in `config.run.output` from its last epoch.
-        prepared: Data and embeddings, if they are there already.
+        prepared: Data and embeddings, if they have been computed already.
 
     Raises:
         FileExistsError: The output folder has files in it and `resume` is False.
-        ValueError: Bad data, or a resumed run with another config or other data.
+        ValueError: Bad data, a device that is not available, or a resumed run with another config
+            or other data.
         NonFiniteLossError: The log-likelihood became NaN or infinite.
     """
     with loading_bars(config.run.progress):
@@ -97,9 +123,7 @@ def fit(config: ChmmConfig, *, resume: bool = False, prepared: Prepared | None =
 
 
 def _fit(config: ChmmConfig, resume: bool, prepared: Prepared | None) -> FitResult:
-    if config.run.threads is not None:
-        torch.set_num_threads(config.run.threads)
-    folder, newest = open_run(Path(config.run.output), config, resume, MAY_CHANGE)
+    folder, newest = _open(config, resume, FIT_MAY_CHANGE)
     prepared = prepared or prepare(config)
     dataset, examples = prepared.dataset, prepared.examples
     digest = dataset.digest()
@@ -109,11 +133,7 @@ def _fit(config: ChmmConfig, resume: bool, prepared: Prepared | None) -> FitResu
     progress = None
     if newest is not None:
         progress = checkpoint.load_training(newest, model, optimizer, digest)
-    write_config(folder, config)  # not before everything that can be wrong with it has been seen
-    done = progress.epoch if progress else None
-    log = open_log(folder, config.training.epochs, done, config.run.progress)
-    for note in dataset.notes:
-        log.say(note)
+    log = _start(config, prepared, config.training.epochs, progress.epoch if progress else None)
 
     def after_epoch(now: Progress, row: Row) -> None:
         log.step(now.epoch, row)
@@ -144,18 +164,18 @@ def _fit(config: ChmmConfig, resume: bool, prepared: Prepared | None) -> FitResu
         split: model.predict(x, constrained=config.training.constrained)
         for split, x in examples.items()
     }
-    figures = evaluate(model, examples, predictions)
-    (folder / "results.json").write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+    results = evaluate(model, examples, predictions)
+    write_json(folder / "results.json", results)
     table = sources.analyse(
         dataset.labels, dataset.sources, dataset.split("train"), predictions["train"].labels
     )
-    (folder / "sources.json").write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
+    write_json(folder / "sources.json", table)
     (folder / "sources.md").write_text(sources.markdown(table), encoding="utf-8")
     plot_sources(table, folder / "sources.png")
     selection = resolve_selection(config.training, dataset.split("valid"))
     unfinished = still_rising(history, selection)
     return FitResult(
-        folder, model, history, progress.best_epoch, figures, selection, unfinished, table,
+        folder, model, history, progress.best_epoch, results, selection, unfinished, table,
         dataset.notes,
     )  # fmt: skip
 
@@ -163,30 +183,100 @@ def _fit(config: ChmmConfig, resume: bool, prepared: Prepared | None) -> FitResu
 def evaluate(
     model: CHMM, examples: Mapping[str, Examples], predictions: Mapping[str, Predictions]
 ) -> dict[str, dict[str, Any]]:
-    """Figures of every split: `metrics.evaluate`, or `metrics.without_gold`."""
-    figures = {}
+    """Metrics of every split: `metrics.evaluate`, or `metrics.without_gold`."""
+    results = {}
     for split, x in examples.items():
-        found = predictions[split]
-        log_likelihood = float(found.log_likelihood.sum())
+        predicted = predictions[split]
+        log_likelihood = float(predicted.log_likelihood.sum())
         if all(s.gold is not None for s in x.sentences):
-            figures[split] = metrics.evaluate(
-                model.labels, x.sentences, found.labels, found.posteriors, log_likelihood
+            results[split] = metrics.evaluate(
+                model.labels, x.sentences, predicted.labels, predicted.posteriors, log_likelihood
             )
         else:
-            figures[split] = metrics.without_gold(model.labels, found.labels, log_likelihood)
-    return figures
+            results[split] = metrics.without_gold(model.labels, predicted.labels, log_likelihood)
+    return results
 
 
-def open_log(
-    folder: Path, total_steps: int, resumed_from: int | None, progress: bool
+def alternate(
+    config: ChmmConfig, *, resume: bool = False, prepared: Prepared | None = None
+) -> AlternateResult:
+    """Runs CHMM-ALT as the config says (see `alternation.stages`).
+
+    Args:
+        config: The run.
+        resume: Continue the run in `config.run.output` with the stage it was in.
+        prepared: Data and embeddings, if they have been computed already.
+
+    Raises:
+        FileExistsError: The output folder has files in it and `resume` is False.
+        ValueError: Bad data, a device that is not available, or a resumed run with another config
+            or other data.
+        NonFiniteLossError: A loss became NaN or infinite.
+    """
+    with loading_bars(config.run.progress):
+        return _alternate(config, resume, prepared)
+
+
+def _alternate(config: ChmmConfig, resume: bool, prepared: Prepared | None) -> AlternateResult:
+    folder, newest = _open(config, resume, ALTERNATE_MAY_CHANGE)
+    if prepared is None:
+        dataset = read_checked(config)
+        stages.check_tagger(config, dataset)
+        prepared = prepare(config, dataset)
+    digest = prepared.dataset.digest()
+    state = State()
+    if newest is not None:
+        state = load(newest, prepared, config, digest)
+    total = 2 * (config.alternate.loops + 1)
+    log = _start(config, prepared, total, state.stage or None)
+    try:
+        while state.stage < total:
+            state.stage += 1
+            loop, is_tagger = divmod(state.stage - 1, 2)
+            log.say(f"loop {loop}: {'tagger' if is_tagger else 'CHMM'}")
+            chmm = None
+            if is_tagger:
+                row = stages.tagger_stage(state, prepared, config, loop, log)
+            else:
+                chmm, row = stages.chmm_stage(state, prepared, config, loop, log)
+            log.step(state.stage, row)
+            log.sync()
+            save(folder, state, chmm, config, prepared, digest)
+            log.plot()
+    finally:
+        log.close()
+    publish(folder)
+    history = read_jsonl(folder / "metrics.jsonl")
+    plot_curves(history, folder / "curves.png")
+    best_tagger, best_chmm = history[2 * state.best_loop + 1], history[2 * state.best_chmm_loop]
+    return AlternateResult(folder, history, best_tagger, best_chmm, prepared.dataset.notes)
+
+
+def _open(
+    config: ChmmConfig, resume: bool, may_change: Collection[str]
+) -> tuple[Path, Path | None]:
+    """Checks the device and the output folder; returns the folder and the checkpoint to resume."""
+    device_of(config.run.device)
+    if config.run.threads is not None:
+        torch.set_num_threads(config.run.threads)
+    return open_run(Path(config.run.output), config, resume, may_change)
+
+
+def _start(
+    config: ChmmConfig, prepared: Prepared, total_steps: int, resumed_from: int | None
 ) -> MetricsLog:
-    """The log of a run, with the figures above in the terminal and curves.png beside it."""
-    return MetricsLog(
+    """Writes the config, once everything that can be wrong with it is checked; opens the log."""
+    folder = Path(config.run.output)
+    write_config(folder, config)
+    log = MetricsLog(
         folder,
         total_steps,
         resumed_from,
-        progress,
+        config.run.progress,
         shown=SHOWN,
         milestones=("valid/f1", "tagger/test_f1", "chmm/test_f1"),
         plot=plot_curves,
     )
+    for note in prepared.dataset.notes:
+        log.say(note)
+    return log

@@ -93,7 +93,7 @@ def test_labels_of_a_tagger_and_of_a_chmm_with_a_tagger(runs, config_file, tmp_p
 def test_a_chmm_with_its_tagger_is_reproduced_exactly(tiny_folder, tmp_path):
     """The kept CHMM and its own tagger give the scores of that stage again."""
     from oneshot.chmm import metrics
-    from oneshot.chmm.alternation.alternate import alternate
+    from oneshot.chmm.trainer import alternate
 
     config = chmm_tiny.config(tiny_folder, tmp_path / "run", "--alternate.loops=2")
     result = alternate(config)

@@ -10,11 +10,11 @@ import pytest
 import yaml
 
 from oneshot.chmm import checkpoint, prepare
-from oneshot.chmm.alternation.alternate import alternate
 from oneshot.chmm.dataset import Sentence, WeakDataset
 from oneshot.chmm.labelling import label
 from oneshot.chmm.labels import LabelSpace
-from oneshot.chmm.tagger.tagger import Tagger
+from oneshot.chmm.tagger.model import Tagger
+from oneshot.chmm.trainer import alternate
 from oneshot.cli import main
 from oneshot.training.config import to_dict
 
@@ -119,7 +119,7 @@ def test_eval_shows_what_it_can(root, tmp_path, monkeypatch, capsys):
         ("fit", ["--training.selection=f1"], "training.selection: f1 needs gold .* split 'valid'"),
         ("alt", ["--training.selection=f1"], "training.selection: f1 needs gold .* split 'valid'"),
         ("alt", ["--tagger.selection=gold"], "tagger.selection: gold needs gold .* split 'valid'"),
-        ("alt", ["--tagger.max_pieces=65"], "tagger.max_pieces must be at most 64, got 65"),
+        ("alt", ["--tagger.max_subwords=65"], "tagger.max_subwords must be at most 64, got 65"),
         ("alt", ["--tagger.source=no/such/tagger"], "no such folder|could not be loaded"),
         ("fit", ["--data.sources=[lexicon,typo]"], "no source 'typo'"),
     ],
@@ -185,14 +185,14 @@ def test_a_model_reads_files_as_its_training_did(tmp_path, tiny_folder):
     options = [
         "--data.stray_inside=begin", "--data.empty=skip", "--data.overlaps=longest",
         "--data.rule=abstain", "--training.epochs=1", "--alternate.loops=0", "--tagger.epochs=1",
-        "--tagger.bfloat16=true",
+        "--tagger.dtype=mixed",
     ]  # fmt: skip
     alternate(chmm_tiny.config(tmp_path, tmp_path / "run", *options))
     saved = checkpoint.load_model(tmp_path / "run" / "chmm").data
     assert (saved.rule, saved.stray_inside, saved.overlaps) == ("abstain", "begin", "longest")
     assert (saved.empty, saved.o_is_silence) == ("skip", False)  # the files have O and silence
     tagger = Tagger.open(tmp_path / "run" / "tagger")
-    assert (tagger.max_pieces, tagger._bfloat16) == (24, True)
+    assert (tagger.max_subwords, tagger._dtype) == (24, "mixed")
     for name in ("chmm", "tagger"):
         output = tmp_path / f"{name}.jsonl"
         assert label(tmp_path / "run" / name, folder, None, output) == 4

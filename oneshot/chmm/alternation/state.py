@@ -17,10 +17,11 @@ from torch import Tensor
 from oneshot.chmm.checkpoint import read_state, reading, save_model, write_state
 from oneshot.chmm.config import ChmmConfig
 from oneshot.chmm.dataset import TAGGER_SOURCE
+from oneshot.chmm.device import device_of
 from oneshot.chmm.labels import Ids
 from oneshot.chmm.model import CHMM
 from oneshot.chmm.prepare import Prepared
-from oneshot.chmm.tagger.tagger import Tagger
+from oneshot.chmm.tagger.model import Tagger
 from oneshot.training import checkpoints
 from oneshot.training.checkpoints import CheckpointError
 
@@ -70,7 +71,7 @@ def save(
     root = folder / "checkpoints"
     before = checkpoints.latest(root)
     loop = (state.stage - 1) // 2
-    told = {
+    values = {
         "stage": state.stage,
         "best_loop": state.best_loop,
         "best_score": state.best_score if state.best_loop >= 0 else None,
@@ -92,14 +93,16 @@ def save(
         else:
             assert state.tagger is not None
             state.tagger.save(checkpoint / "tagger")
-            found = {s: torch.from_numpy(np.concatenate(p)) for s, p in state.predictions.items()}
-            save_file(found, checkpoint / "predictions.safetensors")
+            predictions = {
+                split: torch.from_numpy(np.concatenate(p)) for split, p in state.predictions.items()
+            }
+            save_file(predictions, checkpoint / "predictions.safetensors")
             _carry(before, checkpoint, "best_chmm", "targets.safetensors")
             if state.best_loop == loop:
                 _link(checkpoint / "tagger", checkpoint / "best_tagger")
             else:
                 _carry(before, checkpoint, "best_tagger")
-        write_state(checkpoint, told, digest)
+        write_state(checkpoint, values, digest)
     checkpoints.prune(root, 1)
 
 
@@ -110,22 +113,25 @@ def load(checkpoint: Path, prepared: Prepared, config: ChmmConfig, digest: str) 
         ValueError: The checkpoint is of other data.
         CheckpointError: A file is missing or damaged.
     """
-    told = read_state(checkpoint, digest)
-    if told["best_score"] is None:
-        told["best_score"] = float("-inf")
+    values = read_state(checkpoint, digest)
+    if values["best_score"] is None:
+        values["best_score"] = float("-inf")
     with reading(checkpoint):
-        state = State(**told)
+        state = State(**values)
         lengths = {split: [len(s) for s in x.sentences] for split, x in prepared.examples.items()}
         targets = load_file(checkpoint / "targets.safetensors")
         state.targets = [x.numpy() for x in targets["train"].split(lengths["train"])]
         state.paths = [x.numpy() for x in targets["valid_paths"].split(lengths["valid"])]
         if (checkpoint / "tagger").exists():
             state.tagger = Tagger.load(
-                str(checkpoint / "tagger"), prepared.dataset.labels, config.tagger
+                str(checkpoint / "tagger"),
+                prepared.dataset.labels,
+                config.tagger,
+                device_of(config.run.device),
             )
-            found = load_file(checkpoint / "predictions.safetensors")
+            predictions = load_file(checkpoint / "predictions.safetensors")
             state.predictions = {
-                split: [x.numpy() for x in found[split].split(size)]
+                split: [x.numpy() for x in predictions[split].split(size)]
                 for split, size in lengths.items()
             }
         return state

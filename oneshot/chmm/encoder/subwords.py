@@ -1,10 +1,11 @@
-"""Words as the word-pieces of an encoder: documents cut into chunks that fit, and batches of them.
+"""Words as the subwords of an encoder: documents cut into chunks that fit, and batches of them.
 
 A chunk is one input of the encoder. A document that does not fit is cut after the last sentence
 end that does, or, without one, between two words. Words are tokenized one by one, as transformers
 does with `is_split_into_words=True`. Byte-level vocabularies (RoBERTa, ModernBERT) write the blank
-before a word into its first piece; there a document's pieces are those of its words joined by
-blanks.
+before a word into its first subword; there a document's subwords are those of its words joined by
+blanks. (`return_overflowing_tokens` of transformers cuts at a number of subwords, also inside words
+and sentences, so it cannot take the place of this.)
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ class Chunk(NamedTuple):
 
     document: int  # number of the document
     start: int  # its first word here
-    ids: list[int]  # ids of the pieces, special tokens included
-    heads: list[int]  # for each word the place of its first piece in `ids`
+    ids: list[int]  # ids of the subwords, special tokens included
+    heads: list[int]  # for each word the position of its first subword in `ids`
 
     @property
     def words(self) -> slice:
@@ -35,44 +36,48 @@ class Chunk(NamedTuple):
         return slice(self.start, self.start + len(self.heads))
 
 
-class PieceBatch(NamedTuple):
+class SubwordBatch(NamedTuple):
     """Chunks side by side."""
 
     ids: Tensor  # int64 [B, P]
-    mask: Tensor  # int64 [B, P], 1 at pieces
-    heads: Tensor  # int64 [W], places of the words' first pieces in the flattened [B * P]
+    mask: Tensor  # int64 [B, P], 1 at subwords
+    heads: Tensor  # int64 [W], positions of the words' first subwords in the flattened [B * P]
+
+    def to(self, device: torch.device | str) -> SubwordBatch:
+        """The same on a device."""
+        return SubwordBatch(*(x.to(device) for x in self))
 
 
-class PieceCutter:
+class SubwordCutter:
     """Cuts documents into chunks.
 
     Args:
         tokenizer: Of the encoder; puts one special token before a text and one behind it.
-        max_pieces: Pieces of a chunk, special tokens included.
+        max_subwords: Subwords of a chunk, special tokens included.
 
     Raises:
         ValueError: No room for a word, or a tokenizer with other special tokens.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, max_pieces: int) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, max_subwords: int) -> None:
         special = tokenizer("", padding=False, truncation=False)["input_ids"]
         if len(special) != 2:
             raise ValueError(
                 f"the tokenizer must put one token before a text and one behind it, got {special}"
             )
-        if max_pieces < 3:
-            raise ValueError(f"max_pieces must be at least 3, got {max_pieces}")
+        if max_subwords < 3:
+            raise ValueError(f"max_subwords must be at least 3, got {max_subwords}")
         self._tokenizer = tokenizer
         self._first, self._last = special
-        self._room = max_pieces - 2
+        self._room = max_subwords - 2
         self._known: dict[str, list[int]] = {}
         self._before = " " if self._sees_blanks() else ""  # of a word that is not the first
 
     def chunks(self, documents: Sequence[Sequence[str]]) -> list[Chunk]:
         """All chunks of the documents, in order.
 
-        A word of more pieces than fit into a chunk is cut: only its first piece carries a label.
-        A word that the tokenizer drops becomes the unknown piece.
+        A word of more subwords than fit into a chunk is cut: only its first subword carries a
+        label. A word that the tokenizer drops becomes the unknown subword.
         """
         result = []
         for number, document in enumerate(documents):
@@ -85,7 +90,7 @@ class PieceCutter:
         return result
 
     def _sees_blanks(self) -> bool:
-        """Whether the pieces of a word in a text are those of the word with a blank before it."""
+        """Whether the subwords of a word in a text are those of the word with a blank before it."""
         alone, after, both = (
             self._tokenizer(x, add_special_tokens=False, padding=False, truncation=False)[
                 "input_ids"
@@ -98,21 +103,21 @@ class PieceCutter:
         new = list(dict.fromkeys(word for word in words if word not in self._known))
         if not new:
             return
-        found = self._tokenizer(
+        subwords = self._tokenizer(
             [[word] for word in new],
             is_split_into_words=True,
             add_special_tokens=False,
             padding=False,
             truncation=False,
         )["input_ids"]
-        for word, pieces in zip(new, found, strict=True):
-            self._known[word] = pieces[: self._room] or [self._unknown(word)]
+        for word, ids in zip(new, subwords, strict=True):
+            self._known[word] = ids[: self._room] or [self._unknown(word)]
 
     def _unknown(self, word: str) -> int:
         unknown: int | None = self._tokenizer.unk_token_id
         if unknown is None:
             raise ValueError(
-                f"the tokenizer makes no piece of the word {word!r} and has no piece for unknown "
+                f"the tokenizer makes no subword of the word {word!r} and has none for unknown "
                 "words; take such words out of the data"
             )
         return unknown
@@ -143,10 +148,10 @@ class PieceCutter:
 
 
 def longest_input(model: PreTrainedModel) -> int | None:
-    """Word-pieces that a model takes, special tokens included; None where nothing limits them.
+    """Subwords that a model takes, special tokens included; None where nothing limits them.
 
     RoBERTa and its kin number positions from behind the padding id, so that a table of 514 has room
-    for 512 pieces.
+    for 512 subwords.
     """
     longest = getattr(model.config, "max_position_embeddings", None)
     if not isinstance(longest, int) or longest <= 0:
@@ -158,7 +163,7 @@ def longest_input(model: PreTrainedModel) -> int | None:
     return longest
 
 
-def collate(chunks: Sequence[Chunk], pad: int) -> PieceBatch:
+def collate(chunks: Sequence[Chunk], pad: int) -> SubwordBatch:
     """Chunks as one batch, padded to the longest."""
     longest = max(len(chunk.ids) for chunk in chunks)
     ids = torch.full((len(chunks), longest), pad)
@@ -166,5 +171,5 @@ def collate(chunks: Sequence[Chunk], pad: int) -> PieceBatch:
     for row, chunk in enumerate(chunks):
         ids[row, : len(chunk.ids)] = torch.tensor(chunk.ids)
         mask[row, : len(chunk.ids)] = 1
-    heads = [row * longest + place for row, chunk in enumerate(chunks) for place in chunk.heads]
-    return PieceBatch(ids, mask, torch.tensor(heads))
+    heads = [row * longest + head for row, chunk in enumerate(chunks) for head in chunk.heads]
+    return SubwordBatch(ids, mask, torch.tensor(heads))

@@ -66,12 +66,17 @@ class Batch:
     Attributes:
         embeddings: [N, D].
         observations: [N, S, L].
-        lengths: int64 [B], steps of each sentence, the begin included; their sum is N.
+        lengths: int64 [B], steps of each sentence, the begin included; their sum is N. They stay
+            on the CPU, where the places of the sentences are worked out.
     """
 
     embeddings: Tensor
     observations: Tensor
     lengths: Tensor
+
+    def to(self, device: torch.device) -> Batch:
+        """The same with embeddings and observations on a device."""
+        return Batch(self.embeddings.to(device), self.observations.to(device), self.lengths)
 
 
 def collate(examples: Examples, rows: Sequence[int]) -> Batch:

@@ -59,15 +59,15 @@ def initial_matrices(
         config: Priors of those types that have none below, and of O.
         priors: {source: {type: (precision, recall)}}; `config.priors` wins.
     """
-    told = [np.maximum(v, 0) for v in votes]
-    counts = sum(np.stack([np.bincount(c, minlength=len(labels)) for c in v.T]) for v in told)
+    said = [np.maximum(v, 0) for v in votes]
+    counts = sum(np.stack([np.bincount(c, minlength=len(labels)) for c in v.T]) for v in said)
     emissions = []
     for name, count in zip(sources, np.asarray(counts, np.float64), strict=True):
         pairs = {**(priors or {}).get(name, {}), **config.priors.get(name, {})}
         emissions.append(_emissions(labels, count, pairs, config))
     if config.transitions == "vote":
-        told = [_majority(v, len(labels)) for v in votes]
-    return Matrices(_start(labels), _transitions(labels, told), np.stack(emissions))
+        said = [_majority(v, len(labels)) for v in votes]
+    return Matrices(_start(labels), _transitions(labels, said), np.stack(emissions))
 
 
 def start(
@@ -101,24 +101,24 @@ def start(
     transitions = torch.from_numpy(matrices.transitions)
     if not model.config.markov:  # one row: the distribution the chain settles at
         transitions = torch.linalg.matrix_power(transitions, 2**20)[:1]
-    wanted = [
+    targets = [
         (model.transitions, transitions[None].to(model.start)),
         (model.emissions, torch.from_numpy(matrices.emissions).to(model.start)),
     ]
-    for part, target in wanted:
+    for part, target in targets:
         part.start_at(target.log(), network=by_bias)
-    return [] if by_bias else _pretrain(model, wanted, train, config, batch_size, seed)
+    return [] if by_bias else _pretrain(model, targets, train, config, batch_size, seed)
 
 
 def _pretrain(
     model: CHMM,
-    wanted: Sequence[tuple[Mixed, Tensor]],
+    targets: Sequence[tuple[Mixed, Tensor]],
     train: Examples,
     config: InitialConfig,
     batch_size: int,
     seed: int,
 ) -> list[float]:
-    networks = [(part.network, target) for part, target in wanted if part.network is not None]
+    networks = [(part.network, target) for part, target in targets if part.network is not None]
     if not networks:
         return []
     trained = [p for network, _ in networks for p in network.parameters()]
@@ -127,7 +127,7 @@ def _pretrain(
     for epoch in range(1, config.pretrain_epochs + 1):
         total = 0.0
         for rows in shuffled(lengths, batch_size, derive_seed(seed, "pretraining", epoch)):
-            embeddings = collate(train, rows).embeddings
+            embeddings = collate(train, rows).embeddings.to(model.device)
             loss = torch.stack(
                 [
                     (network(embeddings).unflatten(-1, target.shape).softmax(-1) - target)
@@ -150,11 +150,11 @@ def _start(labels: LabelSpace) -> Floats:
     return start
 
 
-def _transitions(labels: LabelSpace, told: Sequence[Ids]) -> Floats:
+def _transitions(labels: LabelSpace, said: Sequence[Ids]) -> Floats:
     """Pairs of neighbouring labels in each column [T, ...]; a sentence begins after an O."""
     size = len(labels)
     counts = labels.legal_transitions.astype(np.float64)
-    for votes in told:
+    for votes in said:
         before = np.vstack([np.zeros_like(votes[:1]), votes[:-1]])
         counts += np.bincount((before * size + votes).ravel(), minlength=size**2).reshape(
             size, size

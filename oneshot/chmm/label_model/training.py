@@ -19,6 +19,7 @@ from torch import Tensor
 from oneshot.chmm import metrics
 from oneshot.chmm.config import ChmmConfig, TrainingConfig
 from oneshot.chmm.dataset import Priors, Sentence
+from oneshot.chmm.device import device_of
 from oneshot.chmm.errors import NoGoldError, NonFiniteLossError
 from oneshot.chmm.label_model.batches import Examples, collate, shuffled
 from oneshot.chmm.label_model.initialisation import initial_matrices, start
@@ -105,7 +106,7 @@ def train_chmm(
         total = 0.0
         order = derive_seed(seed, "chmm order", now.epoch)
         for number, rows in enumerate(shuffled(lengths, config.batch_size, order), start=1):
-            log_likelihood = model.log_likelihood(collate(train, rows)).sum()
+            log_likelihood = model.log_likelihood(collate(train, rows).to(model.device)).sum()
             if not torch.isfinite(log_likelihood):
                 raise NonFiniteLossError(
                     f"CHMM, epoch {now.epoch}, batch {number}: the log-likelihood is "
@@ -176,6 +177,7 @@ def make_model(
     model = CHMM(train.embeddings[0].shape[1], len(sources), labels, config.model)
     votes = [s.votes for x in (train, valid) for s in x.sentences]
     matrices = initial_matrices(labels, votes, sources, config.initial, priors)
+    model.to(device_of(config.run.device))
     start(model, matrices, train, config.initial, config.training.batch_size, seed)
     return model
 

@@ -13,7 +13,7 @@ from oneshot.chmm.config import DataConfig
 from oneshot.chmm.label_model.batches import Examples
 from oneshot.chmm.labels import LabelSpace
 from oneshot.chmm.prepare import observe
-from oneshot.chmm.tagger.tagger import hard_labels
+from oneshot.chmm.tagger.model import hard_labels
 
 
 def with_tagger(

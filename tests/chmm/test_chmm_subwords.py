@@ -5,7 +5,7 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from oneshot.chmm.encoder.subwords import PieceCutter, collate, longest_input
+from oneshot.chmm.encoder.subwords import SubwordCutter, collate, longest_input
 
 
 @pytest.fixture(scope="module")
@@ -19,7 +19,7 @@ def words_of(chunk, documents):
 
 def test_a_short_document_is_one_chunk_as_transformers_would_make_it(tokenizer):
     documents = [["a", "red", "car", "."]]
-    (chunk,) = PieceCutter(tokenizer, 32).chunks(documents)
+    (chunk,) = SubwordCutter(tokenizer, 32).chunks(documents)
     expected = tokenizer(documents[0], is_split_into_words=True, padding=False, truncation=False)
     assert chunk.ids == expected["input_ids"]
     first = [expected.word_ids().index(word) for word in range(4)]
@@ -29,18 +29,18 @@ def test_a_short_document_is_one_chunk_as_transformers_would_make_it(tokenizer):
 
 def test_cut_after_the_last_sentence_end_that_fits(tokenizer):
     documents = [["ab", ".", "cd", "e", ".", "fgh", "i"]]  # 2+1, 2+1+1, 3+1 pieces
-    chunks = PieceCutter(tokenizer, 2 + 7).chunks(documents)
+    chunks = SubwordCutter(tokenizer, 2 + 7).chunks(documents)
     assert [words_of(c, documents) for c in chunks] == [
         ["ab", ".", "cd", "e", "."],
         ["fgh", "i"],
     ]
-    chunks = PieceCutter(tokenizer, 2 + 6).chunks(documents)
+    chunks = SubwordCutter(tokenizer, 2 + 6).chunks(documents)
     assert [words_of(c, documents) for c in chunks] == [["ab", "."], ["cd", "e", "."], ["fgh", "i"]]
 
 
 def test_cut_between_words_where_no_sentence_ends(tokenizer):
     documents = [["abc"], ["abc", "de", "fg", "h", "."]]
-    chunks = PieceCutter(tokenizer, 2 + 5).chunks(documents)
+    chunks = SubwordCutter(tokenizer, 2 + 5).chunks(documents)
     assert [words_of(c, documents) for c in chunks] == [
         ["abc"],
         ["abc", "de"],
@@ -51,19 +51,19 @@ def test_cut_between_words_where_no_sentence_ends(tokenizer):
 
 def test_a_rest_that_is_too_long_with_the_next_word_is_cut_again(tokenizer):
     documents = [["a", ".", "bcd", "efgh"]]
-    chunks = PieceCutter(tokenizer, 2 + 5).chunks(documents)
+    chunks = SubwordCutter(tokenizer, 2 + 5).chunks(documents)
     assert [words_of(c, documents) for c in chunks] == [["a", "."], ["bcd"], ["efgh"]]
 
 
 def test_a_word_longer_than_a_chunk_keeps_its_first_pieces(tokenizer):
     documents = [["a", "bcdefghij", "k"]]
-    chunks = PieceCutter(tokenizer, 2 + 4).chunks(documents)
+    chunks = SubwordCutter(tokenizer, 2 + 4).chunks(documents)
     assert [words_of(c, documents) for c in chunks] == [["a"], ["bcdefghij"], ["k"]]
     assert len(chunks[1].ids) == 6
 
 
 def test_a_word_that_the_tokenizer_drops_becomes_unknown(tokenizer):
-    (chunk,) = PieceCutter(tokenizer, 9).chunks([["a", "\u200b", "b"]])
+    (chunk,) = SubwordCutter(tokenizer, 9).chunks([["a", "\u200b", "b"]])
     assert chunk.ids == [2, tokenizer.vocab["a"], tokenizer.unk_token_id, tokenizer.vocab["b"], 3]
 
 
@@ -74,7 +74,7 @@ def test_chunks_are_a_partition_of_every_document(tokenizer, room):
     for length in (1, 7, 63):
         sizes = torch.randint(1, 6, (length,), generator=generator).tolist()
         documents.append(["." if size == 1 else "abcde"[:size] for size in sizes])
-    chunks = PieceCutter(tokenizer, 2 + room).chunks(documents)
+    chunks = SubwordCutter(tokenizer, 2 + room).chunks(documents)
     for number, document in enumerate(documents):
         found = [w for c in chunks if c.document == number for w in words_of(c, documents)]
         assert found == document
@@ -83,7 +83,7 @@ def test_chunks_are_a_partition_of_every_document(tokenizer, room):
 
 def test_collate_pads_and_points_at_first_pieces(tokenizer):
     documents = [["abc", "d"], ["e"]]
-    batch = collate(PieceCutter(tokenizer, 9).chunks(documents), pad=0)
+    batch = collate(SubwordCutter(tokenizer, 9).chunks(documents), pad=0)
     assert batch.ids.shape == (2, 6)
     assert batch.mask.tolist() == [[1] * 6, [1, 1, 1, 0, 0, 0]]
     firsts = [tokenizer.vocab[x] for x in ("a", "d", "e")]
@@ -91,8 +91,8 @@ def test_collate_pads_and_points_at_first_pieces(tokenizer):
 
 
 def test_wrong_input_is_refused(tokenizer):
-    with pytest.raises(ValueError, match="max_pieces must be at least 3, got 2"):
-        PieceCutter(tokenizer, 2)
+    with pytest.raises(ValueError, match="max_subwords must be at least 3, got 2"):
+        SubwordCutter(tokenizer, 2)
     bare = chmm_tiny.make_tokenizer()
     from tokenizers import processors
 
@@ -100,7 +100,7 @@ def test_wrong_input_is_refused(tokenizer):
         single="$A [SEP]", special_tokens=[("[SEP]", 3)]
     )
     with pytest.raises(ValueError, match="one token before a text and one behind it"):
-        PieceCutter(bare, 9)
+        SubwordCutter(bare, 9)
 
 
 def byte_level(kind):
@@ -139,14 +139,14 @@ def test_words_are_the_pieces_of_the_text_they_make(kind, text):
     tokenizer = byte_level(kind)
     words = text.split(" ")
     expected = tokenizer(text)["input_ids"]
-    (chunk,) = PieceCutter(tokenizer, 64).chunks([words])
+    (chunk,) = SubwordCutter(tokenizer, 64).chunks([words])
     assert chunk.ids == expected
     assert len(chunk.heads) == len(words)
-    cutter = PieceCutter(tokenizer, 64)
+    cutter = SubwordCutter(tokenizer, 64)
     # A word pieces of which are known from the begin of a text is another one inside it.
     both = cutter.chunks([words, [*words, *words]])
     assert both[1].ids == tokenizer(f"{text} {text}")["input_ids"]
-    parts = PieceCutter(tokenizer, 8).chunks([words * 3])
+    parts = SubwordCutter(tokenizer, 8).chunks([words * 3])
     assert [i for part in parts for i in part.ids[1:-1]] == (
         tokenizer(" ".join(words * 3))["input_ids"][1:-1]
     )

@@ -14,16 +14,14 @@ and ends in a checkpoint: a killed run continues with the stage it was in, bit f
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import torch
 
 from oneshot.chmm import metrics
-from oneshot.chmm.alternation.state import Floats, State, load, publish, save
+from oneshot.chmm.alternation.state import Floats, State
 from oneshot.chmm.config import ChmmConfig
 from oneshot.chmm.dataset import TAGGER_SOURCE, Sentence, WeakDataset
+from oneshot.chmm.device import device_of
 from oneshot.chmm.errors import NoGoldError
 from oneshot.chmm.label_model.batches import Examples
 from oneshot.chmm.label_model.training import (
@@ -37,102 +35,18 @@ from oneshot.chmm.label_model.training import (
 )
 from oneshot.chmm.labels import Ids, LabelSpace
 from oneshot.chmm.model import CHMM, log_likelihood_per_token
-from oneshot.chmm.prepare import Prepared, loading_bars, prepare, read_checked
-from oneshot.chmm.reports.plots import plot_curves
+from oneshot.chmm.prepare import Prepared
+from oneshot.chmm.tagger.model import Tagger, hard_labels
 from oneshot.chmm.tagger.source import with_tagger
-from oneshot.chmm.tagger.tagger import Tagger, hard_labels, one_hot, train_tagger
-from oneshot.chmm.trainer import open_log
-from oneshot.training.folder import open_run, write_config
-from oneshot.training.jsonl import read_jsonl
+from oneshot.chmm.tagger.training import one_hot, train_tagger
 from oneshot.training.metrics import MetricsLog
 from oneshot.training.seeding import derive_seed
 
-Figures = dict[str, float]
-
-MAY_CHANGE = {"run.progress", "alternate.loops"}
 PRIOR = {"paper": 0.9, "master": 0.7}  # precision and recall of the tagger as a source
 
 
-@dataclass(frozen=True)
-class AlternateResult:
-    """What a finished run leaves.
-
-    Attributes:
-        output: Its folder, with `tagger`, a model folder, and `chmm`, a CHMM folder.
-        history: The rows of metrics.jsonl, one for each stage.
-        tagger: The row of the final tagger.
-        chmm: The row of the best CHMM.
-        notes: What was assumed about the data.
-    """
-
-    output: Path
-    history: list[dict[str, Any]]
-    tagger: dict[str, Any]
-    chmm: dict[str, Any]
-    notes: tuple[str, ...]
-
-
-def alternate(
-    config: ChmmConfig, *, resume: bool = False, prepared: Prepared | None = None
-) -> AlternateResult:
-    """Runs CHMM-ALT as the config says.
-
-    Args:
-        config: The run.
-        resume: Continue the run in `config.run.output`.
-        prepared: Data and embeddings, if they are there already.
-
-    Raises:
-        FileExistsError: The output folder has files in it and `resume` is False.
-        ValueError: Bad data, or a resumed run with another config or other data.
-        NonFiniteLossError: A loss became NaN or infinite.
-    """
-    with loading_bars(config.run.progress):
-        return _alternate(config, resume, prepared)
-
-
-def _alternate(config: ChmmConfig, resume: bool, prepared: Prepared | None) -> AlternateResult:
-    if config.run.threads is not None:
-        torch.set_num_threads(config.run.threads)
-    folder, newest = open_run(Path(config.run.output), config, resume, MAY_CHANGE)
-    if prepared is None:
-        dataset = read_checked(config)
-        check_tagger(config, dataset)
-        prepared = prepare(config, dataset)
-    digest = prepared.dataset.digest()
-    state = State()
-    if newest is not None:
-        state = load(newest, prepared, config, digest)
-    write_config(folder, config)
-    stages = 2 * (config.alternate.loops + 1)
-    log = open_log(folder, stages, state.stage or None, config.run.progress)
-    for note in prepared.dataset.notes:
-        log.say(note)
-    try:
-        while state.stage < stages:
-            state.stage += 1
-            loop, is_tagger = divmod(state.stage - 1, 2)
-            log.say(f"loop {loop}: {'tagger' if is_tagger else 'CHMM'}")
-            if is_tagger:
-                figures = tagger_stage(state, prepared, config, loop, log)
-                chmm = None
-            else:
-                chmm, figures = chmm_stage(state, prepared, config, loop, log)
-            log.step(state.stage, figures)
-            log.sync()
-            save(folder, state, chmm, config, prepared, digest)
-            log.plot()
-    finally:
-        log.close()
-    publish(folder)
-    history = read_jsonl(folder / "metrics.jsonl")
-    plot_curves(history, folder / "curves.png")
-    best_tagger, best_chmm = history[2 * state.best_loop + 1], history[2 * state.best_chmm_loop]
-    return AlternateResult(folder, history, best_tagger, best_chmm, prepared.dataset.notes)
-
-
 def check_tagger(config: ChmmConfig, dataset: WeakDataset) -> None:
-    """Raises what would otherwise go wrong with the tagger after the first CHMM."""
+    """Raises now what would go wrong with the tagger after the first CHMM."""
     selects_by_gold(config, dataset.split("valid"))
     new_tagger(config, dataset.labels, config.run.seed)
 
@@ -154,7 +68,7 @@ def selects_by_gold(config: ChmmConfig, valid: Sequence[Sentence]) -> bool:
 
 def chmm_stage(
     state: State, prepared: Prepared, config: ChmmConfig, loop: int, log: MetricsLog
-) -> tuple[CHMM, Figures]:
+) -> tuple[CHMM, Row]:
     """A new CHMM, on the sources and, from loop 1 on, the tagger; sets targets and paths."""
     labels, sources = prepared.dataset.labels, prepared.dataset.sources
     examples, priors = prepared.examples, dict(prepared.dataset.priors or {})
@@ -170,7 +84,7 @@ def chmm_stage(
 
     def after_epoch(row: Row) -> None:
         epochs.append(row)
-        _tell(log, row)
+        _say(log, row)
 
     train_chmm(
         model,
@@ -191,19 +105,19 @@ def chmm_stage(
         predictions["train"].posteriors, predictions["train"].labels, config.alternate.targets
     )
     state.paths = predictions["valid"].labels
-    figures: Figures = {}
-    for split, found in predictions.items():
-        figures |= scores(f"chmm/{split}", labels, examples[split].sentences, found.labels)
-        figures[f"chmm/{split}_log_likelihood"] = log_likelihood_per_token(found)
-    score = figures.get("chmm/valid_f1", float(loop))
+    row: Row = {}
+    for split, predicted in predictions.items():
+        row |= scores(f"chmm/{split}", labels, examples[split].sentences, predicted.labels)
+        row[f"chmm/{split}_log_likelihood"] = log_likelihood_per_token(predicted)
+    score = row.get("chmm/valid_f1", float(loop))
     if score > state.best_chmm_score:
         state.best_chmm_loop, state.best_chmm_score = loop, score
-    return model, figures
+    return model, row
 
 
 def tagger_stage(
     state: State, prepared: Prepared, config: ChmmConfig, loop: int, log: MetricsLog
-) -> Figures:
+) -> Row:
     """Trains the tagger on the targets; sets its predictions."""
     labels, examples = prepared.dataset.labels, prepared.examples
     seed = derive_seed(config.run.seed, "alternate tagger", loop)
@@ -214,11 +128,11 @@ def tagger_stage(
     else:
         epochs, lr = config.alternate.epochs, lr * config.alternate.lr_factor
     valid = examples["valid"].sentences
-    wanted = metrics.gold_of(valid) if selects_by_gold(config, valid) else state.paths
+    expected = metrics.gold_of(valid) if selects_by_gold(config, valid) else state.paths
 
     def score(tagger: Tagger) -> float:
-        found = hard_labels(labels, tagger.predict([s.tokens for s in valid]))
-        return metrics.entity_scores(labels, wanted, found)["micro"].f1
+        predicted = hard_labels(labels, tagger.predict([s.tokens for s in valid]))
+        return metrics.entity_scores(labels, expected, predicted)["micro"].f1
 
     history = train_tagger(
         state.tagger,
@@ -230,22 +144,23 @@ def tagger_stage(
         lr=lr,
         one_update_per_epoch=loop > 0 and config.alternate.one_update_per_epoch,
         score=score,
-        progress=lambda row: _tell(log, row),
+        progress=lambda row: _say(log, row),
     )
     if history.best_score > state.best_score:
         state.best_loop, state.best_score = loop, history.best_score
-    figures: Figures = {"tagger/score": history.best_score, "tagger/epoch": history.best_epoch}
+    row: Row = {"tagger/score": history.best_score, "tagger/epoch": history.best_epoch}
     for split, x in examples.items():
         state.predictions[split] = state.tagger.predict([s.tokens for s in x.sentences])
-        found = hard_labels(labels, state.predictions[split])
-        figures |= scores(f"tagger/{split}", labels, x.sentences, found)
-    return figures
+        predicted = hard_labels(labels, state.predictions[split])
+        row |= scores(f"tagger/{split}", labels, x.sentences, predicted)
+    return row
 
 
 def new_tagger(config: ChmmConfig, labels: LabelSpace, seed: int) -> Tagger:
     """A tagger with a random head, and frozen layers as the config says."""
     torch.manual_seed(derive_seed(seed, "head"))
-    return Tagger.load(config.tagger.source or config.encoder.source, labels, config.tagger)
+    source = config.tagger.source or config.encoder.source
+    return Tagger.load(source, labels, config.tagger, device_of(config.run.device))
 
 
 def add_tagger(
@@ -271,12 +186,12 @@ def make_targets(posteriors: Floats, paths: Sequence[Ids], kind: str) -> Floats:
 
 
 def scores(
-    name: str, labels: LabelSpace, sentences: Sequence[Sentence], found: Sequence[Ids]
-) -> Figures:
+    name: str, labels: LabelSpace, sentences: Sequence[Sentence], predicted: Sequence[Ids]
+) -> Row:
     """Entity F1, precision, recall as `<name>_f1` and so on; nothing without gold labels."""
     if any(s.gold is None for s in sentences):
         return {}
-    score = metrics.entity_scores(labels, metrics.gold_of(sentences), found)["micro"]
+    score = metrics.entity_scores(labels, metrics.gold_of(sentences), predicted)["micro"]
     return {
         f"{name}_f1": score.f1,
         f"{name}_precision": score.precision,
@@ -284,7 +199,7 @@ def scores(
     }
 
 
-def _tell(log: MetricsLog, row: Mapping[str, float]) -> None:
+def _say(log: MetricsLog, row: Mapping[str, float]) -> None:
     """One line for an epoch inside a stage."""
-    figures = [f"{name} {value:.4f}" for name, value in row.items() if name != "epoch"]
-    log.say("  ".join([f"  epoch {row['epoch']:.0f}", *figures]))
+    values = [f"{name} {value:.4f}" for name, value in row.items() if name != "epoch"]
+    log.say("  ".join([f"  epoch {row['epoch']:.0f}", *values]))
