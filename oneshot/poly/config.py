@@ -220,7 +220,7 @@ class RunConfig:
     save_every: int = 200
     """Steps between checkpoints; the last step is always saved."""
     keep_checkpoints: int | None = 1
-    """Number of newest checkpoints kept; None keeps all."""
+    """Number of newest checkpoints to keep; None keeps all."""
     threads: int | None = None
     """torch threads on the CPU; by default torch's own choice."""
     progress: bool = True
@@ -287,7 +287,7 @@ class AdaptConfig:
     seeds: tuple[int, ...] = (13, 42, 58)
     """Seeds that draw the examples."""
     select_by: Literal["loss", "exact_match", "strict_match", "rouge_l", "rank_accuracy"] = "loss"
-    """Dev figure that chooses the step (the earliest of equals); test figures play no part."""
+    """Dev figure that chooses the step (the earliest of equals); test metrics play no part."""
     zero_shot: bool = False
     """Measure the test examples before any adaptation too."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
@@ -325,7 +325,7 @@ class EvaluateConfig:
     threads: int | None = None
     """torch threads on the CPU; by default torch's own choice."""
     output: str | None = None
-    """JSON file for the figures."""
+    """JSON file for the metrics."""
     predictions: str | None = None
     """JSON-lines file for the answers: a row {task, prompt, answer, references} each."""
 
@@ -335,7 +335,7 @@ class EvaluateConfig:
         require(
             self.predictions is None or bool(answered),
             "evaluation.metrics",
-            "one of answers when predictions are asked for",
+            "one of answers when predictions are requested",
             self.evaluation.metrics,
         )
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from oneshot.poly.backbone import Codec
+from oneshot.poly.backbone import LabelEncoding
 from oneshot.poly.config import OptimizerConfig
 from oneshot.poly.data import Example
 from oneshot.poly.model import PolyModel
@@ -57,7 +57,7 @@ class Learner:
 
     Attributes:
         model: The model, with or without adapters.
-        codec: Its tokens.
+        encoding: Its tokens.
         optimizer: From `make_optimizer`.
         config: Schedule, batch and clipping.
         steps: Length of the run.
@@ -66,7 +66,7 @@ class Learner:
     """
 
     model: torch.nn.Module
-    codec: Codec
+    encoding: LabelEncoding
     optimizer: torch.optim.Optimizer
     config: OptimizerConfig
     steps: int
@@ -93,7 +93,7 @@ class Learner:
         factor = rate(step, self.steps, self.config)
         for group in self.optimizer.param_groups:
             group["lr"] = factor * group["peak_lr"]
-        tokens = sum(len(self.codec.answer(e.references[0])) for _, e in batch)
+        tokens = sum(len(self.encoding.answer(e.references[0])) for _, e in batch)
         share = self.processes.share(batch)
         size = self.config.microbatch_size or len(share)
         self.model.train()
@@ -127,5 +127,5 @@ class Learner:
         options: dict[str, Any] = {}
         if isinstance(self.model, PolyModel):
             options["task_ids"] = torch.tensor([task for task, _ in part])
-        found, _ = self.codec.log_probabilities(self.model, pairs, **options)
-        return -found.sum()
+        log_probs, _ = self.encoding.log_probabilities(self.model, pairs, **options)
+        return -log_probs.sum()

@@ -236,21 +236,21 @@ def test_json_of_the_command(digits_folder, tmp_path, capsys):
     assert "is not empty" in capsys.readouterr().err
     adapters = tmp_path / "run" / "checkpoints" / "step_000002"
     common = [*words[:3], f"--adapters={tmp_path / 'run'}"]  # its newest checkpoint
-    found, answers = tmp_path / "figures.json", tmp_path / "answers.jsonl"
+    found, answers = tmp_path / "metrics.json", tmp_path / "answers.jsonl"
     command = ["eval", *common, *words[3:7]]
     command += ['--evaluation.metrics=["loss","rank_accuracy","strict_match"]']
     command += ["--evaluation.max_new_tokens=4", f"--predictions={answers}"]
     assert main(["poly", *command, f"--output={found}"]) == 0
-    figures = json.loads(found.read_text())
-    assert set(figures) == set(poly_runs.TASKS)
-    for task, own in figures.items():
+    metrics = json.loads(found.read_text())
+    assert set(metrics) == set(poly_runs.TASKS)
+    for task, own in metrics.items():
         rows = [row for row in read_jsonl(answers) if row["task"] == task]
         assert len(rows) == 20
         right = sum(row["answer"] in row["references"] for row in rows)
         assert own["strict_match"] == pytest.approx(right / 20)
     common = [*words[:3], f"--adapters={adapters}"]
-    assert "rank_accuracy" in figures["parity"]
-    assert "rank_accuracy" not in figures["first"]  # ten answers are more than eight
+    assert "rank_accuracy" in metrics["parity"]
+    assert "rank_accuracy" not in metrics["first"]  # ten answers are more than eight
     capsys.readouterr()
     for format in ("peft-poly", "peft-lora", "merged"):
         output = tmp_path / format

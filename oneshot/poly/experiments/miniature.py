@@ -1,7 +1,7 @@
 """The papers' comparison in miniature: pre-train each method once, adapt it to held-out tasks.
 
 One command runs, in order, a training run for each inventory and a few-shot adaptation for each arm
-of the table; everything that is finished is kept, so the command can be killed and continued.
+of the table; a killed command continues with the arm it was in.
 """
 
 from __future__ import annotations

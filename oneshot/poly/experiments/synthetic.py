@@ -2,7 +2,7 @@
 
 A frozen linear layer stands for the model. The truth is an inventory of K LoRA adapters with H
 heads, and each task uses, in each head, a known subset of the skills. The learner sees only noisy
-inputs and outputs of mixed tasks, and is asked for three things: the outputs of unseen inputs,
+inputs and outputs of mixed tasks, and must give three things: the outputs of unseen inputs,
 which tasks share skills, and a new task from a few examples.
 """
 
@@ -41,7 +41,7 @@ class Truth:
 
 @dataclass(frozen=True)
 class SyntheticResult:
-    """What a learner has found.
+    """How well a learner does.
 
     Attributes:
         unexplained: Squared error on new inputs over the variance that the adapters add: 0 is
@@ -231,14 +231,14 @@ def routing_correlation(poly: PolyModel, truth: Truth) -> float:
         return float("nan")
     tasks = poly.poly_config.tasks
     a, b = torch.triu_indices(tasks, tasks, offset=1)
-    found, true = similarities(poly, truth)
-    pairs = torch.stack((found[:, a, b].flatten(), true[:, a, b].flatten()))
+    learned, true = similarities(poly, truth)
+    pairs = torch.stack((learned[:, a, b].flatten(), true[:, a, b].flatten()))
     return float(torch.corrcoef(pairs)[0, 1])
 
 
 @torch.no_grad()
 def similarities(poly: PolyModel, truth: Truth) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cosine of the centred routing of every two tasks of the learner: found and true.
+    """Cosine of the centred routing of every two tasks of the learner: learned and true.
 
     Skills may be permuted and rescaled: only which tasks route alike can be compared.
 

@@ -33,11 +33,11 @@ def allow_adapters_alone(model: PolyModel, state: dict[str, Any], prefix: str, *
 def means_something_else(base: type) -> frozenset[str]:
     """Methods of transformers that would act on the model inside as if it had no adapters."""
     mixins = ("PeftAdapterMixin", "PushToHubMixin")
-    found = {"from_pretrained", "save_pretrained", "push_to_hub"}
+    names = {"from_pretrained", "save_pretrained", "push_to_hub"}
     for parent in base.__mro__:
         if parent.__name__ in mixins:
-            found |= {name for name in vars(parent) if not name.startswith("_")}
-    return frozenset(found)
+            names |= {name for name in vars(parent) if not name.startswith("_")}
+    return frozenset(names)
 
 
 @functools.cache

@@ -10,13 +10,13 @@ from torch import nn
 
 from oneshot.poly.config import PolyConfig
 from oneshot.poly.layers import RoutedIa3, RoutedLayer, RoutedLora, features, is_linear
-from oneshot.poly.wrapper.routing_context import Context
+from oneshot.poly.wrapper.routing_context import RoutingContext
 
 ALL_LINEAR = "all-linear"
 
 
 def inject_layers(
-    model: nn.Module, config: PolyConfig, context: Context
+    model: nn.Module, config: PolyConfig, context: RoutingContext
 ) -> tuple[dict[str, RoutedLayer], list[str]]:
     """Replaces every target by a routed layer around it.
 
@@ -52,7 +52,7 @@ def find_targets(model: nn.Module, config: PolyConfig) -> dict[str, nn.Module]:
     """
     output = getattr(model, "get_output_embeddings", lambda: None)()
     foreign, shared = foreign_layers(model), _used_twice(model)
-    found: dict[str, nn.Module] = {}
+    targets: dict[str, nn.Module] = {}
     left_out: dict[str, list[str]] = defaultdict(list)
     unmatched = {*config.target_modules, *config.exclude_modules}
     for name, module in model.named_modules():
@@ -72,16 +72,16 @@ def find_targets(model: nn.Module, config: PolyConfig) -> dict[str, nn.Module]:
         elif problem:
             left_out[problem].append(name)
         else:
-            found[name] = module
+            targets[name] = module
     if unmatched:
         raise ValueError(_nothing_called(model, sorted(unmatched)))
-    if not found:
+    if not targets:
         raise ValueError(
             f"target_modules: nothing of {type(model).__name__} can be adapted: "
             f"{_summary(left_out)}"
         )
-    _warn(model, config, found, left_out)
-    return found
+    _warn(model, config, targets, left_out)
+    return targets
 
 
 def foreign_layers(model: nn.Module) -> dict[str, str]:
@@ -209,7 +209,7 @@ def _summary(left_out: dict[str, list[str]]) -> str:
 def _warn(
     model: nn.Module,
     config: PolyConfig,
-    found: dict[str, nn.Module],
+    targets: dict[str, nn.Module],
     left_out: dict[str, list[str]],
 ) -> None:
     """Says what is left out, and which share of the weights of a mixture of experts is adapted."""
@@ -224,7 +224,7 @@ def _warn(
     }
     if ALL_LINEAR not in config.target_modules or not experts:
         return
-    adapted = sum(_size(m) for m in found.values())
+    adapted = sum(_size(m) for m in targets.values())
     output = getattr(model, "get_output_embeddings", lambda: None)()
     linear = sum(_size(m) for _, m in _linear(model) if m is not output)
     total = linear + sum(experts.values())

@@ -38,7 +38,7 @@ def check_mergeable(layer: RoutedLayer, owners: dict[nn.Parameter, list[str]]) -
     ]:
         problem = (
             f"is also {', '.join(others)}, which would change with it: untie them in a new model "
-            f"and load the adapters there, or leave {layer.name} out of target_modules"
+            f"and load the adapters into it, or leave {layer.name} out of target_modules"
         )
     if problem:
         raise ValueError(f"merge: the weight of {layer.name} {problem}")
@@ -55,13 +55,13 @@ def merged(layer: RoutedLayer, weights: torch.Tensor) -> dict[str, torch.Tensor]
     Raises:
         ValueError: They overflow it.
     """
-    found: dict[str, torch.Tensor] = {}
+    result: dict[str, torch.Tensor] = {}
     for name, value in layer.merged(weights).items():
         old = getattr(layer.base, name)
-        found[name] = value.to(old.dtype)
-        if not torch.isfinite(found[name]).all() and torch.isfinite(old).all():
+        result[name] = value.to(old.dtype)
+        if not torch.isfinite(result[name]).all() and torch.isfinite(old).all():
             raise ValueError(
                 f"merge: the {name} of {layer.name} with the update overflows {old.dtype} (largest "
                 f"magnitude {float(value.abs().max()):.3g}): merge into a model of a wider dtype"
             )
-    return found
+    return result

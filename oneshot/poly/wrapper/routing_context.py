@@ -21,7 +21,7 @@ class Routing:
             None, where every row of every layer takes the only mixture.
         generating: Whether this is a generation: it mixes once and not at every token, and a layer
             may see each example several times in a row (beams, samples).
-        mixed: Mixed adapters of each layer, kept by a generation.
+        mixed: Mixed adapters of each layer, stored during a generation.
         weights_read: Layers whose weight was read from outside in this pass.
         called: Layers that were called in this pass.
     """
@@ -85,7 +85,7 @@ class Routing:
         return self._copies[key]
 
 
-class Context:
+class RoutingContext:
     """Where the layers of one model find the routing of the pass they are in.
 
     Each thread sees its own passes only. (A ContextVar would do the same for asyncio tasks, but
@@ -96,14 +96,14 @@ class Context:
         self._thread = threading.local()
         self._open: list[Routing] = []
 
-    def __reduce__(self) -> tuple[type[Context], tuple[()]]:
-        return Context, ()  # a copied model is in no pass
+    def __reduce__(self) -> tuple[type[RoutingContext], tuple[()]]:
+        return RoutingContext, ()  # a copied model is in no pass
 
     @property
     def current(self) -> Routing | None:
         """The routing of the pass that this thread is in."""
-        found: Routing | None = getattr(self._thread, "routing", None)
-        return found
+        routing: Routing | None = getattr(self._thread, "routing", None)
+        return routing
 
     def require(self) -> Routing:
         """The current routing.
@@ -147,7 +147,7 @@ class RoutedCheckpoint:
         original: The checkpoint function that transformers has put into the block.
     """
 
-    def __init__(self, context: Context, original: Any) -> None:
+    def __init__(self, context: RoutingContext, original: Any) -> None:
         self.context = context
         self.original = original
 

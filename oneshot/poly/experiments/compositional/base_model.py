@@ -78,7 +78,7 @@ def write_instructions(config: CompositionalConfig, seed: int, path: Path) -> No
 
 def measure_base(config: CompositionalConfig, seed: int, source: ModelConfig) -> dict[str, float]:
     """Exact match of "seen" and "held_out" compositions by name, and of "unnamed" ones."""
-    model, codec = backbone.load(source)
+    model, encoding = backbone.load(source)
     seen = string_tasks.seen(config.task_seed)
     held_out = string_tasks.reserved(config.task_seed)
     measured = {}
@@ -91,5 +91,5 @@ def measure_base(config: CompositionalConfig, seed: int, source: ModelConfig) ->
             compositions, CHECKED, unnamed, derive_seed(seed, "base test", name)
         )
         examples = [Example(prompt, (answer,)) for prompt, answer in rows]
-        measured[name] = evaluate(model, codec, examples, 0, exact_match())["exact_match"]
+        measured[name] = evaluate(model, encoding, examples, 0, exact_match())["exact_match"]
     return measured

@@ -170,16 +170,16 @@ def places(config: CompositionalConfig) -> list[Place]:
 
 def inventories(poly: PolyConfig) -> dict[str, PolyConfig]:
     """Adapters of each training run; "full" has none and is not among them."""
-    found: dict[str, PolyConfig] = {}
+    known: dict[str, PolyConfig] = {}
     for k in SKILLS:
         for h in HEADS:
             four = miniature.inventories(dataclasses.replace(poly, skills=k, heads=h))
-            found["lora"] = four["lora"]
-            found[f"lora-big-k{k}"] = four["lora-big"]
-            found[f"poly-k{k}"] = four["poly"]
-            found[f"poly-s-k{k}-h{h}"] = four["poly-s"]
-    found["private"] = dataclasses.replace(found["lora"], routing="private")
-    return found
+            known["lora"] = four["lora"]
+            known[f"lora-big-k{k}"] = four["lora-big"]
+            known[f"poly-k{k}"] = four["poly"]
+            known[f"poly-s-k{k}-h{h}"] = four["poly-s"]
+    known["private"] = dataclasses.replace(known["lora"], routing="private")
+    return known
 
 
 def exact_match() -> EvaluationConfig:

@@ -19,8 +19,7 @@ from oneshot.training.seeding import derive_seed
 LETTERS = "abcdefghij"
 SHORTEST, LONGEST = 5, 7
 SPLITS = 4
-"""Splits that can be asked for: the held-out tasks of all of them are kept from every base model,
-so that one base model serves every split."""
+"""Number of splits. No base model sees the held-out tasks of any, so one serves every split."""
 HELD_OUT = 6
 """Held-out tasks of each split."""
 MINIMUM_SKILLS = 3
