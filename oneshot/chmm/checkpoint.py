@@ -32,7 +32,7 @@ STATE, BEST, OPTIMIZER = "state.json", "best.safetensors", "optimizer.safetensor
 
 @dataclass(frozen=True)
 class SavedModel:
-    """A trained CHMM with what it takes to use it on new sentences.
+    """A trained CHMM with all that new sentences need.
 
     Attributes:
         model: The CHMM.

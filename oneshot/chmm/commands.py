@@ -47,8 +47,8 @@ def _fit(words: list[str]) -> int:
 
     _quiet()
     result = fit(config, resume=parsed.resume)
-    for split, figures in result.metrics.items():
-        print(f"{split:5}  {_summary(figures)}")
+    for split, metrics in result.metrics.items():
+        print(f"{split:5}  {_summary(metrics)}")
     for remark in remarks(result.sources):
         print(remark)
     chosen_by = {"f1": "F1 on the gold labels of valid", "likelihood": "log-likelihood of valid"}
@@ -63,14 +63,14 @@ def _fit(words: list[str]) -> int:
     return 0
 
 
-def _summary(figures: dict[str, Any]) -> str:
+def _summary(metrics: dict[str, Any]) -> str:
     """Scores of a split, or what there is without gold labels."""
-    likelihood = f"log-likelihood/token {figures['log_likelihood_per_token']:.4f}"
-    if "f1" not in figures:
-        found = ", ".join(f"{count} {name}" for name, count in figures["entities"].items())
-        return f"{likelihood}  entities found: {found}"
+    likelihood = f"log-likelihood/token {metrics['log_likelihood_per_token']:.4f}"
+    if "f1" not in metrics:
+        counts = ", ".join(f"{count} {name}" for name, count in metrics["entities"].items())
+        return f"{likelihood}  entities found: {counts}"
     scores = (("F1", "f1"), ("P", "precision"), ("R", "recall"))
-    return "  ".join([*(f"{name} {100 * figures[key]:.2f}" for name, key in scores), likelihood])
+    return "  ".join([*(f"{name} {100 * metrics[key]:.2f}" for name, key in scores), likelihood])
 
 
 def _alt(words: list[str]) -> int:
@@ -200,7 +200,7 @@ def _eval(words: list[str]) -> int:
 def _synthetic(words: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="oneshot chmm synthetic",
-        description="Sources that are reliable on some words only: 20 seconds of one core a seed.",
+        description="Sources that are reliable on some words only; 20 core-seconds per seed.",
     )
     parser.add_argument(
         "--seeds", default="0,1,2,3,4", help="separated by commas (default %(default)s)"

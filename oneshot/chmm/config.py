@@ -144,7 +144,7 @@ class TrainingConfig:
     weight_decay: float = 1e-5
     """L2 penalty (inside Adam's gradient)."""
     selection: Literal["auto", "f1", "likelihood"] = "auto"
-    """What decides which epoch is kept: entity F1 on the GOLD labels of valid (the authors'), or
+    """What chooses the epoch: entity F1 on the GOLD labels of valid (the authors'), or
     the log-likelihood of the votes of valid, which needs no gold label; "auto": F1 where every
     sentence of valid has gold labels and one of them is an entity, else likelihood."""
     tolerance: int = 10
@@ -183,7 +183,7 @@ class TaggerConfig:
     max_subwords: int = 512
     """Subwords of one input; longer documents are cut at sentence ends."""
     selection: Literal["auto", "gold", "weak"] = "auto"
-    """Labels of valid whose entity F1 decides which epoch is kept: gold (the authors'), or the
+    """Labels of valid whose entity F1 chooses the epoch: gold (the authors'), or the
     weak ones that the tagger is trained on; "auto" as for the CHMM."""
     tolerance: int = 60
     """Training ends after more epochs than this without a better one (`master`: 10)."""

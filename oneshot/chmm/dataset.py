@@ -66,7 +66,7 @@ class WeakDataset:
         labels: The label space of all votes and gold labels.
         sources: Names of the S sources, in the order of the columns of `Sentence.votes`.
         splits: Sentences by name of the split: any of train, valid, test.
-        priors: {source: {type: (precision, recall)}} where somebody has set them.
+        priors: {source: {type: (precision, recall)}} if the files set them.
         o_is_silence: Whether an O of the files was read as silence.
         notes: What the reader assumed or left out, a sentence each.
 

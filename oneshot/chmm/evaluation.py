@@ -107,8 +107,8 @@ def evaluate(
         cells = _cells(config, methods, seeds, output, say)
         outcomes = run_grid([cell for *_, cell in cells], output, say=say, keep_going=(Exception,))
         for (method, seed, _), outcome in zip(cells, outcomes, strict=True):
-            place = {"dataset": Path(config.data.path).name, "method": method, "seed": seed}
-            rows += [{**place, **row} for row in _rows(outcome, method, say)]
+            key = {"dataset": Path(config.data.path).name, "method": method, "seed": seed}
+            rows += [{**key, **row} for row in _rows(outcome, method, say)]
         write_report(rows, output)
     return rows
 
@@ -198,8 +198,8 @@ def _chmm(title: str, **changes: Any) -> Callable[[Trial], dict[str, Metrics]]:
         train_chmm(model, optimizer, examples["train"], examples["valid"], config.training, seed)
 
         def predict(split: str) -> tuple[Sequence[Ids], Any, float]:
-            found = model.predict(examples[split], constrained=config.training.constrained)
-            return found.labels, found.posteriors, float(found.log_likelihood.sum())
+            predicted = model.predict(examples[split], constrained=config.training.constrained)
+            return predicted.labels, predicted.posteriors, float(predicted.log_likelihood.sum())
 
         return {title: trial.metrics(predict)}
 

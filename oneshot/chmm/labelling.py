@@ -70,7 +70,7 @@ def label(
         CheckpointError, FileNotFoundError, ValueError: No such model, data or device, or sources
             that are not those of the model.
     """
-    place = device_of(device)
+    where = device_of(device)
     dataset = Path(dataset)
     if (model / INFO).exists():
         if dataset.is_file():
@@ -81,12 +81,12 @@ def label(
         saved = load_model(model)
         labels = saved.model.labels
         sentences = _chmm_sentences(saved, dataset, split, format, say)
-        predicted = _by_chmm(saved, model, sentences, constrained, place)
+        predicted = _by_chmm(saved, model, sentences, constrained, where)
         _write(output, labels, sentences, predicted.labels, predicted.posteriors)
         return len(sentences)
     if not (model / "config.json").exists():
         raise FileNotFoundError(f"{model}: neither a CHMM ({INFO}) nor a tagger (config.json)")
-    tagger = Tagger.open(model, place)
+    tagger = Tagger.open(model, where)
     sentences = _tagger_sentences(tagger, dataset, split, format, say)
     posteriors = tagger.predict([s.tokens for s in sentences])
     _write(output, tagger.labels, sentences, hard_labels(tagger.labels, posteriors), posteriors)

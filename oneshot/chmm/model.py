@@ -43,7 +43,7 @@ class Potentials(NamedTuple):
 
 @dataclass(frozen=True)
 class Predictions:
-    """What a CHMM says about some sentences.
+    """Labels and posteriors of some sentences.
 
     Attributes:
         labels: Viterbi label ids [T] of each sentence.
@@ -118,7 +118,7 @@ class CHMM(nn.Module):
         """Labels, posteriors and log-likelihood of sentences.
 
         Args:
-            examples: In any order and number; what is said about one depends on it alone.
+            examples: In any order and number; the result of one depends on it alone.
             constrained: Decode without label pairs that BIO forbids. Posteriors are those of the
                 model, which knows no such rule, either way.
         """

@@ -1,4 +1,4 @@
-"""Word embeddings from a frozen encoder, computed once and kept in a cache.
+"""Word embeddings from a frozen encoder, computed once and cached.
 
 The key of the cache is a digest of everything that decides the result: the encoder's configuration
 and weights, the subwords it gets to see (so tokenizer, texts and chunks, too), device and

@@ -67,7 +67,7 @@ class Batch:
         embeddings: [N, D].
         observations: [N, S, L].
         lengths: int64 [B], steps of each sentence, the begin included; their sum is N. They stay
-            on the CPU, where the places of the sentences are worked out.
+            on the CPU, where the positions of the sentences are computed.
     """
 
     embeddings: Tensor

@@ -85,7 +85,7 @@ def start(
     embeddings of small norm need many more than its 5 epochs).
 
     Args:
-        model: Is changed in place.
+        model: Changed in place.
         matrices: In the model's sizes.
         train: Embeddings to pretrain on.
         config: Method, epochs and learning rate.

@@ -30,7 +30,7 @@ from oneshot.training.seeding import derive_seed
 Row = dict[str, float]
 Selection = Literal["f1", "likelihood"]
 
-SCORE = {"f1": "valid/f1", "likelihood": "valid/log_likelihood"}  # the figure that selects
+SCORE = {"f1": "valid/f1", "likelihood": "valid/log_likelihood"}  # the metric that selects
 STILL_RISING = 0.01  # share of the whole gain that the last epoch of a finished training adds
 
 
@@ -65,14 +65,14 @@ def train_chmm(
     """Trains an initialised CHMM, and leaves it with the weights of its best epoch.
 
     Args:
-        model: Is trained in place.
+        model: Trained in place.
         optimizer: Of `make_optimizer`.
         train: Votes to learn from.
         valid: Votes that choose the epoch, by gold labels if there are any (`config.selection`).
         config: Epochs, batch size, selection.
         seed: Of the order of the sentences.
         progress: Continue there (model and optimizer have their weights and moments back).
-        after_epoch: Is called with the figures of every epoch, also of 0, before training.
+        after_epoch: Called with the metrics of every epoch, also of 0, before training.
 
     Raises:
         NonFiniteLossError: The log-likelihood of a batch is NaN or infinite; nothing was updated
@@ -122,10 +122,10 @@ def train_chmm(
 
 
 def resolve_selection(config: TrainingConfig, valid: Sequence[Sentence]) -> Selection:
-    """What decides which epoch is kept; "auto" is by F1 where gold labels can tell.
+    """What chooses the epoch; "auto" is by F1 where the gold labels allow it.
 
     Raises:
-        NoGoldError: "f1" was asked for, and gold labels are missing or name no entity.
+        NoGoldError: "f1" was requested, and gold labels are missing or name no entity.
     """
     if config.selection == "likelihood":
         return "likelihood"
@@ -154,7 +154,7 @@ def still_rising(rows: Sequence[Mapping[str, Any]], selection: Selection) -> boo
     """Whether the last epoch was the best and added more than 1 % of the gain of all epochs.
 
     Args:
-        rows: Figures of epoch 0 and all others.
+        rows: Metrics of epoch 0 and all others.
         selection: Of `resolve_selection`.
     """
     scores = [row[SCORE[selection]] for row in rows]

@@ -22,7 +22,7 @@ SUFFIXES = (".json",)
 
 
 def matches(file: Path) -> bool:
-    """Always: WRENCH, whose files are JSON too, is asked first."""
+    """Always: the registry tries WRENCH, whose files are JSON too, first."""
     return True
 
 
@@ -83,18 +83,18 @@ def _list(spans: Any) -> list[Any]:
 
 def _check_count(meta: dict[str, Any], key: str, count: int) -> None:
     """A figure of meta.json, if there, must be the count; keys may end in white space."""
-    told = {name.strip(): value for name, value in meta.items()}.get(key, count)
-    if told != count:
+    stated = {name.strip(): value for name, value in meta.items()}.get(key, count)
+    if stated != count:
         raise ValueError(
-            f"{key}: meta.json says {told!r}, but there are {count}; if this is a part of the data "
-            f"set on purpose, delete {key} from meta.json"
+            f"{key}: meta.json says {stated!r}, but there are {count}; if this is a part of the "
+            f"data set on purpose, delete {key} from meta.json"
         )
 
 
-def _priors(told: Any, sources: tuple[str, ...], labels: LabelSpace) -> Priors:
+def _priors(stated: Any, sources: tuple[str, ...], labels: LabelSpace) -> Priors:
     priors: dict[str, dict[str, tuple[float, float]]] = {}
     with files.located("priors"):
-        for source, by_type in files.mapping(told).items():
+        for source, by_type in files.mapping(stated).items():
             if source not in sources:
                 raise ValueError(f"{source!r} is no source of lf")
             priors[source] = {}

@@ -1,7 +1,7 @@
 """Documents annotated by skweak: spaCy's DocBin files, one span group for each source.
 
 train|valid|test.spacy, as skweak.utils.docbin_writer writes them. Gold is `doc.ents`; a document
-on which nobody has set them has none. A group that a document lacks is a silent source there.
+without annotated ones has no gold labels. A group that a document lacks is a silent source there.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ def read(folder: Path, options: files.Reading) -> tuple[WeakDataset, tuple[str, 
     sources = tuple(dict.fromkeys(name for doc in everything for name in doc.spans))
     entity_types = options.entity_types
     if entity_types is None:
-        found = {
+        types = {
             span.label_
             for doc in everything
             for group in (doc.ents, *doc.spans.values())
             for span in group
         }
-        entity_types = tuple(sorted(found))
+        entity_types = tuple(sorted(types))
     with files.located(folder):
         labels = LabelSpace(entity_types)
 

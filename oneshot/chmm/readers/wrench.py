@@ -21,7 +21,7 @@ SUFFIXES = (".json",)
 
 
 def matches(file: Path) -> bool:
-    """Whether the first label is a name; CHMM-ALT writes spans."""
+    """Whether the first label of a file is a name; CHMM-ALT writes spans."""
     for record in files.read_records(file).values():
         if not isinstance(record, dict):
             return False

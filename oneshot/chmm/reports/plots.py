@@ -71,12 +71,12 @@ def plot_sources(table: SourceTable, path: Path) -> None:
         values = [[x["by_type"][kind][key] for kind in types] for x in table.values()]
         matrix = np.array([[np.nan if v is None else v for v in row] for row in values])
         _heat_map(figure, axes, matrix, (types, list(table)), title)
-        for s, figures in enumerate(table.values()):
+        for s, numbers in enumerate(table.values()):
             for k, kind in enumerate(types):
                 if not np.isnan(matrix[s, k]):
                     text = f"{matrix[s, k]:.2f}"
                     if key == "agreement":
-                        text += f" of {figures['by_type'][kind]['votes']}"
+                        text += f" of {numbers['by_type'][kind]['votes']}"
                     _write(axes, k, s, matrix[s, k], text)
     _save(figure, path)
 

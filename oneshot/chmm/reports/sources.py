@@ -1,6 +1,6 @@
 """What each source is worth: its votes against the final labels and against the other sources.
 
-All figures count tokens by entity type (B- and I- are one). They need no gold label; where the
+All numbers count tokens by entity type (B- and I- are one). They need no gold label; where the
 final labels are wrong, so is the agreement with them.
 """
 
@@ -24,7 +24,7 @@ def analyse(
     sentences: Sequence[Sentence],
     final: Sequence[Ids],
 ) -> SourceTable:
-    """Figures of each source by its name, ready for JSON.
+    """Numbers of each source by its name, ready for JSON.
 
     Args:
         labels: The label space.
@@ -91,29 +91,29 @@ def _mean(values: Any) -> float | None:
 
 
 def remarks(table: SourceTable) -> list[str]:
-    """Sources that never speak, and those that say the same."""
+    """Sources without a vote, and those whose votes are equal."""
     lines = [
         f"source {name!r} never names an entity" for name, x in table.items() if not x["votes"]
     ]
     seen: set[str] = set()
-    for name, figures in table.items():
-        if name not in seen and figures["same_as"]:
-            same = ", ".join(map(repr, figures["same_as"]))
+    for name, numbers in table.items():
+        if name not in seen and numbers["same_as"]:
+            same = ", ".join(map(repr, numbers["same_as"]))
             lines.append(f"source {name!r} says the same as {same}: they count as independent")
-            seen.update(figures["same_as"])
+            seen.update(numbers["same_as"])
     return lines
 
 
 def markdown(table: SourceTable) -> str:
-    """The figures as a Markdown table, a row for each source and type that it names."""
+    """The numbers as a Markdown table, a row for each source and type that it names."""
     lines = [
         "| source | type | votes | agreement | coverage | overlap | conflict |",
         "|---|---|---|---|---|---|---|",
     ]
-    for name, figures in table.items():
-        whole = [_percent(figures[key]) for key in ("overlap", "conflict")]
-        lines.append(f"| {name} | all | {figures['votes']} | | | {' | '.join(whole)} |")
-        for kind, x in figures["by_type"].items():
+    for name, numbers in table.items():
+        whole = [_percent(numbers[key]) for key in ("overlap", "conflict")]
+        lines.append(f"| {name} | all | {numbers['votes']} | | | {' | '.join(whole)} |")
+        for kind, x in numbers["by_type"].items():
             if x["votes"]:
                 shares = [_percent(x[key]) for key in ("agreement", "coverage")]
                 lines.append(f"| | {kind} | {x['votes']} | {' | '.join(shares)} | | |")

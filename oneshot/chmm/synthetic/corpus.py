@@ -1,4 +1,4 @@
-"""Made-up sentences whose sources are reliable on some words and not on others.
+"""Generated sentences whose sources are reliable on some words and not on others.
 
 Two entity types (L = 5), four sources. Every word of a small vocabulary belongs to one of four
 *domains*, and what a source does at a token depends on the token's domain alone: in a domain it
@@ -37,15 +37,15 @@ _AMBIGUOUS = 0.15  # chance that a token is one of the words of any kind
 class Behaviour(NamedTuple):
     """What a source does in a domain, as probabilities at each token by itself."""
 
-    found: float  # in an entity: says the right label
+    right: float  # in an entity: says the right label
     confused: float  # ... that of the other type
     shifted: float  # ... B- for I- (and the right label for B-); else it finds nothing
     invented: float  # outside: says B- of some type
     silent: float  # where it finds nothing, says nothing instead of O
 
 
-KNOWS = Behaviour(found=0.9, confused=0.02, shifted=0.02, invented=0.01, silent=0.1)
-GUESSES = Behaviour(found=0.35, confused=0.25, shifted=0.1, invented=0.1, silent=0.4)
+KNOWS = Behaviour(right=0.9, confused=0.02, shifted=0.02, invented=0.01, silent=0.1)
+GUESSES = Behaviour(right=0.35, confused=0.25, shifted=0.1, invented=0.1, silent=0.4)
 # Domains each source knows. The last one knows none.
 KNOWN = ((0, 1), (1, 2), (3,), ())
 
@@ -57,7 +57,7 @@ class Synthetic:
     Attributes:
         dataset: Splits train, valid and test, with gold.
         features: float32 [T, D] for each sentence of each split: the word vectors of its tokens.
-        domains: int64 [T] likewise: the domain of each token, which no model gets to see.
+        domains: int64 [T] likewise: the domain of each token, which no model sees.
     """
 
     dataset: WeakDataset
@@ -130,12 +130,12 @@ def generate(
     splits, features, domains = {}, {}, {}
     for number, (name, size) in enumerate({"train": train, "valid": valid, "test": test}.items()):
         rng = np.random.default_rng([seed, number])
-        drawn = [
+        generated = [
             _sentence(rng, words, int(n)) for n in rng.integers(min_length, max_length + 1, size)
         ]
-        splits[name] = tuple(sentence for sentence, _ in drawn)
-        features[name] = [vectors[ids] for _, ids in drawn]
-        domains[name] = [words.domain[ids] for _, ids in drawn]
+        splits[name] = tuple(sentence for sentence, _ in generated)
+        features[name] = [vectors[ids] for _, ids in generated]
+        domains[name] = [words.domain[ids] for _, ids in generated]
     return Synthetic(WeakDataset(LABELS, SOURCES, splits), features, domains)
 
 
@@ -168,12 +168,12 @@ def _spans(rng: np.random.Generator, length: int) -> list[Span]:
 def _votes(rng: np.random.Generator, known: tuple[int, ...], domain: Ids, gold: Ids) -> Ids:
     """What one source says."""
     does = np.where(np.isin(domain, known)[:, None], KNOWS, GUESSES).T
-    found, confused, shifted, invented, silent = does
+    right, confused, shifted, invented, silent = does
     u, v = rng.random((2, len(gold)))
     swapped = (gold - 1 + 2) % 4 + 1  # B-x <-> B-y, I-x <-> I-y
     cut = gold - (gold % 2 == 0)  # I-x -> B-x
     inside = np.select(
-        [u < found, u < found + confused, u < found + confused + shifted], [gold, swapped, cut], 0
+        [u < right, u < right + confused, u < right + confused + shifted], [gold, swapped, cut], 0
     )
     outside = np.where(u < invented, np.where(v < 0.5, 1, 3), 0)
     said = np.where(gold > 0, inside, outside)

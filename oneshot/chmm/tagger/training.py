@@ -26,11 +26,11 @@ Targets = Sequence[npt.NDArray[np.floating]]
 
 @dataclass
 class TaggerHistory:
-    """What a training leaves.
+    """How a training went.
 
     Attributes:
         rows: One for each epoch: epoch, loss (per token), score (selection), lr.
-        best_epoch: Epoch of the weights that were kept.
+        best_epoch: Epoch whose weights the tagger has.
         best_score: Their score; -inf if there was nothing to select by.
     """
 
@@ -55,7 +55,7 @@ def train_tagger(
     """Fits a tagger to label distributions by the KL divergence, and keeps its best epoch.
 
     Args:
-        tagger: Is trained in place.
+        tagger: Trained in place.
         documents: Words.
         targets: For each document [T, L], rows that sum to 1 (one-hot for hard labels: then the
             loss is the cross-entropy).
@@ -65,7 +65,7 @@ def train_tagger(
         lr: Peak learning rate.
         one_update_per_epoch: Sum the gradients over an epoch for a single update.
         score: Judges the tagger after each epoch, more is better; None keeps the last epoch.
-        progress: Is called with the row of each epoch.
+        progress: Called with the row of each epoch.
 
     Returns:
         The course of the training; the tagger has the weights of `best_epoch`.
