@@ -8,7 +8,6 @@ learned about the sources beside the truth.
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -29,6 +28,7 @@ from oneshot.chmm.labels import Ids
 from oneshot.chmm.model import CHMM
 from oneshot.chmm.synthetic import corpus as synthetic
 from oneshot.chmm.synthetic.corpus import Synthetic
+from oneshot.training.grid import save_figure, write_json
 
 FEATURES = 16
 
@@ -94,10 +94,8 @@ def run_demo(
         "seconds": round(time.perf_counter() - start, 1),
     }
     if output is not None:
-        folder = Path(output)
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "demo.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-        plot(result, folder / "demo.png")
+        write_json(Path(output) / "demo.json", result)
+        plot(result, Path(output) / "demo.png")
     return result
 
 
@@ -169,11 +167,9 @@ def print_table(result: Mapping[str, Any]) -> None:
 
 def plot(result: Mapping[str, Any], path: Path) -> None:
     """F1 of the methods, and how right each source is in each domain: learned and true."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 3.2), layout="constrained")
-    FigureCanvasAgg(figure)
     axes = figure.add_subplot(1, 3, 1)
     names = list(result["methods"])
     scores = [100 * result["methods"][name]["f1"] for name in names]
@@ -193,4 +189,4 @@ def plot(result: Mapping[str, Any], path: Path) -> None:
             axes.text(d, s, f"{value:.2f}", ha="center", va="center", fontsize=7, color=colour)
         how = "learned by the CHMM" if key == "learned" else "counted with gold labels"
         axes.set_title(f"Sources: share right, {how}", fontsize=9)
-    figure.savefig(path, dpi=110)
+    save_figure(figure, path)

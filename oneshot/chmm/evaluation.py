@@ -60,13 +60,10 @@ class Trial:
         dataset = self.prepared.dataset
         for split in [name for name in ("valid", "test") if name in dataset.splits]:
             labels, posteriors, log_likelihood = predict(split)
-            if dataset.has_gold(split):
-                sentences = dataset.split(split)
-                scores = metrics.evaluate(
-                    dataset.labels, sentences, labels, posteriors, log_likelihood
-                )
-            else:
-                scores = metrics.without_gold(dataset.labels, labels, log_likelihood)
+            scores = metrics.measure(
+                dataset.labels, dataset.split(split), labels, posteriors, log_likelihood
+            )
+            if "entities" in scores:
                 scores["entities"] = sum(scores["entities"].values())
             result |= {f"{split}_{name}": value for name, value in scores.items()}
         return result

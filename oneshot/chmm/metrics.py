@@ -183,6 +183,19 @@ def without_gold(
     return result
 
 
+def measure(
+    labels: LabelSpace,
+    sentences: Sequence[Sentence],
+    predicted: Sequence[Ids],
+    posteriors: Posteriors | None = None,
+    log_likelihood: float | None = None,
+) -> dict[str, Any]:
+    """`evaluate`, or `without_gold` where a sentence has no gold labels."""
+    if any(sentence.gold is None for sentence in sentences):
+        return without_gold(labels, predicted, log_likelihood)
+    return evaluate(labels, sentences, predicted, posteriors, log_likelihood)
+
+
 def gold_of(sentences: Sequence[Sentence], split: str | None = None) -> list[Ids]:
     """The gold labels of all sentences.
 

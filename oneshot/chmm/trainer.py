@@ -13,7 +13,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,6 @@ from oneshot.chmm.alternation import stages
 from oneshot.chmm.alternation.state import State, load, publish, save
 from oneshot.chmm.config import ChmmConfig
 from oneshot.chmm.device import device_of
-from oneshot.chmm.label_model.batches import Examples
 from oneshot.chmm.label_model.training import (
     Progress,
     Row,
@@ -36,7 +35,7 @@ from oneshot.chmm.label_model.training import (
     still_rising,
     train_chmm,
 )
-from oneshot.chmm.model import CHMM, Predictions
+from oneshot.chmm.model import CHMM
 from oneshot.chmm.prepare import Prepared, loading_bars, prepare, read_checked
 from oneshot.chmm.reports import sources
 from oneshot.chmm.reports.plots import plot_curves, plot_sources, plot_transitions
@@ -67,7 +66,7 @@ class FitResult:
         model: The CHMM of the best epoch.
         history: The rows of metrics.jsonl; step 0 is the start.
         best_epoch: The epoch whose weights the model has.
-        metrics: Of every split: `metrics.evaluate`, or `metrics.without_gold`.
+        metrics: `metrics.measure` of every split.
         selection: What chose the epoch.
         unfinished: Whether the last epoch was the best by far, so that more would help.
         sources: `sources.analyse` on train.
@@ -164,7 +163,12 @@ def _fit(config: ChmmConfig, resume: bool, prepared: Prepared | None) -> FitResu
         split: model.predict(x, constrained=config.training.constrained)
         for split, x in examples.items()
     }
-    results = evaluate(model, examples, predictions)
+    results = {
+        split: metrics.measure(
+            model.labels, x.sentences, p.labels, p.posteriors, float(p.log_likelihood.sum())
+        )
+        for (split, x), p in zip(examples.items(), predictions.values(), strict=True)
+    }
     write_json(folder / "results.json", results)
     table = sources.analyse(
         dataset.labels, dataset.sources, dataset.split("train"), predictions["train"].labels
@@ -178,23 +182,6 @@ def _fit(config: ChmmConfig, resume: bool, prepared: Prepared | None) -> FitResu
         folder, model, history, progress.best_epoch, results, selection, unfinished, table,
         dataset.notes,
     )  # fmt: skip
-
-
-def evaluate(
-    model: CHMM, examples: Mapping[str, Examples], predictions: Mapping[str, Predictions]
-) -> dict[str, dict[str, Any]]:
-    """Metrics of every split: `metrics.evaluate`, or `metrics.without_gold`."""
-    results = {}
-    for split, x in examples.items():
-        predicted = predictions[split]
-        log_likelihood = float(predicted.log_likelihood.sum())
-        if all(s.gold is not None for s in x.sentences):
-            results[split] = metrics.evaluate(
-                model.labels, x.sentences, predicted.labels, predicted.posteriors, log_likelihood
-            )
-        else:
-            results[split] = metrics.without_gold(model.labels, predicted.labels, log_likelihood)
-    return results
 
 
 def alternate(

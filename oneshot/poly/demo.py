@@ -9,7 +9,6 @@ they miss on new inputs; the picture shows which tasks share skills according to
 from __future__ import annotations
 
 import dataclasses
-import json
 import statistics
 import time
 from collections.abc import Mapping
@@ -18,11 +17,13 @@ from typing import Any, Literal
 
 from oneshot.poly.config import PolyConfig
 from oneshot.poly.experiments import synthetic
+from oneshot.poly.experiments.miniature import inventories
+from oneshot.training.grid import save_figure, write_json
 
 TASKS, NEW_TASKS, SHOTS = 24, 8, (4, 16, 32)
 POLY_S = PolyConfig(skills=4, heads=4, rank=2, alpha=2)
 LEARNERS = {
-    "shared LoRA": synthetic.same_size_lora(POLY_S),
+    "shared LoRA": inventories(POLY_S)["lora-big"],
     "Poly": dataclasses.replace(POLY_S, heads=1),
     "Poly-S": POLY_S,
 }
@@ -87,10 +88,8 @@ def run_demo(
         "seconds": round(time.perf_counter() - start, 1),
     }
     if output is not None:
-        folder = Path(output)
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "demo.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-        plot(result, folder / "demo.png")
+        write_json(Path(output) / "demo.json", result)
+        plot(result, Path(output) / "demo.png")
     return result
 
 
@@ -120,11 +119,9 @@ def print_table(result: Mapping[str, Any]) -> None:
 
 def plot(result: Mapping[str, Any], path: Path) -> None:
     """What is missed of new tasks, and the similarity of tasks: learned and true."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 3.4), layout="constrained")
-    FigureCanvasAgg(figure)
     axes = figure.add_subplot(1, 3, 1)
     for name, row in result["adapted"].items():
         axes.plot(SHOTS, [row[shots] for shots in SHOTS], marker="o", label=name)
@@ -141,4 +138,4 @@ def plot(result: Mapping[str, Any], path: Path) -> None:
         image = axes.imshow(result["similarity"][key], vmin=-1, vmax=1, cmap="RdBu_r")
         axes.set_title(f"Similarity of the tasks' routing, {how}", fontsize=9)
     figure.colorbar(image, ax=axes, shrink=0.8)
-    figure.savefig(path, dpi=110)
+    save_figure(figure, path)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from oneshot.poly.model import PolyModel
+from oneshot.training.grid import save_figure
 
 PANELS = (
     ("Loss, nats per answer token", ("loss/train", "dev/loss")),
@@ -38,7 +39,7 @@ def plot_curves(history: Sequence[dict[str, Any]], path: Path) -> None:
         panel.tick_params(labelsize=7)
         panel.grid(alpha=0.3)
         panel.legend(fontsize=6)
-    _write(figure, path)
+    save_figure(figure, path)
 
 
 def plot_routing(model: PolyModel, task_names: Sequence[str], folder: Path) -> None:
@@ -79,7 +80,7 @@ def plot_routing(model: PolyModel, task_names: Sequence[str], folder: Path) -> N
         y=1 - 0.1 / high,
         verticalalignment="top",
     )
-    _write(figure, folder / "routing.png")
+    save_figure(figure, folder / "routing.png")
     _plot_dendrogram(linkage, task_names, folder / "tasks.png")
 
 
@@ -130,7 +131,7 @@ def _plot_dendrogram(linkage: Any, names: Sequence[str], path: Path) -> None:
     axes.tick_params(axis="x", labelsize=7)
     axes.locator_params(axis="x", nbins=5)
     figure.tight_layout()
-    _write(figure, path)
+    save_figure(figure, path)
 
 
 def _figure(
@@ -162,9 +163,3 @@ def _figure(
     )
     FigureCanvasAgg(figure)
     return figure, [figure.add_subplot(lines, columns, i + 1) for i in range(panels)]
-
-
-def _write(figure: Any, path: Path) -> None:
-    temporary = path.with_suffix(".drawing")
-    figure.savefig(temporary, dpi=110, format="png")
-    temporary.replace(path)

@@ -234,16 +234,19 @@ def draw_bars(axes: Any, values: Mapping[str, Sequence[float]]) -> None:
 
 def plot_bars(panels: Mapping[str, Mapping[str, Sequence[float]]], path: Path) -> None:
     """Writes a PNG with one panel of `draw_bars` per title."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     height = 1 + 0.24 * max(map(len, panels.values()))
     figure = Figure(figsize=(5.2 * len(panels), height), layout="constrained")
-    FigureCanvasAgg(figure)
     for number, (title, values) in enumerate(panels.items(), start=1):
         axes = figure.add_subplot(1, len(panels), number)
         draw_bars(axes, values)
         axes.set_title(title, fontsize=9)
+    save_figure(figure, path)
+
+
+def save_figure(figure: Any, path: Path) -> None:
+    """Writes a matplotlib figure as a PNG in one step."""
     temporary = path.with_suffix(".drawing")
     figure.savefig(temporary, dpi=110, format="png")
     temporary.replace(path)

@@ -59,7 +59,7 @@ def test_plots_are_written(tmp_path):
 def test_the_title_and_the_colour_bar_of_the_routing_have_room(tasks, tmp_path, monkeypatch):
     """Nothing overlaps, whatever the number of tasks; the scale ends at the largest weight."""
     figures = []
-    monkeypatch.setattr(plots, "_write", lambda figure, path: figures.append(figure))
+    monkeypatch.setattr(plots, "save_figure", lambda figure, path: figures.append(figure))
     poly = poly_tiny.adapted(tasks=tasks)
     plot_routing(poly, [f"task {i}" for i in range(tasks)], tmp_path)
     figure = figures[0]
@@ -86,7 +86,7 @@ def test_the_title_and_the_colour_bar_of_the_routing_have_room(tasks, tmp_path, 
 
 def test_the_routing_is_in_the_order_of_the_dendrogram(tmp_path, monkeypatch):
     figures = []
-    monkeypatch.setattr(plots, "_write", lambda figure, path: figures.append(figure))
+    monkeypatch.setattr(plots, "save_figure", lambda figure, path: figures.append(figure))
     plot_routing(poly_tiny.adapted(tasks=7), [f"task {i}" for i in range(7)], tmp_path)
     routing, dendrogram = ([label.get_text() for label in figure.axes[0].get_yticklabels()]
                            for figure in figures)  # fmt: skip

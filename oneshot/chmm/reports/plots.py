@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from oneshot.training.grid import save_figure
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -53,7 +55,7 @@ def plot_curves(history: Sequence[dict[str, Any]], path: Path) -> None:
         axes.tick_params(labelsize=7)
         axes.grid(alpha=0.3)
         axes.legend(fontsize=6)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def plot_sources(table: SourceTable, path: Path) -> None:
@@ -78,7 +80,7 @@ def plot_sources(table: SourceTable, path: Path) -> None:
                     if key == "agreement":
                         text += f" of {numbers['by_type'][kind]['votes']}"
                     _write(axes, k, s, matrix[s, k], text)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def plot_transitions(model: CHMM, examples: Examples, path: Path) -> None:
@@ -91,7 +93,7 @@ def plot_transitions(model: CHMM, examples: Examples, path: Path) -> None:
     axes.set_ylabel("label before", fontsize=7)
     for (i, j), value in np.ndenumerate(matrix):
         _write(axes, j, i, value, f"{value:.2f}")
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def _heat_map(
@@ -115,15 +117,7 @@ def _write(axes: Any, x: int, y: int, value: float, text: str) -> None:
 
 
 def _figure(width: float, height: float) -> Figure:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
     return figure
-
-
-def _save(figure: Figure, path: Path) -> None:
-    temporary = path.with_suffix(".drawing")
-    figure.savefig(temporary, dpi=110, format="png")
-    temporary.replace(path)

@@ -20,6 +20,7 @@ from oneshot.training.grid import (
     markdown_table,
     mean_and_spread,
     run_grid,
+    save_figure,
     write_json,
     write_text,
 )
@@ -90,11 +91,9 @@ def _value(metrics: Mapping[str, Sequence[float]], key: str) -> str:
 
 def plot_reliability(results: dict[str, dict[str, list[Any]]], path: Path) -> None:
     """Share of right labels against the probability they were given; size: share of the tokens."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(4.5, 4.5), layout="constrained")
-    FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     axes.plot([0, 1], [0, 1], color="lightgrey", zorder=0)
     for (name, metrics), colour in zip(
@@ -114,4 +113,4 @@ def plot_reliability(results: dict[str, dict[str, list[Any]]], path: Path) -> No
     axes.set_xlabel("probability of the most probable label (mean of a bin)")
     axes.set_ylabel("share of tokens where it is right")
     axes.legend(loc="upper left")
-    figure.savefig(path, dpi=110)
+    save_figure(figure, path)

@@ -255,16 +255,3 @@ def similarities(poly: PolyModel, truth: Truth) -> tuple[torch.Tensor, torch.Ten
         unit = nn.functional.normalize(centred, dim=-1)
         both.append(unit @ unit.transpose(1, 2))
     return both[0], both[1]
-
-
-def same_size_lora(config: PolyConfig) -> PolyConfig:
-    """A shared LoRA with as many adapter parameters as the whole inventory of `config`."""
-    rank = config.rank * config.skills
-    return dataclasses.replace(
-        config,
-        routing="uniform",
-        skills=1,
-        heads=1,
-        rank=rank,
-        alpha=config.alpha * config.skills,
-    )

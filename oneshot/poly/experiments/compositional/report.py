@@ -34,6 +34,7 @@ from oneshot.training.grid import (
     grouped,
     markdown_table,
     means,
+    save_figure,
     write_json,
     write_text,
 )
@@ -242,7 +243,6 @@ def _listed(values: Iterable[float], number: str = ".3f") -> str:
 
 def _plot(config: CompositionalConfig, rows: Sequence[Row], output: Path) -> None:
     """Exact match of the arms (a dot for each seed), and a map of the training tasks."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     routed = [name for name in config.arms if name.startswith("poly-s")]
@@ -251,7 +251,6 @@ def _plot(config: CompositionalConfig, rows: Sequence[Row], output: Path) -> Non
     panels = len(config.shots) + bool(routed)
     height = max(3.4, 0.2 * len(config.arms) + 1)
     figure = Figure(figsize=(3.6 * panels + 1, height), layout="constrained")
-    FigureCanvasAgg(figure)
     for number, shots in enumerate(config.shots, start=1):
         axes = figure.add_subplot(1, panels, number)
         by_arm = grouped([row for row in mine if row["shots"] == shots], "arm")
@@ -267,7 +266,7 @@ def _plot(config: CompositionalConfig, rows: Sequence[Row], output: Path) -> Non
         axes = figure.add_subplot(1, panels, panels)
         _plot_map(axes, scaled(task_distances(weights)), tasks)
         axes.set_title(f"Training tasks by the routing of {routed[0]}", fontsize=9)
-    figure.savefig(output / "compositional.png", dpi=110)
+    save_figure(figure, output / "compositional.png")
 
 
 def _plot_map(axes: Any, points: torch.Tensor, tasks: Sequence[Composition]) -> None:
