@@ -77,7 +77,7 @@ def test_sources_behave_as_told(made):
             does = KNOWS if d in known else GUESSES
             here, said = domain == d, votes[:, s]
             right = (said == gold)[here & begin].mean()
-            assert right == pytest.approx(does.found + does.shifted, abs=0.06)
+            assert right == pytest.approx(does.right + does.shifted, abs=0.06)
             wrong = (said == (gold + 1) % 4 + 1)[here & begin].mean()
             assert wrong == pytest.approx(does.confused, abs=0.06)
             outside = said[here & (gold == 0)]
