@@ -19,10 +19,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from oneshot.chmm.config import ChmmConfig, DataConfig, EncoderConfig, ModelConfig
-from oneshot.chmm.data import TAGGER_SOURCE, WeakDataset
+from oneshot.chmm.dataset import TAGGER_SOURCE, WeakDataset
+from oneshot.chmm.label_model.training import Progress
 from oneshot.chmm.labels import LabelSpace
 from oneshot.chmm.model import CHMM
-from oneshot.chmm.trainer import Progress
 from oneshot.training import checkpoints
 from oneshot.training.checkpoints import CheckpointError
 
@@ -32,7 +32,7 @@ STATE, BEST, OPTIMIZER = "state.json", "best.safetensors", "optimizer.safetensor
 
 @dataclass(frozen=True)
 class SavedModel:
-    """A trained CHMM with what it takes to use it on new sentences.
+    """A trained CHMM with all that new sentences need.
 
     Attributes:
         model: The CHMM.
@@ -104,13 +104,13 @@ def save_training(
     folder: Path, model: CHMM, optimizer: torch.optim.Optimizer, progress: Progress, digest: str
 ) -> None:
     """Writes the checkpoint of an epoch and removes older ones."""
-    told = asdict(progress)
-    del told["best"]
+    values = asdict(progress)
+    del values["best"]
     with checkpoints.writing(folder, progress.epoch) as checkpoint:
         save_file(_contiguous(model.state_dict()), checkpoint / MODEL)
         save_file(_contiguous(progress.best), checkpoint / BEST)
         save_file(_moments(model, optimizer), checkpoint / OPTIMIZER)
-        write_state(checkpoint, told, digest)
+        write_state(checkpoint, values, digest)
     checkpoints.prune(folder, 1)
 
 
@@ -123,40 +123,40 @@ def load_training(
         ValueError: The checkpoint is of other data.
         CheckpointError: A file is missing or damaged.
     """
-    told = read_state(checkpoint, digest)
+    values = read_state(checkpoint, digest)
     with reading(checkpoint):
         model.load_state_dict(load_file(checkpoint / MODEL))
         _load_moments(model, optimizer, load_file(checkpoint / OPTIMIZER))
-        return Progress(**told, best=load_file(checkpoint / BEST))
+        return Progress(**values, best=load_file(checkpoint / BEST))
 
 
-def write_state(checkpoint: Path, told: dict[str, Any], digest: str) -> None:
-    """Writes figures as JSON, with what a resumed run is held against."""
-    told = {
-        **told,
+def write_state(checkpoint: Path, values: dict[str, Any], digest: str) -> None:
+    """Writes JSON, with what a resumed run is compared with."""
+    values = {
+        **values,
         "data_digest": digest,
         "threads": torch.get_num_threads(),
         "torch_version": torch.__version__,
     }
-    (checkpoint / STATE).write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+    (checkpoint / STATE).write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
 
 
 def read_state(checkpoint: Path, digest: str) -> dict[str, Any]:
-    """The figures of `write_state`; ValueError for other data, a warning for other threads."""
+    """The values of `write_state`; ValueError for other data, a warning for other threads."""
     with reading(checkpoint):
-        told = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
-        there = (told.pop("threads"), told.pop("torch_version"))
-        same_data = told.pop("data_digest") == digest
+        values = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
+        saved = (values.pop("threads"), values.pop("torch_version"))
+        same_data = values.pop("data_digest") == digest
     if not same_data:
         raise ValueError(f"the data is not that of the run to resume ({checkpoint})")
     here = (torch.get_num_threads(), torch.__version__)
-    if there != here:
+    if saved != here:
         warnings.warn(
-            f"{checkpoint} was written with {there[0]} threads and torch {there[1]}, this is "
+            f"{checkpoint} was written with {saved[0]} threads and torch {saved[1]}, this is "
             f"{here[0]} threads and torch {here[1]}: the last bits may differ",
             stacklevel=3,
         )
-    result: dict[str, Any] = told
+    result: dict[str, Any] = values
     return result
 
 
@@ -175,12 +175,12 @@ class reading:
 
 
 def _contiguous(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: x.detach().contiguous() for name, x in tensors.items()}
+    return {name: x.detach().cpu().contiguous() for name, x in tensors.items()}
 
 
 def _moments(model: CHMM, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     return {
-        f"{key}.{name}": value.detach().contiguous()
+        f"{key}.{name}": value.detach().cpu().contiguous()
         for name, parameter in model.named_parameters()
         for key, value in optimizer.state.get(parameter, {}).items()
     }
@@ -190,6 +190,9 @@ def _load_moments(
     model: CHMM, optimizer: torch.optim.Optimizer, moments: dict[str, Tensor]
 ) -> None:
     for name, parameter in model.named_parameters():
-        mine = {key: moments.get(f"{key}.{name}") for key in ("exp_avg", "exp_avg_sq", "step")}
-        if mine["step"] is not None:
-            optimizer.state[parameter] = mine
+        if f"step.{name}" in moments:
+            optimizer.state[parameter] = {
+                "step": moments[f"step.{name}"],
+                "exp_avg": moments[f"exp_avg.{name}"].to(parameter),
+                "exp_avg_sq": moments[f"exp_avg_sq.{name}"].to(parameter),
+            }

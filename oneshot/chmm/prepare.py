@@ -10,12 +10,13 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from oneshot.chmm import data
-from oneshot.chmm.batches import Examples
 from oneshot.chmm.config import ChmmConfig, DataConfig
-from oneshot.chmm.data import Sentence, WeakDataset
-from oneshot.chmm.embeddings import embed
-from oneshot.chmm.observations import observations
-from oneshot.chmm.trainer import resolve_selection, why_not_gold
+from oneshot.chmm.dataset import Sentence, WeakDataset
+from oneshot.chmm.device import device_of
+from oneshot.chmm.encoder.embeddings import embed
+from oneshot.chmm.label_model.batches import Examples
+from oneshot.chmm.label_model.observations import observations
+from oneshot.chmm.label_model.training import resolve_selection, why_not_gold
 
 HELD_OUT = 10  # without a split valid, one sentence of so many of train takes its place
 
@@ -38,7 +39,11 @@ def prepare(config: ChmmConfig, dataset: WeakDataset | None = None) -> Prepared:
     examples = {}
     for split, sentences in dataset.splits.items():
         embeddings = embed(
-            [s.tokens for s in sentences], config.encoder.source, config.encoder.max_pieces
+            [s.tokens for s in sentences],
+            config.encoder.source,
+            config.encoder.max_subwords,
+            device=device_of(config.run.device),
+            dtype=config.encoder.dtype,
         )
         observed = observe(sentences, len(dataset.labels), config.data)
         examples[split] = Examples(sentences, embeddings, observed)
@@ -114,7 +119,7 @@ def read(config: DataConfig) -> WeakDataset:
     """The data set with the sources that the config names."""
     return data.load(
         config.path,
-        form=config.form,
+        format=config.format,
         sources=config.sources,
         entity_types=config.entity_types,
         stray_inside=config.stray_inside,

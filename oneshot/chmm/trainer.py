@@ -1,193 +1,269 @@
-"""Training a CHMM: generalised EM by gradient, as exact ascent of the log-likelihood.
+"""The two kinds of run: `fit`, a CHMM on its sources, and `alternate`, CHMM and tagger in turn.
 
-Every update is an E step and a gradient M step at once: the gradient of log p(votes) is that of the
-expected complete-data log-likelihood under the current posteriors. No gold label takes part in it;
-gold labels of valid choose the epoch, where there are any (`training.selection`).
-
-What it leaves out, on purpose: learning rate schedules, clipping, dropout, the encoder's gradient.
+<output>/config.yaml        the resolved config
+<output>/metrics.jsonl      one line per epoch (`alternate`: per stage); tensorboard/ and curves.png
+                            show the same
+<output>/checkpoints/       what a killed run resumes from
+<output>/chmm/              the trained CHMM, for `oneshot chmm label`
+<output>/tagger/            the trained tagger (`alternate`)
+<output>/results.json       metrics of every split (`fit`, as is what follows)
+<output>/sources.md         what each source is worth; sources.json and sources.png likewise
+<output>/transitions.png    mean transition matrix
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor
 
-from oneshot.chmm import metrics
-from oneshot.chmm.batches import Examples, collate, shuffled
-from oneshot.chmm.config import ChmmConfig, TrainingConfig
-from oneshot.chmm.data import Priors, Sentence
-from oneshot.chmm.errors import NoGoldError, NonFiniteLossError
-from oneshot.chmm.initialisation import initial_matrices, start
-from oneshot.chmm.labels import LabelSpace
-from oneshot.chmm.model import CHMM, log_likelihood_per_token
-from oneshot.training.seeding import derive_seed
+from oneshot.chmm import checkpoint, metrics
+from oneshot.chmm.alternation import stages
+from oneshot.chmm.alternation.state import State, load, publish, save
+from oneshot.chmm.config import ChmmConfig
+from oneshot.chmm.device import device_of
+from oneshot.chmm.label_model.training import (
+    Progress,
+    Row,
+    Selection,
+    make_model,
+    make_optimizer,
+    resolve_selection,
+    still_rising,
+    train_chmm,
+)
+from oneshot.chmm.model import CHMM
+from oneshot.chmm.prepare import Prepared, loading_bars, prepare, read_checked
+from oneshot.chmm.reports import sources
+from oneshot.chmm.reports.plots import plot_curves, plot_sources, plot_transitions
+from oneshot.training import checkpoints
+from oneshot.training.folder import open_run, write_config
+from oneshot.training.grid import write_json
+from oneshot.training.jsonl import read_jsonl
+from oneshot.training.metrics import MetricsLog
 
-Row = dict[str, float]
-Selection = Literal["f1", "likelihood"]
+# A resumed run may be longer or show less: that changes no number of it.
+FIT_MAY_CHANGE = {"run.progress", "training.epochs"}
+ALTERNATE_MAY_CHANGE = {"run.progress", "alternate.loops"}
+SHOWN = {
+    "train/log_likelihood": ("train LL", ".4f"),
+    "valid/log_likelihood": ("valid LL", ".4f"),
+    "valid/f1": ("valid F1", ".4f"),
+    "chmm/test_f1": ("CHMM test F1", ".4f"),
+    "tagger/test_f1": ("tagger test F1", ".4f"),
+}
 
-SCORE = {"f1": "valid/f1", "likelihood": "valid/log_likelihood"}  # the figure that selects
-STILL_RISING = 0.01  # share of the whole gain that the last epoch of a finished training adds
 
-
-@dataclass
-class Progress:
-    """Where a training stands, besides weights and moments.
+@dataclass(frozen=True)
+class FitResult:
+    """What a finished `fit` leaves.
 
     Attributes:
-        epoch: Last finished epoch; 0 is the start.
-        best_epoch: Epoch of `best`.
-        best_score: Its score, by `training.selection`.
-        best: The weights of that epoch.
+        output: Its folder; the CHMM is in `output / "chmm"`.
+        model: The CHMM of the best epoch.
+        history: The rows of metrics.jsonl; step 0 is the start.
+        best_epoch: The epoch whose weights the model has.
+        metrics: `metrics.measure` of every split.
+        selection: What chose the epoch.
+        unfinished: Whether the last epoch was the best by far, so that more would help.
+        sources: `sources.analyse` on train.
+        notes: What was assumed about the data.
     """
 
-    epoch: int = -1
-    best_epoch: int = 0
-    best_score: float = float("-inf")
-    best: dict[str, Tensor] = field(default_factory=dict)
+    output: Path
+    model: CHMM
+    history: list[dict[str, Any]]
+    best_epoch: int
+    metrics: dict[str, dict[str, Any]]
+    selection: Selection
+    unfinished: bool
+    sources: sources.SourceTable
+    notes: tuple[str, ...]
 
 
-def train_chmm(
-    model: CHMM,
-    optimizer: torch.optim.Optimizer,
-    train: Examples,
-    valid: Examples,
-    config: TrainingConfig,
-    seed: int,
-    *,
-    progress: Progress | None = None,
-    after_epoch: Callable[[Progress, Row], None] | None = None,
-) -> Progress:
-    """Trains an initialised CHMM, and leaves it with the weights of its best epoch.
+@dataclass(frozen=True)
+class AlternateResult:
+    """What a finished `alternate` leaves.
+
+    Attributes:
+        output: Its folder, with `tagger`, a model folder, and `chmm`, a CHMM folder.
+        history: The rows of metrics.jsonl, one per stage.
+        tagger: The row of the final tagger.
+        chmm: The row of the best CHMM.
+        notes: What was assumed about the data.
+    """
+
+    output: Path
+    history: list[dict[str, Any]]
+    tagger: dict[str, Any]
+    chmm: dict[str, Any]
+    notes: tuple[str, ...]
+
+
+def fit(config: ChmmConfig, *, resume: bool = False, prepared: Prepared | None = None) -> FitResult:
+    """Trains a CHMM as the config says.
 
     Args:
-        model: Is trained in place.
-        optimizer: Of `make_optimizer`.
-        train: Votes to learn from.
-        valid: Votes that choose the epoch, by gold labels if there are any (`config.selection`).
-        config: Epochs, batch size, selection.
-        seed: Of the order of the sentences.
-        progress: Continue there (model and optimizer have their weights and moments back).
-        after_epoch: Is called with the figures of every epoch, also of 0, before training.
+        config: The run; `tagger` and `alternate` play no part.
+        resume: Continue the run in `config.run.output` from its last epoch.
+        prepared: Data and embeddings, if they have been computed already.
 
     Raises:
-        NonFiniteLossError: The log-likelihood of a batch is NaN or infinite; nothing was updated
-            by it.
-        NoGoldError: Selection by "f1" without gold labels.
+        FileExistsError: The output folder has files in it and `resume` is False.
+        ValueError: Bad data, a device that is not available, or a resumed run with another config
+            or other data.
+        NonFiniteLossError: The log-likelihood became NaN or infinite.
     """
-    now = progress or Progress()
-    selection = resolve_selection(config, valid.sentences)
-    lengths = [len(x) for x in train.embeddings]
-
-    def judge(row: Row) -> None:
-        predictions = model.predict(valid, constrained=config.constrained)
-        row["valid/log_likelihood"] = log_likelihood_per_token(predictions)
-        if all(s.gold is not None for s in valid.sentences):
-            gold = metrics.gold_of(valid.sentences)
-            scores = metrics.entity_scores(model.labels, gold, predictions.labels)["micro"]
-            row["valid/f1"] = scores.f1
-            row["valid/precision"], row["valid/recall"] = scores.precision, scores.recall
-        score = row[SCORE[selection]]
-        if score >= now.best_score:
-            now.best_epoch, now.best_score = now.epoch, score
-            now.best = {name: x.clone() for name, x in model.state_dict().items()}
-        if after_epoch is not None:
-            after_epoch(now, row)
-
-    if now.epoch < 0:
-        now.epoch = 0
-        judge({})
-    while now.epoch < config.epochs and now.epoch - now.best_epoch <= config.tolerance:
-        now.epoch += 1
-        total = 0.0
-        order = derive_seed(seed, "chmm order", now.epoch)
-        for number, rows in enumerate(shuffled(lengths, config.batch_size, order), start=1):
-            log_likelihood = model.log_likelihood(collate(train, rows)).sum()
-            if not torch.isfinite(log_likelihood):
-                raise NonFiniteLossError(
-                    f"CHMM, epoch {now.epoch}, batch {number}: the log-likelihood is "
-                    f"{log_likelihood.item()}; a smaller training.nn_lr may help"
-                )
-            optimizer.zero_grad()
-            (-log_likelihood / len(rows)).backward()
-            optimizer.step()
-            total += log_likelihood.item()
-        judge({"train/log_likelihood": total / train.tokens})
-    model.load_state_dict(now.best)
-    return now
+    with loading_bars(config.run.progress):
+        return _fit(config, resume, prepared)
 
 
-def resolve_selection(config: TrainingConfig, valid: Sequence[Sentence]) -> Selection:
-    """What decides which epoch is kept; "auto" is by F1 where gold labels can tell.
+def _fit(config: ChmmConfig, resume: bool, prepared: Prepared | None) -> FitResult:
+    folder, newest = _open(config, resume, FIT_MAY_CHANGE)
+    prepared = prepared or prepare(config)
+    dataset, examples = prepared.dataset, prepared.examples
+    digest = dataset.digest()
+    seed = config.run.seed
+    model = make_model(config, dataset.labels, dataset.sources, examples, dataset.priors, seed)
+    optimizer = make_optimizer(model, config.training)
+    progress = None
+    if newest is not None:
+        progress = checkpoint.load_training(newest, model, optimizer, digest)
+    log = _start(config, prepared, config.training.epochs, progress.epoch if progress else None)
 
-    Raises:
-        NoGoldError: "f1" was asked for, and gold labels are missing or name no entity.
-    """
-    if config.selection == "likelihood":
-        return "likelihood"
-    lacking = why_not_gold(valid)
-    if lacking is None:
-        return "f1"
-    if config.selection == "f1":
-        raise NoGoldError(
-            f"training.selection: f1 needs gold labels in split 'valid', but {lacking}; use "
-            "likelihood or auto"
+    def after_epoch(now: Progress, row: Row) -> None:
+        log.step(now.epoch, row)
+        log.sync()
+        checkpoint.save_training(folder / "checkpoints", model, optimizer, now, digest)
+        log.plot()
+
+    try:
+        progress = train_chmm(
+            model,
+            optimizer,
+            examples["train"],
+            examples["valid"],
+            config.training,
+            seed,
+            progress=progress,
+            after_epoch=after_epoch,
         )
-    return "likelihood"
+    finally:
+        log.close()
+    # A kill between the last checkpoint and the removal of the one before leaves nothing to train.
+    checkpoints.prune(folder / "checkpoints", 1)
+    checkpoint.save_model(folder / "chmm", model, dataset, config)
+    history = read_jsonl(folder / "metrics.jsonl")
+    plot_curves(history, folder / "curves.png")
+    plot_transitions(model, examples["train"], folder / "transitions.png")
+    predictions = {
+        split: model.predict(x, constrained=config.training.constrained)
+        for split, x in examples.items()
+    }
+    results = {
+        split: metrics.measure(
+            model.labels, x.sentences, p.labels, p.posteriors, float(p.log_likelihood.sum())
+        )
+        for (split, x), p in zip(examples.items(), predictions.values(), strict=True)
+    }
+    write_json(folder / "results.json", results)
+    table = sources.analyse(
+        dataset.labels, dataset.sources, dataset.split("train"), predictions["train"].labels
+    )
+    write_json(folder / "sources.json", table)
+    (folder / "sources.md").write_text(sources.markdown(table), encoding="utf-8")
+    plot_sources(table, folder / "sources.png")
+    selection = resolve_selection(config.training, dataset.split("valid"))
+    unfinished = still_rising(history, selection)
+    return FitResult(
+        folder, model, history, progress.best_epoch, results, selection, unfinished, table,
+        dataset.notes,
+    )  # fmt: skip
 
 
-def why_not_gold(sentences: Sequence[Sentence]) -> str | None:
-    """Why gold labels cannot choose an epoch; None where they can."""
-    having = sum(s.gold is not None for s in sentences)
-    if having < len(sentences):
-        return f"{having} of its {len(sentences)} sentences have them"
-    if not any((s.gold > 0).any() for s in sentences if s.gold is not None):
-        return "they name no entity, so that every F1 is 0"
-    return None
-
-
-def still_rising(rows: Sequence[Mapping[str, Any]], selection: Selection) -> bool:
-    """Whether the last epoch was the best and added more than 1 % of the gain of all epochs.
+def alternate(
+    config: ChmmConfig, *, resume: bool = False, prepared: Prepared | None = None
+) -> AlternateResult:
+    """Runs CHMM-ALT as the config says (see `alternation.stages`).
 
     Args:
-        rows: Figures of epoch 0 and all others.
-        selection: Of `resolve_selection`.
+        config: The run.
+        resume: Continue the run in `config.run.output` with the stage it was in.
+        prepared: Data and embeddings, if they have been computed already.
+
+    Raises:
+        FileExistsError: The output folder has files in it and `resume` is False.
+        ValueError: Bad data, a device that is not available, or a resumed run with another config
+            or other data.
+        NonFiniteLossError: A loss became NaN or infinite.
     """
-    scores = [row[SCORE[selection]] for row in rows]
-    if len(scores) < 2 or scores[-1] <= max(scores[:-1]):
-        return False
-    return bool(scores[-1] - max(scores[:-1]) > STILL_RISING * (scores[-1] - scores[0]))
+    with loading_bars(config.run.progress):
+        return _alternate(config, resume, prepared)
 
 
-def make_model(
-    config: ChmmConfig,
-    labels: LabelSpace,
-    sources: Sequence[str],
-    examples: Mapping[str, Examples],
-    priors: Priors | None,
-    seed: int,
-) -> CHMM:
-    """A CHMM at its start: matrices from the votes of train and valid."""
-    torch.manual_seed(derive_seed(seed, "networks"))
-    train, valid = examples["train"], examples["valid"]
-    model = CHMM(train.embeddings[0].shape[1], len(sources), labels, config.model)
-    votes = [s.votes for x in (train, valid) for s in x.sentences]
-    matrices = initial_matrices(labels, votes, sources, config.initial, priors)
-    start(model, matrices, train, config.initial, config.training.batch_size, seed)
-    return model
+def _alternate(config: ChmmConfig, resume: bool, prepared: Prepared | None) -> AlternateResult:
+    folder, newest = _open(config, resume, ALTERNATE_MAY_CHANGE)
+    if prepared is None:
+        dataset = read_checked(config)
+        stages.check_tagger(config, dataset)
+        prepared = prepare(config, dataset)
+    digest = prepared.dataset.digest()
+    state = State()
+    if newest is not None:
+        state = load(newest, prepared, config, digest)
+    total = 2 * (config.alternate.loops + 1)
+    log = _start(config, prepared, total, state.stage or None)
+    try:
+        while state.stage < total:
+            state.stage += 1
+            loop, is_tagger = divmod(state.stage - 1, 2)
+            log.say(f"loop {loop}: {'tagger' if is_tagger else 'CHMM'}")
+            chmm = None
+            if is_tagger:
+                row = stages.tagger_stage(state, prepared, config, loop, log)
+            else:
+                chmm, row = stages.chmm_stage(state, prepared, config, loop, log)
+            log.step(state.stage, row)
+            log.sync()
+            save(folder, state, chmm, config, prepared, digest)
+            log.plot()
+    finally:
+        log.close()
+    publish(folder)
+    history = read_jsonl(folder / "metrics.jsonl")
+    plot_curves(history, folder / "curves.png")
+    best_tagger, best_chmm = history[2 * state.best_loop + 1], history[2 * state.best_chmm_loop]
+    return AlternateResult(folder, history, best_tagger, best_chmm, prepared.dataset.notes)
 
 
-def make_optimizer(model: CHMM, config: TrainingConfig) -> torch.optim.Optimizer:
-    """Adam; networks learn at `nn_lr`, start distribution and constant matrices at `hmm_lr`."""
-    networks = [p for name, p in model.named_parameters() if ".network." in name]
-    constants = [p for name, p in model.named_parameters() if ".network." not in name]
-    groups = [
-        {"params": networks, "lr": config.nn_lr},
-        {"params": constants, "lr": config.hmm_lr},
-    ]
-    return torch.optim.Adam(
-        [group for group in groups if group["params"]], weight_decay=config.weight_decay
+def _open(
+    config: ChmmConfig, resume: bool, may_change: Collection[str]
+) -> tuple[Path, Path | None]:
+    """Checks the device and the output folder; returns the folder and the checkpoint to resume."""
+    device_of(config.run.device)
+    if config.run.threads is not None:
+        torch.set_num_threads(config.run.threads)
+    return open_run(Path(config.run.output), config, resume, may_change)
+
+
+def _start(
+    config: ChmmConfig, prepared: Prepared, total_steps: int, resumed_from: int | None
+) -> MetricsLog:
+    """Writes the config, once everything that can be wrong with it is checked; opens the log."""
+    folder = Path(config.run.output)
+    write_config(folder, config)
+    log = MetricsLog(
+        folder,
+        total_steps,
+        resumed_from,
+        config.run.progress,
+        shown=SHOWN,
+        milestones=("valid/f1", "tagger/test_f1", "chmm/test_f1"),
+        plot=plot_curves,
     )
+    for note in prepared.dataset.notes:
+        log.say(note)
+    return log

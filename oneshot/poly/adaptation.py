@@ -1,8 +1,8 @@
 """Few-shot adaptation: a trained inventory meets one held-out task at a time.
 
 For each task, number of shots and seed: draw so many training and as many dev examples, adapt,
-keep the step that is best on the dev examples, and measure the test examples once. Finished
-adaptations are lines of results.jsonl; a killed run goes on after the last of them.
+keep the step that is best on the dev examples, and measure the test examples once. Each adaptation
+is a cell of `training.grid`, so a killed run continues with the one it was in.
 """
 
 from __future__ import annotations
@@ -11,21 +11,23 @@ import dataclasses
 import json
 import statistics
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import torch
 
 from oneshot.poly import backbone, storage
-from oneshot.poly.backbone import Codec
+from oneshot.poly.backbone import LabelEncoding
+from oneshot.poly.config import AdaptConfig, EvaluationConfig
 from oneshot.poly.data import RawTask, Task, draw_batch, read_tasks
 from oneshot.poly.evaluation import check_metrics, evaluate
-from oneshot.poly.learning import Learner, make_optimizer
 from oneshot.poly.model import PolyModel, inject
-from oneshot.poly.settings import AdaptConfig, EvaluationConfig
+from oneshot.poly.update import Learner, make_optimizer
 from oneshot.training import checkpoints
 from oneshot.training.folder import open_run, write_config
-from oneshot.training.jsonl import read_jsonl
+from oneshot.training.grid import Cell, run_grid, write_json, write_text
 from oneshot.training.seeding import derive_seed
 
 RESULTS = "results.jsonl"
@@ -47,8 +49,6 @@ def adapt(config: AdaptConfig, *, resume: bool = False) -> list[dict[str, Any]]:
         FileExistsError: The output folder has files in it and `resume` is False.
         ValueError: Bad data, adapters that do not fit, or a resumed run with another config.
     """
-    from rich.progress import track
-
     if config.run.threads is not None:
         torch.set_num_threads(config.run.threads)
     check_metrics(config.evaluation)
@@ -58,39 +58,44 @@ def adapt(config: AdaptConfig, *, resume: bool = False) -> list[dict[str, Any]]:
     if config.mode == "full" and config.pretrained is not None:
         newest = checkpoints.latest(Path(config.pretrained) / "checkpoints")
         source = dataclasses.replace(source, source=str(newest or config.pretrained))
-    model, codec = backbone.load(source)
-    tasks, _ = backbone.drop_long(read_tasks(config.data), codec, config.data.max_tokens)
+    model, encoding = backbone.load(source)
+    tasks, _ = backbone.drop_long(read_tasks(config.data), encoding, config.data.max_tokens)
     for task in tasks:
         task.split(max(config.shots), max(config.shots), 0)  # too small: before any work
     start = {n: t.clone() for n, t in model.state_dict().items()} if config.mode == "full" else {}
     write_config(folder, config)
-    grid = [(task, n, seed) for task in tasks for n in config.shots for seed in config.seeds]
-    before = read_jsonl(folder / RESULTS)
-    _rewrite(folder / RESULTS, before)  # without a line that a kill has torn
-    done = {_key(row) for row in before}
-    told = read_jsonl(folder / PREDICTIONS)
-    _rewrite(folder / PREDICTIONS, [row for row in told if _key(row) in done])
-    left = [run for run in grid if (run[0].name, *run[1:]) not in done]
-    for run in track(left, "adapting", disable=not config.run.progress):
-        record: list[dict[str, Any]] = []
-        row = adapt_one(config, model, codec, *run, record=record)
+
+    def measure(task: RawTask, shots: int, seed: int) -> dict[str, Any]:
+        answers: list[dict[str, Any]] = []
+        row = adapt_one(config, model, encoding, task, shots, seed, record=answers)
         if start:
             model.load_state_dict(start)
-        with (folder / PREDICTIONS).open("a", encoding="utf-8") as stream:
-            own = {key: row[key] for key in ("task", "shots", "seed")}
-            stream.writelines(json.dumps({**own, **answer}) + "\n" for answer in record)
-        with (folder / RESULTS).open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps(row) + "\n")
-            stream.flush()
-    rows = read_jsonl(folder / RESULTS)
-    (folder / "summary.json").write_text(json.dumps(summarize(rows), indent=1) + "\n")
+        return {"row": row, "answers": answers}
+
+    cells = [
+        Cell(
+            f"{quote(task.name, safe='')}, {n} shots, seed {seed}", partial(measure, task, n, seed)
+        )
+        for task in tasks
+        for n in config.shots
+        for seed in config.seeds
+    ]
+    rows, predictions = [], []
+    for outcome in run_grid(cells, folder / "cells", bar=config.run.progress):
+        row = outcome.result["row"]
+        rows.append(row)
+        cell = {name: row[name] for name in ("task", "shots", "seed")}
+        predictions += [{**cell, **answer} for answer in outcome.result["answers"]]
+    for name, lines in ((RESULTS, rows), (PREDICTIONS, predictions)):
+        write_text(folder / name, "".join(json.dumps(line) + "\n" for line in lines))
+    write_json(folder / "summary.json", summarize(rows))
     return rows
 
 
 def adapt_one(
     config: AdaptConfig,
     model: torch.nn.Module,
-    codec: Codec,
+    encoding: LabelEncoding,
     raw: RawTask,
     shots: int,
     seed: int,
@@ -102,33 +107,33 @@ def adapt_one(
     Args:
         config: The run.
         model: The model inside.
-        codec: Its tokens.
+        encoding: Its tokens.
         raw: The task.
         shots: Training examples, and dev examples.
         seed: Draws them.
         record: Gets the answers to the test examples (see `evaluate`).
 
     Returns:
-        Task, shots, seed, the chosen step, its dev figure, and the figures of the test examples.
+        Task, shots, seed, the chosen step, its dev figure, and the metrics of the test examples.
     """
     task = raw.split(shots, shots, seed)
     torch.manual_seed(derive_seed(config.run.seed, "adapt", raw.name, shots, seed))
-    learned = _start(config, model)
+    adapted = _start(config, model)
     try:
         row: dict[str, Any] = {"task": task.name, "shots": shots, "seed": seed}
         if config.zero_shot:
-            figures = evaluate(learned, codec, task.test, 0, config.evaluation)
-            row.update({f"zero_shot_{name}": value for name, value in figures.items()})
-        step, dev = _fit(config, learned, codec, task, seed)
+            metrics = evaluate(adapted, encoding, task.test, 0, config.evaluation)
+            row.update({f"zero_shot_{name}": value for name, value in metrics.items()})
+        step, dev = _fit(config, adapted, encoding, task, seed)
         row.update({"step": step, f"dev_{config.select_by}": dev})
-        return {**row, **evaluate(learned, codec, task.test, 0, config.evaluation, record)}
+        return {**row, **evaluate(adapted, encoding, task.test, 0, config.evaluation, record)}
     finally:
-        if isinstance(learned, PolyModel):
-            learned.unload()
+        if isinstance(adapted, PolyModel):
+            adapted.unload()
 
 
 def _check_pretrained(config: AdaptConfig) -> None:
-    """Refuses, before any work, adapters that are not there or that the mode does not fit."""
+    """Refuses, before any work, adapters that are missing or do not fit the mode."""
     if config.mode == "full" or config.pretrained is None:
         return
     routing = storage.read_config(config.pretrained).routing
@@ -160,11 +165,13 @@ def _start(config: AdaptConfig, model: torch.nn.Module) -> torch.nn.Module:
 
 
 def _fit(
-    config: AdaptConfig, model: torch.nn.Module, codec: Codec, task: Task, seed: int
+    config: AdaptConfig, model: torch.nn.Module, encoding: LabelEncoding, task: Task, seed: int
 ) -> tuple[int, float]:
-    """Trains and goes back to the step that is best on the dev examples; that step and figure."""
+    """Trains, and goes back to the step that is best on the dev examples; returns it."""
     optimizer = make_optimizer(model, config.optimizer)
-    learner = Learner(model, codec, optimizer, config.optimizer, config.run.steps, config.run.seed)
+    learner = Learner(
+        model, encoding, optimizer, config.optimizer, config.run.steps, config.run.seed
+    )
     trained = [p for group in optimizer.param_groups for p in group["params"]]
     by = EvaluationConfig(
         metrics=(config.select_by,),
@@ -173,28 +180,28 @@ def _fit(
     )
 
     def dev() -> float:
-        figures = evaluate(model, codec, task.dev, 0, by)
-        if config.select_by not in figures:
+        metrics = evaluate(model, encoding, task.dev, 0, by)
+        if config.select_by not in metrics:
             raise ValueError(
                 f"select_by: task {task.name} has no options, so no {config.select_by}"
             )
-        return figures[config.select_by]
+        return metrics[config.select_by]
 
     sign = -1.0 if config.select_by == "loss" else 1.0
-    best, figure = 0, dev()
-    kept = [p.detach().clone() for p in trained]
+    best, best_value = 0, dev()
+    best_values = [p.detach().clone() for p in trained]
     draws = derive_seed(config.run.seed, "adapt", task.name, len(task.train), seed)
     for step in range(1, config.run.steps + 1):
         learner.step(draw_batch([task], config.optimizer.batch_size, step, draws, "uniform"), step)
         if step % config.run.evaluate_every == 0 or step == config.run.steps:
-            found = dev()
-            if sign * found > sign * figure:
-                best, figure = step, found
-                kept = [p.detach().clone() for p in trained]
+            value = dev()
+            if sign * value > sign * best_value:
+                best, best_value = step, value
+                best_values = [p.detach().clone() for p in trained]
     with torch.no_grad():
-        for parameter, value in zip(trained, kept, strict=True):
+        for parameter, value in zip(trained, best_values, strict=True):
             parameter.copy_(value)
-    return best, figure
+    return best, best_value
 
 
 def summarize(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -209,9 +216,9 @@ def summarize(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     result: dict[str, Any] = {}
     for shots in sorted({row["shots"] for row in rows}):
         mine = [row for row in rows if row["shots"] == shots]
-        figures = sorted({key for row in mine for key in row if key not in skip})
+        metrics = sorted({key for row in mine for key in row if key not in skip})
         result[str(shots)] = {}
-        for key in figures:
+        for key in metrics:
             by_seed: dict[int, list[float]] = {}
             by_task: dict[str, list[float]] = {}
             for row in mine:
@@ -227,13 +234,3 @@ def summarize(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
                 "by_task": {task: statistics.fmean(v) for task, v in sorted(by_task.items())},
             }
     return result
-
-
-def _key(row: Mapping[str, Any]) -> tuple[str, int, int]:
-    return row["task"], row["shots"], row["seed"]
-
-
-def _rewrite(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    temporary = path.with_suffix(".writing")
-    temporary.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    temporary.replace(path)

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 
 from oneshot import models, ops
+from oneshot.poly.config import ModelConfig
 from oneshot.poly.data import RawTask, without
-from oneshot.poly.settings import ModelConfig
 from oneshot.training.distributed import resolve_device
 
 if TYPE_CHECKING:
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Codec:
-    """Tokens of one model.
+class LabelEncoding:
+    """How one model writes prompts and answers as token ids.
 
     A decoder reads prompt, blank, answer, end, padded on the left: all answers end together, so
     logits are needed at the last few positions only. An encoder-decoder reads the prompt and writes
@@ -82,7 +82,7 @@ class Codec:
             **options: More arguments of the model, such as task_ids.
 
         Returns:
-            Log-probabilities [B, T], 0 where there is no token, and where there is one, [B, T].
+            Log-probabilities [B, T], 0 at padding, and the mask of the tokens, bool [B, T].
         """
         answers = [self.answer(answer) for _, answer in pairs]
         prompts = [self.prompt(prompt) for prompt, _ in pairs]
@@ -106,20 +106,20 @@ class Codec:
         return ops.token_logprobs(logits, targets.to(device), mask=counts), counts
 
 
-def load(config: ModelConfig) -> tuple[PreTrainedModel, Codec]:
-    """Model and codec, on the configured device.
+def load(config: ModelConfig) -> tuple[PreTrainedModel, LabelEncoding]:
+    """Model and encoding, on the configured device.
 
     Raises:
         FileNotFoundError, ModuleNotFoundError, OSError, ValueError: As in `oneshot.models`.
     """
     from transformers import AutoConfig, AutoModelForSeq2SeqLM
 
-    place = models.resolve(config.source)
+    path = models.resolve(config.source)
     tokenizer = models.load_tokenizer(config.source)
-    encoder_decoder = bool(AutoConfig.from_pretrained(place).is_encoder_decoder)
+    encoder_decoder = bool(AutoConfig.from_pretrained(path).is_encoder_decoder)
     if encoder_decoder:
         dtype = getattr(torch, config.dtype)
-        model = AutoModelForSeq2SeqLM.from_pretrained(place, dtype=dtype)
+        model = AutoModelForSeq2SeqLM.from_pretrained(path, dtype=dtype)
     else:
         model = models.load_model(config.source, config.dtype)
     if tokenizer.eos_token_id is None:
@@ -128,24 +128,26 @@ def load(config: ModelConfig) -> tuple[PreTrainedModel, Codec]:
     module.to(resolve_device(config.device)).eval()
     start = model.config.decoder_start_token_id if encoder_decoder else 0
     arguments = frozenset(inspect.signature(model.forward).parameters)
-    return model, Codec(tokenizer, encoder_decoder, arguments, start)
+    return model, LabelEncoding(tokenizer, encoder_decoder, arguments, start)
 
 
-def drop_long(tasks: Sequence[RawTask], codec: Codec, limit: int) -> tuple[list[RawTask], int]:
+def drop_long(
+    tasks: Sequence[RawTask], encoding: LabelEncoding, limit: int
+) -> tuple[list[RawTask], int]:
     """The tasks without examples over `limit` tokens, and how many those were.
 
     Raises:
         ValueError: Nothing is left of a task.
     """
-    kept, dropped = [], 0
+    retained, dropped = [], 0
     for task in tasks:
         examples = (*task.pool, *task.test)
-        long = {e.prompt for e in examples if codec.length(e.prompt, e.references[0]) > limit}
+        long = {e.prompt for e in examples if encoding.length(e.prompt, e.references[0]) > limit}
         dropped += sum(e.prompt in long for e in examples)
         short = without(task, long)
         if not short.pool or not short.test:
             raise ValueError(
                 f"task {task.name}: no example of at most data.max_tokens = {limit} tokens is left"
             )
-        kept.append(short)
-    return kept, dropped
+        retained.append(short)
+    return retained, dropped

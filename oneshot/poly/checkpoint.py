@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from oneshot.poly import storage
-from oneshot.poly.backbone import Codec
+from oneshot.poly.backbone import LabelEncoding
 from oneshot.poly.model import PolyModel
 from oneshot.training import checkpoints
 from oneshot.training.checkpoints import CheckpointError
@@ -46,7 +46,7 @@ class TrainerState:
 def save(
     folder: Path,
     model: torch.nn.Module,
-    codec: Codec,
+    encoding: LabelEncoding,
     optimizer: torch.optim.Optimizer,
     state: TrainerState,
     task_names: list[str],
@@ -62,7 +62,7 @@ def save(
             storage.write(model, checkpoint, task_names=task_names)
         else:
             model.save_pretrained(checkpoint)  # type: ignore[operator]
-            codec.tokenizer.save_pretrained(checkpoint)
+            encoding.tokenizer.save_pretrained(checkpoint)
         save_file(_moments(model, optimizer), checkpoint / OPTIMIZER)
         (checkpoint / STATE).write_text(json.dumps(asdict(state), indent=1) + "\n")
     checkpoints.prune(folder, keep)

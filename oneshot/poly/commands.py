@@ -34,7 +34,7 @@ def _parse(config_class: type, name: str, words: list[str], resumable: bool) -> 
 
 
 def _train(words: list[str]) -> int:
-    from oneshot.poly.settings import TrainConfig
+    from oneshot.poly.config import TrainConfig
 
     config, resume = _parse(TrainConfig, "train", words, True)
     from oneshot.poly.trainer import train
@@ -52,7 +52,7 @@ def _train(words: list[str]) -> int:
 
 
 def _adapt(words: list[str]) -> int:
-    from oneshot.poly.settings import AdaptConfig
+    from oneshot.poly.config import AdaptConfig
 
     config, resume = _parse(AdaptConfig, "adapt", words, True)
     from oneshot.poly.adaptation import adapt, summarize
@@ -64,8 +64,8 @@ def _adapt(words: list[str]) -> int:
 def format_summary(summary: dict[str, Any]) -> str:
     """A summary of adaptations as lines: shots, figure, mean over tasks, spread over seeds."""
     lines = []
-    for shots, figures in summary.items():
-        for name, found in figures.items():
+    for shots, metrics in summary.items():
+        for name, found in metrics.items():
             if name.startswith("dev_"):
                 continue
             spread = "" if found["std"] is None else f" ± {found['std']:.3f}"
@@ -77,7 +77,7 @@ def format_summary(summary: dict[str, Any]) -> str:
 
 
 def _evaluate(words: list[str]) -> int:
-    from oneshot.poly.settings import EvaluateConfig
+    from oneshot.poly.config import EvaluateConfig
 
     config, _ = _parse(EvaluateConfig, "eval", words, False)
     import torch
@@ -89,14 +89,14 @@ def _evaluate(words: list[str]) -> int:
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     check_metrics(config.evaluation)
-    base, codec = backbone.load(config.model)
+    base, encoding = backbone.load(config.model)
     model: torch.nn.Module = base
     known: list[str] = []
     if config.adapters is not None:
         known = storage.read_description(config.adapters).get("task_names", [])
         model = storage.load(base, config.adapters)
-    tasks, _ = backbone.drop_long(read_tasks(config.data), codec, config.data.max_tokens)
-    figures, answers = {}, []
+    tasks, _ = backbone.drop_long(read_tasks(config.data), encoding, config.data.max_tokens)
+    metrics, answers = {}, []
     for task in tasks:
         if config.adapters is not None and task.name not in known:
             raise ValueError(f"data.tasks: the adapters know {', '.join(known)}, not {task.name}")
@@ -105,19 +105,19 @@ def _evaluate(words: list[str]) -> int:
         if config.split == "dev":
             examples = task.split(config.data.train_examples, config.data.dev_examples, 1).dev
         record: list[dict[str, Any]] = []
-        figures[task.name] = evaluate(model, codec, examples, number, config.evaluation, record)
+        metrics[task.name] = evaluate(model, encoding, examples, number, config.evaluation, record)
         answers += [{"task": task.name, **row} for row in record]
     if config.predictions is not None:
         rows = "".join(json.dumps(row) + "\n" for row in answers)
         Path(config.predictions).write_text(rows, encoding="utf-8")
     if config.output is not None:
-        Path(config.output).write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
-    print(json.dumps(figures, indent=1))
+        Path(config.output).write_text(json.dumps(metrics, indent=1) + "\n", encoding="utf-8")
+    print(json.dumps(metrics, indent=1))
     return 0
 
 
 def _export(words: list[str]) -> int:
-    from oneshot.poly.settings import ExportConfig
+    from oneshot.poly.config import ExportConfig
 
     config, _ = _parse(ExportConfig, "export", words, False)
     from oneshot.poly import backbone, peft_exchange, storage
@@ -126,18 +126,18 @@ def _export(words: list[str]) -> int:
     if folder.exists() and any(folder.iterdir()):
         raise FileExistsError(f"output: {folder} is not empty")
     names = storage.read_description(config.adapters).get("task_names", [])
-    model, codec = backbone.load(config.model)
+    model, encoding = backbone.load(config.model)
     poly = storage.load(model, config.adapters)
-    if config.form == "peft-poly":
+    if config.format == "peft-poly":
         peft_exchange.save_peft(poly, folder)
     else:
         task = _task_number(str(config.task), names, poly.poly_config.tasks)
-        if config.form == "peft-lora":
+        if config.format == "peft-lora":
             peft_exchange.save_peft_lora(poly, folder, task)
         else:
             poly.merge(task)
             model.save_pretrained(folder)
-            codec.tokenizer.save_pretrained(folder)
+            encoding.tokenizer.save_pretrained(folder)
     print(folder)
     return 0
 
@@ -153,7 +153,7 @@ def _task_number(task: str, names: list[str], tasks: int) -> int:
 
 
 def _miniature(words: list[str]) -> int:
-    from oneshot.poly.miniature import MiniatureConfig, miniature
+    from oneshot.poly.experiments.miniature import MiniatureConfig, miniature
 
     config, resume = _parse(MiniatureConfig, "miniature", words, True)
     print(miniature(config, resume=resume))
@@ -161,7 +161,7 @@ def _miniature(words: list[str]) -> int:
 
 
 def _compositional(words: list[str]) -> int:
-    from oneshot.poly.compositional import CompositionalConfig, compositional
+    from oneshot.poly.experiments.compositional.experiment import CompositionalConfig, compositional
 
     config, resume = _parse(CompositionalConfig, "compositional", words, True)
     print(compositional(config, resume=resume))

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from oneshot.poly.settings import DataConfig
+from oneshot.poly.config import DataConfig
 from oneshot.training.seeding import derive_seed
 
 
@@ -72,8 +72,8 @@ class RawTask:
         needed = (1 if train is None else train) + dev
         if len(self.pool) < needed:
             raise ValueError(
-                f"task {self.name}: {needed} training and dev examples are asked for, "
-                f"{len(self.pool)} are there besides the test"
+                f"task {self.name}: {needed} training and dev examples are requested, "
+                f"{len(self.pool)} remain besides the test"
             )
         order = list(self.pool)
         random.Random(derive_seed(seed, "split", self.name)).shuffle(order)
@@ -154,11 +154,11 @@ def _file_task(file: Path) -> str:
     return name
 
 
-def _choose(asked: Sequence[str], names: Sequence[str], path: Path) -> list[str]:
+def _choose(requested: Sequence[str], names: Sequence[str], path: Path) -> list[str]:
     if not names:
-        raise ValueError(f"{path}: no tasks there")
+        raise ValueError(f"{path}: no tasks in it")
     chosen = []
-    for word in asked or names:
+    for word in requested or names:
         matching = [n for n in names if n == word] or [n for n in names if n.startswith(word)]
         if len(matching) != 1:
             raise ValueError(
@@ -193,7 +193,7 @@ def _superni(name: str, files: Iterable[Path]) -> tuple[str, list[Row], list[Row
 
 def _jsonl(path: Path) -> dict[str, tuple[list[Row], list[Row]]]:
     """Rows by task; a row with "split": "test" is set apart."""
-    found: dict[str, tuple[list[Row], list[Row]]] = {}
+    tasks: dict[str, tuple[list[Row], list[Row]]] = {}
     for where, row in _lines(path):
         if not isinstance(row.get("task"), str):
             raise ValueError(f"{where}: no task (a text)")
@@ -203,9 +203,9 @@ def _jsonl(path: Path) -> dict[str, tuple[list[Row], list[Row]]]:
                 f'{where}: split must be "train" or "test", got {split!r}; dev examples are drawn '
                 f"from the training rows (data.dev_examples)"
             )
-        pool, test = found.setdefault(row["task"], ([], []))
+        pool, test = tasks.setdefault(row["task"], ([], []))
         (test if split == "test" else pool).append(_checked(row, where))
-    return found
+    return tasks
 
 
 def _lines(path: Path) -> Iterator[tuple[str, Row]]:

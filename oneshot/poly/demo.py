@@ -1,28 +1,29 @@
-"""Adapter routing in small: tasks made of hidden skills, then new tasks from a few examples.
+"""Adapter routing on a small scale: tasks made of hidden skills, then new tasks, few examples each.
 
 Every task is a mixture of the same hidden adapters (`synthetic.py`). Three learners see 24 of them:
 a shared LoRA, Polytropon (one routing for a whole layer) and Poly-S (one for each head). Then each
 meets 8 tasks it has not seen, a few examples of each. The tables say how much of a task's update
-they miss on new inputs; the picture shows which tasks Poly-S found to share skills.
+they miss on new inputs; the picture shows which tasks share skills according to Poly-S.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
 import statistics
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from oneshot.poly import synthetic
 from oneshot.poly.config import PolyConfig
+from oneshot.poly.experiments import synthetic
+from oneshot.poly.experiments.miniature import inventories
+from oneshot.training.grid import save_figure, write_json
 
 TASKS, NEW_TASKS, SHOTS = 24, 8, (4, 16, 32)
 POLY_S = PolyConfig(skills=4, heads=4, rank=2, alpha=2)
 LEARNERS = {
-    "shared LoRA": synthetic.same_size_lora(POLY_S),
+    "shared LoRA": inventories(POLY_S)["lora-big"],
     "Poly": dataclasses.replace(POLY_S, heads=1),
     "Poly-S": POLY_S,
 }
@@ -45,10 +46,10 @@ def run_demo(
         steps: Of pre-training; an adaptation takes a fifth of them.
 
     Returns:
-        "learners": by name, "unexplained" on the tasks of pre-training, "correlation" of the found
-        and the true similarity of tasks (None without a learned routing) and trained "parameters";
+        "learners": by name, "unexplained" on the tasks of pre-training, "correlation" of learned
+        and true similarity of tasks (None without a learned routing), and trained "parameters";
         "adapted": by name, "unexplained" of the new tasks by number of examples, mean over tasks;
-        "similarity": of tasks as "found" by Poly-S and "true", mean over heads; "seconds".
+        "similarity": of tasks as "learned" by Poly-S and "true", mean over heads; "seconds".
     """
     start = time.perf_counter()
     truth = synthetic.make_truth(seed, tasks=TASKS + NEW_TASKS)
@@ -75,8 +76,10 @@ def run_demo(
                 for shots in SHOTS
             }
         if name == "Poly-S":
-            found, true = (matrix.mean(0) for matrix in synthetic.similarities(learner, truth))
-            similarity = {"found": found.tolist(), "true": true.tolist()}
+            learned_similarity, true = (
+                matrix.mean(0) for matrix in synthetic.similarities(learner, truth)
+            )
+            similarity = {"learned": learned_similarity.tolist(), "true": true.tolist()}
     result = {
         "seed": seed,
         "learners": learners,
@@ -85,10 +88,8 @@ def run_demo(
         "seconds": round(time.perf_counter() - start, 1),
     }
     if output is not None:
-        folder = Path(output)
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "demo.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-        plot(result, folder / "demo.png")
+        write_json(Path(output) / "demo.json", result)
+        plot(result, Path(output) / "demo.png")
     return result
 
 
@@ -102,8 +103,8 @@ def print_table(result: Mapping[str, Any]) -> None:
     for name in ("parameters", "missed", "similarity of tasks, r"):
         table.add_column(name, justify="right", no_wrap=True)
     for name, row in result["learners"].items():
-        found = "" if row["correlation"] is None else f"{row['correlation']:.2f}"
-        table.add_row(name, str(row["parameters"]), f"{row['unexplained']:.4f}", found)
+        correlation = "" if row["correlation"] is None else f"{row['correlation']:.2f}"
+        table.add_row(name, str(row["parameters"]), f"{row['unexplained']:.4f}", correlation)
     console = Console(width=max(90, Console().width))
     console.print(table)
     table = Table(title=f"The same for {NEW_TASKS} new tasks, by number of examples")
@@ -117,12 +118,10 @@ def print_table(result: Mapping[str, Any]) -> None:
 
 
 def plot(result: Mapping[str, Any], path: Path) -> None:
-    """What is missed of new tasks, and the similarity of tasks: found and true."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    """What is missed of new tasks, and the similarity of tasks: learned and true."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 3.4), layout="constrained")
-    FigureCanvasAgg(figure)
     axes = figure.add_subplot(1, 3, 1)
     for name, row in result["adapted"].items():
         axes.plot(SHOTS, [row[shots] for shots in SHOTS], marker="o", label=name)
@@ -132,9 +131,11 @@ def plot(result: Mapping[str, Any], path: Path) -> None:
     axes.set_xlabel("examples of the new task")
     axes.set_title("Share of the update that is missed", fontsize=9)
     axes.legend(fontsize=7)
-    for number, (key, how) in enumerate((("found", "found by Poly-S"), ("true", "true")), start=2):
+    for number, (key, how) in enumerate(
+        (("learned", "learned by Poly-S"), ("true", "true")), start=2
+    ):
         axes = figure.add_subplot(1, 3, number)
         image = axes.imshow(result["similarity"][key], vmin=-1, vmax=1, cmap="RdBu_r")
         axes.set_title(f"Similarity of the tasks' routing, {how}", fontsize=9)
     figure.colorbar(image, ax=axes, shrink=0.8)
-    figure.savefig(path, dpi=110)
+    save_figure(figure, path)

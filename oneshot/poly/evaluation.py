@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 
-from oneshot.poly.backbone import Codec
+from oneshot.poly.backbone import LabelEncoding
+from oneshot.poly.config import EvaluationConfig
 from oneshot.poly.data import Example
 from oneshot.poly.model import PolyModel
-from oneshot.poly.settings import EvaluationConfig
 
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 
@@ -77,7 +77,7 @@ def check_metrics(config: EvaluationConfig) -> None:
 @torch.no_grad()
 def evaluate(
     model: torch.nn.Module,
-    codec: Codec,
+    encoding: LabelEncoding,
     examples: Sequence[Example],
     task: int,
     config: EvaluationConfig,
@@ -87,7 +87,7 @@ def evaluate(
 
     Args:
         model: A model, with or without adapters; is left in the mode it was in.
-        codec: Its tokens.
+        encoding: Its tokens.
         examples: The examples.
         task: Number of the task in the router.
         config: Which metrics.
@@ -102,32 +102,32 @@ def evaluate(
     was_training = model.training
     model.eval()
     options: dict[str, Any] = {"task_ids": task} if isinstance(model, PolyModel) else {}
-    figures: dict[str, float] = {}
+    metrics: dict[str, float] = {}
     try:
         for name in config.metrics:
             if name == "loss":
-                figures[name] = _loss(model, codec, examples, config, options)
+                metrics[name] = _loss(model, encoding, examples, config, options)
             elif name == "rank_accuracy" and all(e.options for e in examples):
-                figures[name] = _rank_accuracy(model, codec, examples, config, options)
-        if wanted := [name for name in SCORES if name in config.metrics]:
-            texts = answers(model, codec, [e.prompt for e in examples], config, options)
+                metrics[name] = _rank_accuracy(model, encoding, examples, config, options)
+        if generated := [name for name in SCORES if name in config.metrics]:
+            texts = answers(model, encoding, [e.prompt for e in examples], config, options)
             if record is not None:
                 record.extend(
                     {"prompt": e.prompt, "answer": text, "references": list(e.references)}
                     for text, e in zip(texts, examples, strict=True)
                 )
-            for name in wanted:
+            for name in generated:
                 score = SCORES[name]
                 values = [score(t, e.references) for t, e in zip(texts, examples, strict=True)]
-                figures[name] = sum(values) / len(values)
+                metrics[name] = sum(values) / len(values)
     finally:
         model.train(was_training)
-    return figures
+    return metrics
 
 
 def answers(
     model: torch.nn.Module,
-    codec: Codec,
+    encoding: LabelEncoding,
     prompts: Sequence[str],
     config: EvaluationConfig,
     options: dict[str, Any],
@@ -137,10 +137,10 @@ def answers(
     # Neighbours of similar length need little padding.
     order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), i))
     texts = [""] * len(prompts)
-    tokenizer = codec.tokenizer
+    tokenizer = encoding.tokenizer
     for begin in range(0, len(order), config.batch_size):
         chosen = order[begin : begin + config.batch_size]
-        batch = codec.prompts([prompts[i] for i in chosen])
+        batch = encoding.prompts([prompts[i] for i in chosen])
         output = model.generate(  # type: ignore[operator]
             **{k: v.to(device) for k, v in batch.items()},
             **options,
@@ -151,7 +151,7 @@ def answers(
             if tokenizer.pad_token_id is not None
             else tokenizer.eos_token_id,
         )
-        if not codec.encoder_decoder:
+        if not encoding.encoder_decoder:
             output = output[:, batch["input_ids"].shape[1] :]
         for i, row in zip(chosen, output, strict=True):
             texts[i] = str(tokenizer.decode(row, skip_special_tokens=True)).strip()
@@ -160,7 +160,7 @@ def answers(
 
 def _scores(
     model: torch.nn.Module,
-    codec: Codec,
+    encoding: LabelEncoding,
     pairs: Sequence[tuple[str, str]],
     config: EvaluationConfig,
     options: dict[str, Any],
@@ -171,34 +171,36 @@ def _scores(
     order = sorted(range(len(pairs)), key=lambda i: (sum(map(len, pairs[i])), i))
     for begin in range(0, len(order), config.batch_size):
         chosen = order[begin : begin + config.batch_size]
-        found, counted = codec.log_probabilities(model, [pairs[i] for i in chosen], **options)
-        sums[chosen] = found.double().sum(1).cpu()
+        log_probs, counted = encoding.log_probabilities(
+            model, [pairs[i] for i in chosen], **options
+        )
+        sums[chosen] = log_probs.double().sum(1).cpu()
         counts[chosen] = counted.double().sum(1).cpu()
     return sums, counts
 
 
 def _loss(
     model: torch.nn.Module,
-    codec: Codec,
+    encoding: LabelEncoding,
     examples: Sequence[Example],
     config: EvaluationConfig,
     options: dict[str, Any],
 ) -> float:
     pairs = [(e.prompt, e.references[0]) for e in examples]
-    sums, counts = _scores(model, codec, pairs, config, options)
+    sums, counts = _scores(model, encoding, pairs, config, options)
     return float(-sums.sum() / counts.sum())
 
 
 def _rank_accuracy(
     model: torch.nn.Module,
-    codec: Codec,
+    encoding: LabelEncoding,
     examples: Sequence[Example],
     config: EvaluationConfig,
     options: dict[str, Any],
 ) -> float:
     """Share of examples whose likeliest option (mean over its tokens) is a right answer."""
     pairs = [(e.prompt, option) for e in examples for option in e.options]
-    sums, counts = _scores(model, codec, pairs, config, options)
+    sums, counts = _scores(model, encoding, pairs, config, options)
     means = (sums / counts).tolist()
     right, begin = 0, 0
     for example in examples:

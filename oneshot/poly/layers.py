@@ -10,7 +10,7 @@ from torch import nn
 
 from oneshot import ops
 from oneshot.poly.config import PolyConfig
-from oneshot.poly.context import Context
+from oneshot.poly.wrapper.routing_context import RoutingContext
 
 
 def is_linear(module: nn.Module) -> bool:
@@ -46,7 +46,7 @@ class RoutedLayer(nn.Module):
         self,
         base: nn.Module,
         config: PolyConfig,
-        context: Context,
+        context: RoutingContext,
         name: str,
         group: int,
         foreign: str | None = None,
@@ -61,7 +61,7 @@ class RoutedLayer(nn.Module):
         self.in_features, self.out_features = features(base)
         self.training = base.training
 
-    # Some models look at a layer's weight to choose a dtype, so it must be there.
+    # Some models look at a layer's weight to choose a dtype, so it must exist.
     @property
     def weight(self) -> torch.Tensor:
         """Weight of the layer as it was."""
@@ -247,5 +247,5 @@ class RoutedIa3(RoutedLayer):
         """Weight and bias times the mixed scale."""
         scale = self.mix(weights[None])[0][0].double()
         along = scale[:, None] if isinstance(self.base, nn.Linear) else scale
-        found = {"weight": self.weight.double() * along}
-        return found if self.bias is None else {**found, "bias": self.bias.double() * scale}
+        merged = {"weight": self.weight.double() * along}
+        return merged if self.bias is None else {**merged, "bias": self.bias.double() * scale}

@@ -12,20 +12,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from oneshot.poly import delegation
 from oneshot.poly.config import PolyConfig
-from oneshot.poly.context import Context, RoutedCheckpoint, Routing
-from oneshot.poly.injection import inject_layers, replace_module
 from oneshot.poly.layers import RoutedLayer, replace_value
-from oneshot.poly.merging import check_mergeable, merged, owners
 from oneshot.poly.router import Router
+from oneshot.poly.wrapper import delegation
+from oneshot.poly.wrapper.injection import inject_layers, replace_module
+from oneshot.poly.wrapper.merging import check_mergeable, merged, owners
+from oneshot.poly.wrapper.routing_context import RoutedCheckpoint, Routing, RoutingContext
+from oneshot.poly.wrapper.task_ids import TaskIds, as_integers, check_generation
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-TaskIds = int | Sequence[int] | torch.Tensor
-"""One task for the whole batch, one for each example [B] or [B, 1], or one for each token [B, T] of
-packed sequences."""
 
 
 def inject(model: nn.Module, config: PolyConfig) -> PolyModel:
@@ -52,7 +49,7 @@ class PolyModel(nn.Module):
     save, publish or change adapters. It is in training mode if that model is, and its
     `state_dict` holds adapters and router only: what `save` writes.
 
-    After `merge` and `unload` it raises RuntimeError whatever is asked of it.
+    After `merge` and `unload` it raises RuntimeError on every use.
 
     Attributes:
         base_model: The model inside.
@@ -63,7 +60,7 @@ class PolyModel(nn.Module):
 
     def __init__(self, model: nn.Module, config: PolyConfig) -> None:
         super().__init__()
-        self.context = Context()
+        self.context = RoutingContext()
         layers, self.groups = inject_layers(model, config, self.context)
         self._layers: dict[str, RoutedLayer] | None = layers
         self._gone = ""
@@ -124,7 +121,7 @@ class PolyModel(nn.Module):
             **options: Those of transformers, such as `safe_serialization`, play no part.
 
         Raises:
-            ValueError: `push_to_hub` is asked for, which is not implemented.
+            ValueError: `push_to_hub` is requested, which is not implemented.
         """
         from oneshot.poly.storage import save
 
@@ -184,7 +181,7 @@ class PolyModel(nn.Module):
         self._check_alive()
         batch, around = self._batch_size(args, kwargs), self.context.current
         if task_ids is None and around is not None:
-            _check_generation(around.rows, batch)
+            check_generation(around.rows, batch)
             with self.context.use(replace(around, generating=True, mixed={})):
                 return self.base_model.generate(*args, **kwargs)  # type: ignore[operator]
         with self.routing(task_ids, batch=batch, generating=True):
@@ -212,7 +209,7 @@ class PolyModel(nn.Module):
         else:
             rows = rows.expand(batch) if rows.dim() == 0 and batch else rows
             if generating:
-                _check_generation(rows, batch)
+                check_generation(rows, batch)
             if rows.dim() == 2 and each:
                 raise ValueError(
                     'task_ids for each token name no examples, which noise "per_example" needs'
@@ -221,9 +218,9 @@ class PolyModel(nn.Module):
             where = where.view(rows.shape)
         if torch.is_grad_enabled():
             self._keep_routing_at_recomputation()
-        with self.context.use(found := Routing(weights, where, generating=generating)):
-            yield found
-        if bypassed := found.weights_read - found.called:
+        with self.context.use(routing := Routing(weights, where, generating=generating)):
+            yield routing
+        if bypassed := routing.weights_read - routing.called:
             warnings.warn(
                 f"the weight of {', '.join(sorted(bypassed)[:3])} was read and the layer not "
                 f"called: if the model computes with the weight itself, adapters do nothing there. "
@@ -240,7 +237,7 @@ class PolyModel(nn.Module):
                     "task_ids is missing: every skill weighs the same", RuntimeWarning, stacklevel=8
                 )
             return None
-        ids = _integers(task_ids)
+        ids = as_integers(task_ids)
         tasks = self.poly_config.tasks
         if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < tasks:
             wrong = sorted({int(i) for i in ids.flatten() if not 0 <= i < tasks})
@@ -320,10 +317,10 @@ class PolyModel(nn.Module):
 
     def adapter_parameters(self) -> dict[str, nn.Parameter]:
         """Everything that is not the model's own: "router.logits", "<layer>.lora_a", ..."""
-        found = {f"router.{name}": p for name, p in self.router.named_parameters()}
+        parameters = {f"router.{name}": p for name, p in self.router.named_parameters()}
         for layer in self.layers.values():
-            found.update({f"{layer.name}.{name}": p for name, p in layer.inventory().items()})
-        return found
+            parameters.update({f"{layer.name}.{name}": p for name, p in layer.inventory().items()})
+        return parameters
 
     # ---- changing it ----------------------------------------------------------------------------
 
@@ -345,16 +342,16 @@ class PolyModel(nn.Module):
             raise ValueError(
                 "private adapters know no new task: average some of them with soup(tasks)"
             )
-        kept = list(range(min(tasks, config.tasks)) if keep is None else keep)
-        if tasks < 1 or len(kept) > tasks or any(not 0 <= t < config.tasks for t in kept):
+        retained = list(range(min(tasks, config.tasks)) if keep is None else keep)
+        if tasks < 1 or len(retained) > tasks or any(not 0 <= t < config.tasks for t in retained):
             raise ValueError(
-                f"resize: {tasks} tasks must be positive and hold keep={kept}, each in "
+                f"resize: {tasks} tasks must be positive and hold keep={retained}, each in "
                 f"[0, {config.tasks})"
             )
         if self.router.logits is not None:
             old = self.router.logits
             new = self.router.fresh_logits(tasks).to(old)
-            new[:, : len(kept)] = old[:, kept]
+            new[:, : len(retained)] = old[:, retained]
             replace_value(old, new)
         self._reconfigure(tasks=tasks)
 
@@ -470,32 +467,6 @@ class PolyModel(nn.Module):
 
 
 _WITHOUT_BATCH = {"position_ids", "cache_position", "logits_to_keep", "num_items_in_batch"}
-
-
-def _integers(task_ids: TaskIds) -> torch.Tensor:
-    """Task ids as int64 on the CPU: checked and counted there, one synchronisation a pass."""
-    try:
-        ids = torch.as_tensor(task_ids)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise TypeError(
-            f"task_ids must be integers, got {task_ids!r} ({error}); names of tasks have the "
-            f"numbers of their order in training (task_names in poly_config.json)"
-        ) from None
-    if ids.is_floating_point() or ids.dtype == torch.bool:
-        raise TypeError(f"task_ids must be integers, got {ids.dtype}")
-    return ids.cpu().long()
-
-
-def _check_generation(rows: torch.Tensor | None, batch: int | None) -> None:
-    if rows is None or rows.dim() == 0:
-        return
-    if rows.dim() == 2:
-        raise ValueError("task_ids for each token cannot be generated with: name examples")
-    if batch is not None and rows.shape[0] != batch:
-        raise ValueError(
-            f"task_ids of the surrounding routing name {rows.shape[0]} examples, generate got "
-            f"{batch}"
-        )
 
 
 def _empty(base: type) -> PolyModel:

@@ -39,12 +39,12 @@ def load_peft(model: nn.Module, folder: str | Path) -> PolyModel:
         folder: What `PeftModel.save_pretrained` wrote.
 
     Raises:
-        FileNotFoundError: No PEFT checkpoint there.
+        FileNotFoundError: No PEFT checkpoint in the folder.
         ValueError: It is not one of Poly, or belongs to another model.
     """
     path = Path(folder)
     if not (path / CONFIG).is_file():
-        raise FileNotFoundError(f"{path}: no PEFT checkpoint there (it has no {CONFIG})")
+        raise FileNotFoundError(f"{path}: no PEFT checkpoint (it has no {CONFIG})")
     values = read_json(path / CONFIG)
     if values.get("peft_type") != "POLY":
         raise ValueError(f"{path}: peft_type must be POLY, got {values.get('peft_type')!r}")
@@ -53,10 +53,10 @@ def load_peft(model: nn.Module, folder: str | Path) -> PolyModel:
             f"{path}: it has adapter_model.bin but no {TENSORS}; save it again with "
             f"safe_serialization=True"
         )
-    found = _by_layer(read_tensors(path / TENSORS), path)
+    by_layer = _by_layer(read_tensors(path / TENSORS), path)
     config = PolyConfig(
         tasks=values["n_tasks"],
-        target_modules=tuple(found),
+        target_modules=tuple(by_layer),
         skills=values["n_skills"],
         heads=values["n_splits"],
         rank=values["r"],
@@ -65,15 +65,15 @@ def load_peft(model: nn.Module, folder: str | Path) -> PolyModel:
         init="peft",
     )
     poly = inject(model, config)
-    if poly.layers.keys() != found.keys():
+    if poly.layers.keys() != by_layer.keys():
         poly.unload()
-        raise ValueError(f"{path}: the layers there are not the only ones of their names here")
+        raise ValueError(f"{path}: layer names of the checkpoint are ambiguous in this model")
     shape = (config.tasks, config.heads, config.inventory_size)
-    logits = [found[layer]["router.module_logits"].view(shape) for layer in poly.layers]
+    logits = [by_layer[layer]["router.module_logits"].view(shape) for layer in poly.layers]
     tensors = {"router.logits": torch.stack(logits).float()}
     for layer in poly.layers:
-        tensors[f"{layer}.lora_a"] = found[layer]["lora_A"]
-        tensors[f"{layer}.lora_b"] = found[layer]["lora_B"]
+        tensors[f"{layer}.lora_a"] = by_layer[layer]["lora_A"]
+        tensors[f"{layer}.lora_b"] = by_layer[layer]["lora_B"]
     try:
         assign(poly, tensors, str(path))
     except ValueError:
@@ -191,16 +191,16 @@ def _task_type(model: nn.Module) -> str | None:
 
 
 def _by_layer(tensors: dict[str, torch.Tensor], path: Path) -> dict[str, dict[str, torch.Tensor]]:
-    found: dict[str, dict[str, torch.Tensor]] = {}
+    by_layer: dict[str, dict[str, torch.Tensor]] = {}
     for key, tensor in tensors.items():
         match = _KEY.fullmatch(key)
         if match is None:
             raise ValueError(f"{path}: {key} is no tensor of PEFT's Poly")
-        found.setdefault(match[1], {})[match[2]] = tensor
-    for layer, parts in found.items():
+        by_layer.setdefault(match[1], {})[match[2]] = tensor
+    for layer, parts in by_layer.items():
         if len(parts) != 3:
             raise ValueError(f"{path}: {layer} must have A, B and logits, got {sorted(parts)}")
-    return found
+    return by_layer
 
 
 def _write(

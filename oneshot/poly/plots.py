@@ -1,4 +1,4 @@
-"""Curves of a run, and what its router has learned."""
+"""Plots of a run: curves, the learned routing, and a dendrogram of its tasks."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from oneshot.poly.model import PolyModel
+from oneshot.training.grid import save_figure
 
 PANELS = (
     ("Loss, nats per answer token", ("loss/train", "dev/loss")),
@@ -38,7 +39,7 @@ def plot_curves(history: Sequence[dict[str, Any]], path: Path) -> None:
         panel.tick_params(labelsize=7)
         panel.grid(alpha=0.3)
         panel.legend(fontsize=6)
-    _write(figure, path)
+    save_figure(figure, path)
 
 
 def plot_routing(model: PolyModel, task_names: Sequence[str], folder: Path) -> None:
@@ -47,14 +48,16 @@ def plot_routing(model: PolyModel, task_names: Sequence[str], folder: Path) -> N
     The second is a dendrogram of tasks by the distance of their routing; both are left out when
     there is one task or skill.
     """
+    from scipy.cluster import hierarchy
+
     weights = model.router.weights().cpu()  # [groups, tasks, heads, skills]
     if weights.shape[1] < 2 or weights.shape[3] < 2:
         return
     groups = range(len(model.groups))
     if len(groups) > MAX_PANELS:  # evenly spaced ones
         groups = [round(i * (len(groups) - 1) / (MAX_PANELS - 1)) for i in range(MAX_PANELS)]  # type: ignore[assignment]
-    distances = task_distances(weights)
-    order = leaf_order(average_linkage(distances))[::-1]  # from the top, as in the dendrogram
+    linkage = clusters(task_distances(weights))
+    order = hierarchy.leaves_list(linkage)[::-1].tolist()  # from the top, as in the dendrogram
     height = max(1.2, 0.14 * len(task_names))
     figure, axes = _figure(len(groups), 2.4, height, left=1.5, right=0.8, top=0.7)
     skills, largest = weights.shape[3], float(weights.max())
@@ -77,8 +80,8 @@ def plot_routing(model: PolyModel, task_names: Sequence[str], folder: Path) -> N
         y=1 - 0.1 / high,
         verticalalignment="top",
     )
-    _write(figure, folder / "routing.png")
-    _plot_dendrogram(distances, task_names, folder / "tasks.png")
+    save_figure(figure, folder / "routing.png")
+    _plot_dendrogram(linkage, task_names, folder / "tasks.png")
 
 
 def task_distances(weights: torch.Tensor) -> torch.Tensor:
@@ -95,57 +98,40 @@ def task_distances(weights: torch.Tensor) -> torch.Tensor:
     return differences.mean(-1)
 
 
-def average_linkage(distances: torch.Tensor) -> list[tuple[int, int, float, int]]:
-    """Agglomerative clustering (UPGMA).
+def clusters(distances: torch.Tensor) -> Any:
+    """Agglomerative clustering by average linkage (UPGMA).
 
     Args:
-        distances: [n, n], symmetric.
+        distances: [n, n], symmetric, n at least 2.
 
     Returns:
-        n - 1 merges (cluster, cluster, distance, size); leaves are 0 .. n - 1 and the i-th merge
-        makes cluster n + i.
+        scipy's linkage matrix, float64 [n - 1, 4]: the two clusters of each merge, their distance
+        and the size of the union; leaves are 0 .. n - 1 and merge i makes cluster n + i.
     """
-    n = distances.shape[0]
-    members = {i: [i] for i in range(n)}
-    merges: list[tuple[int, int, float, int]] = []
-    while len(members) > 1:
-        names = sorted(members)
-        height, a, b = min(
-            (float(distances[members[a]][:, members[b]].mean()), a, b)
-            for i, a in enumerate(names)
-            for b in names[i + 1 :]
-        )
-        joined = members.pop(a) + members.pop(b)
-        members[n + len(merges)] = joined
-        merges.append((a, b, height, len(joined)))
-    return merges
+    from scipy.cluster import hierarchy
+
+    a, b = torch.triu_indices(len(distances), len(distances), offset=1)
+    return hierarchy.average(distances[a, b].numpy())
 
 
-def leaf_order(merges: Sequence[tuple[int, int, float, int]]) -> list[int]:
-    """The leaves in the order of their dendrogram, from the bottom."""
-    n = len(merges) + 1
-    members = {leaf: [leaf] for leaf in range(n)}
-    for i, (a, b, _, _) in enumerate(merges):
-        members[n + i] = members[a] + members[b]
-    return members[2 * n - 2]
+def _plot_dendrogram(linkage: Any, names: Sequence[str], path: Path) -> None:
+    from scipy.cluster import hierarchy
 
-
-def _plot_dendrogram(distances: torch.Tensor, names: Sequence[str], path: Path) -> None:
-    n = len(names)
-    merges = average_linkage(distances)
-    order = leaf_order(merges)
-    place = {leaf: (0.0, float(i)) for i, leaf in enumerate(order)}
-    figure, (axes,) = _figure(1, 6.0, max(2.0, 0.25 * n + 0.8))
-    for i, (a, b, height, _) in enumerate(merges):
-        (xa, ya), (xb, yb) = place[a], place[b]
-        axes.plot([xa, height, height, xb], [ya, ya, yb, yb], color="tab:blue", linewidth=1)
-        place[n + i] = (height, (ya + yb) / 2)
-    axes.set_yticks(range(n), [names[leaf] for leaf in order], fontsize=7)
+    figure, (axes,) = _figure(1, 6.0, max(2.0, 0.25 * len(names) + 0.8))
+    hierarchy.dendrogram(
+        linkage,
+        ax=axes,
+        orientation="right",
+        labels=list(names),
+        leaf_font_size=7,
+        color_threshold=0,
+        above_threshold_color="tab:blue",
+    )
     axes.set_xlabel("mean total variation of the routing", fontsize=8)
     axes.tick_params(axis="x", labelsize=7)
     axes.locator_params(axis="x", nbins=5)
     figure.tight_layout()
-    _write(figure, path)
+    save_figure(figure, path)
 
 
 def _figure(
@@ -177,9 +163,3 @@ def _figure(
     )
     FigureCanvasAgg(figure)
     return figure, [figure.add_subplot(lines, columns, i + 1) for i in range(panels)]
-
-
-def _write(figure: Any, path: Path) -> None:
-    temporary = path.with_suffix(".drawing")
-    figure.savefig(temporary, dpi=110, format="png")
-    temporary.replace(path)

@@ -1,7 +1,7 @@
 """Adapters and router on disk: `poly_config.json` and `poly.safetensors`.
 
 The tensors are named `router.logits` and `<layer>.lora_a`, `<layer>.lora_b` or `<layer>.ia3`; the
-weights of the model itself are not in there.
+weights of the model itself are not stored.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ TENSORS = "poly.safetensors"
 
 
 def save(model: PolyModel, folder: str | Path, **extra: Any) -> Path:
-    """Writes the adapters; a kill in the middle leaves what was there before.
+    """Writes the adapters; a kill in the middle leaves what it replaces.
 
     Args:
         model: The model.
@@ -74,15 +74,15 @@ def load(model: nn.Module, folder: str | Path) -> PolyModel:
         The model with adapters; call `train()` before you train it further.
 
     Raises:
-        FileNotFoundError: No adapters there.
+        FileNotFoundError: No adapters in the folder.
         ValueError: They are damaged or belong to another model. The model is then as it was.
     """
-    place = locate(folder)
-    config = read_config(place)
-    tensors = read_tensors(place / TENSORS)
+    path = locate(folder)
+    config = read_config(path)
+    tensors = read_tensors(path / TENSORS)
     poly = inject(model, config)
     try:
-        assign(poly, tensors, str(place))
+        assign(poly, tensors, str(path))
     except ValueError:
         poly.unload()
         raise
@@ -93,7 +93,7 @@ def locate(folder: str | Path) -> Path:
     """The folder with the adapters: itself, or the newest checkpoint of a training run.
 
     Raises:
-        FileNotFoundError: No adapters there.
+        FileNotFoundError: No adapters in the folder.
     """
     path = Path(folder)
     if (path / CONFIG).is_file():
@@ -102,7 +102,7 @@ def locate(folder: str | Path) -> Path:
     if newest is not None and (newest / CONFIG).is_file():
         return newest
     raise FileNotFoundError(
-        f"{folder}: no adapters there (neither {CONFIG} nor checkpoints of a run with adapters)"
+        f"{folder}: no adapters in it (neither {CONFIG} nor checkpoints of a run with adapters)"
     )
 
 
@@ -140,7 +140,7 @@ def read_description(folder: str | Path) -> dict[str, Any]:
     """The config file of saved adapters.
 
     Raises:
-        FileNotFoundError: No adapters there.
+        FileNotFoundError: No adapters in the folder.
         ValueError: It is damaged.
     """
     path = locate(folder) / CONFIG
@@ -154,7 +154,7 @@ def read_config(folder: str | Path) -> PolyConfig:
     """The adapter config of saved adapters.
 
     Raises:
-        FileNotFoundError: No adapters there.
+        FileNotFoundError: No adapters in the folder.
         ValueError: A field that this version does not know.
     """
     values = read_description(folder)["poly_config"]

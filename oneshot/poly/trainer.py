@@ -21,13 +21,13 @@ from typing import Any
 import torch
 
 from oneshot.poly import backbone, checkpoint, storage
-from oneshot.poly.backbone import Codec
+from oneshot.poly.backbone import LabelEncoding
+from oneshot.poly.config import EvaluationConfig, TrainConfig
 from oneshot.poly.data import Task, draw_batch, read_tasks
 from oneshot.poly.evaluation import check_metrics, evaluate
-from oneshot.poly.learning import Learner, make_optimizer
 from oneshot.poly.model import PolyModel, inject
 from oneshot.poly.plots import plot_curves, plot_routing
-from oneshot.poly.settings import EvaluationConfig, TrainConfig
+from oneshot.poly.update import Learner, make_optimizer
 from oneshot.training import checkpoints
 from oneshot.training.config import require
 from oneshot.training.distributed import Processes, joined, resolve_device
@@ -36,7 +36,7 @@ from oneshot.training.jsonl import read_jsonl
 from oneshot.training.metrics import MetricsLog
 from oneshot.training.seeding import derive_seed
 
-# A resumed run may keep fewer checkpoints or speak less: that changes no number of it. Not so the
+# A resumed run may keep fewer checkpoints or show less: that changes no number of it. Not so the
 # number of steps, on which the learning rate depends.
 MAY_CHANGE = {"run.keep_checkpoints", "run.progress"}
 
@@ -96,15 +96,15 @@ def _train(config: TrainConfig, resume: bool, processes: Processes) -> TrainResu
     if processes.is_main:
         folder, start = open_run(folder, config, resume, MAY_CHANGE)
     start = processes.gather(start)[0]
-    model, codec = backbone.load(config.model)
-    raw, dropped = backbone.drop_long(read_tasks(config.data), codec, config.data.max_tokens)
+    model, encoding = backbone.load(config.model)
+    raw, dropped = backbone.drop_long(read_tasks(config.data), encoding, config.data.max_tokens)
     data = config.data
     tasks = [t.split(data.train_examples, data.dev_examples, config.run.seed) for t in raw]
-    learned = prepare(config, model, len(tasks), start)
+    trained = prepare(config, model, len(tasks), start)
     learner = Learner(
-        learned,
-        codec,
-        make_optimizer(learned, config.optimizer),
+        trained,
+        encoding,
+        make_optimizer(trained, config.optimizer),
         config.optimizer,
         config.run.steps,
         config.run.seed,
@@ -114,7 +114,7 @@ def _train(config: TrainConfig, resume: bool, processes: Processes) -> TrainResu
     step = 0 if start is None else _resume(start, learner, digest)
     log = None
     if processes.is_main:
-        write_config(folder, config)  # not before everything that can be wrong has been seen
+        write_config(folder, config)  # once everything that can be wrong is checked
         log = MetricsLog(
             folder,
             config.run.steps,
@@ -130,14 +130,14 @@ def _train(config: TrainConfig, resume: bool, processes: Processes) -> TrainResu
         while step < config.run.steps:
             step += 1
             size, seed = config.optimizer.batch_size, config.run.seed
-            figures = learner.step(draw_batch(tasks, size, step, seed, config.sampling), step)
+            metrics = learner.step(draw_batch(tasks, size, step, seed, config.sampling), step)
             if log is None:
                 continue  # the others wait for the first process at the next step
             shown: list[dict[str, Any]] = []
             if step % config.run.evaluate_every == 0 or step == config.run.steps:
-                figures.update(validate(learned, codec, tasks, config.evaluation))
-                shown = samples(learned, codec, tasks, config.evaluation)
-            log.step(step, figures, shown)
+                metrics.update(validate(trained, encoding, tasks, config.evaluation))
+                shown = samples(trained, encoding, tasks, config.evaluation)
+            log.step(step, metrics, shown)
             if step % config.run.save_every == 0 or step == config.run.steps:
                 log.sync()
                 _save(folder, config, learner, tasks, step, digest)
@@ -145,7 +145,7 @@ def _train(config: TrainConfig, resume: bool, processes: Processes) -> TrainResu
     finally:
         if log is not None:
             log.close()
-    processes.wait()  # the last checkpoint is there
+    processes.wait()  # until the first process has written the last checkpoint
     last = checkpoints.latest(folder / "checkpoints")
     if last is None:
         raise checkpoints.CheckpointError(f"{folder}: the run has no checkpoint")
@@ -153,8 +153,8 @@ def _train(config: TrainConfig, resume: bool, processes: Processes) -> TrainResu
     if processes.is_main:
         checkpoints.prune(folder / "checkpoints", config.run.keep_checkpoints)
         plot_curves(history, folder / "curves.png")
-        if isinstance(learned, PolyModel):
-            plot_routing(learned, [t.name for t in tasks], folder)
+        if isinstance(trained, PolyModel):
+            plot_routing(trained, [t.name for t in tasks], folder)
     return TrainResult(folder, last, history, dropped)
 
 
@@ -178,48 +178,48 @@ def prepare(
 ) -> torch.nn.Module:
     """The model to train: with new adapters or those of a checkpoint, or all of it."""
     torch.manual_seed(derive_seed(config.run.seed, "init"))
-    learned: torch.nn.Module = model
+    trained: torch.nn.Module = model
     if config.method == "adapters":
         given = config.poly.tasks
         require(given in (1, tasks), "poly.tasks", f"left out: the data has {tasks}", given)
         poly = dataclasses.replace(config.poly, tasks=tasks)
-        learned = inject(model, poly) if start is None else storage.load(model, start)
+        trained = inject(model, poly) if start is None else storage.load(model, start)
     elif start is not None:
         from safetensors.torch import load_model
 
-        load_model(model, start / "model.safetensors", strict=False)  # tied weights are there once
+        load_model(model, start / "model.safetensors", strict=False)  # tied weights are stored once
     if config.model.gradient_checkpointing:
-        learned.activation_checkpointing_enable()  # type: ignore[operator]
-    return learned
+        trained.activation_checkpointing_enable()  # type: ignore[operator]
+    return trained
 
 
 def validate(
-    model: torch.nn.Module, codec: Codec, tasks: Sequence[Task], config: EvaluationConfig
+    model: torch.nn.Module, encoding: LabelEncoding, tasks: Sequence[Task], config: EvaluationConfig
 ) -> dict[str, float]:
-    """Dev figures of every task, their means over tasks, and how decided the routing is."""
-    figures: dict[str, float] = {}
-    found: dict[str, list[float]] = {}
+    """Dev metrics of every task, their means over tasks, and how decided the routing is."""
+    metrics: dict[str, float] = {}
+    by_metric: dict[str, list[float]] = {}
     for number, task in enumerate(tasks):
-        for name, value in evaluate(model, codec, task.dev, number, config).items():
-            figures[f"dev_{name}/{task.name}"] = value
-            found.setdefault(name, []).append(value)
-    figures.update({f"dev/{name}": sum(v) / len(v) for name, v in found.items()})
+        for name, value in evaluate(model, encoding, task.dev, number, config).items():
+            metrics[f"dev_{name}/{task.name}"] = value
+            by_metric.setdefault(name, []).append(value)
+    metrics.update({f"dev/{name}": sum(v) / len(v) for name, v in by_metric.items()})
     if isinstance(model, PolyModel):
         weights = model.router.weights()
-        figures["routing/entropy"] = float(-torch.xlogy(weights, weights).sum(-1).mean())
-        figures["routing/uniform_entropy"] = math.log(weights.shape[-1])
-    return figures
+        metrics["routing/entropy"] = float(-torch.xlogy(weights, weights).sum(-1).mean())
+        metrics["routing/uniform_entropy"] = math.log(weights.shape[-1])
+    return metrics
 
 
 def samples(
-    model: torch.nn.Module, codec: Codec, tasks: Sequence[Task], config: EvaluationConfig
+    model: torch.nn.Module, encoding: LabelEncoding, tasks: Sequence[Task], config: EvaluationConfig
 ) -> list[dict[str, Any]]:
     """The greedy answer to the first dev example of every task."""
     rows: list[dict[str, Any]] = []
     one = dataclasses.replace(config, metrics=("strict_match",))
     for number, task in enumerate(tasks):
         record: list[dict[str, Any]] = []
-        evaluate(model, codec, task.dev[:1], number, one, record)
+        evaluate(model, encoding, task.dev[:1], number, one, record)
         rows += [{"task": task.name, **row} for row in record]
     return rows
 
@@ -263,7 +263,7 @@ def _save(
     checkpoint.save(
         folder / "checkpoints",
         learner.model,
-        learner.codec,
+        learner.encoding,
         learner.optimizer,
         state,
         [task.name for task in tasks],

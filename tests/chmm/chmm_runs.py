@@ -14,13 +14,12 @@ class Runner(killed_runs.Runner):
 def main():
     import chmm_tiny
 
-    from oneshot.chmm import alternate, fit
+    from oneshot.chmm import trainer
 
     # Drawing takes longer than the run; the file is still written where the picture would be.
-    for module in (fit, alternate):
-        module.plot_curves = lambda history, path: path.write_bytes(b"")
-    fit.plot_transitions = fit.plot_sources = lambda *_: None
-    commands = {"fit": fit.fit, "alternate": alternate.alternate}
+    trainer.plot_curves = lambda history, path: path.write_bytes(b"")
+    trainer.plot_transitions = trainer.plot_sources = lambda *_: None
+    commands = {"fit": trainer.fit, "alternate": trainer.alternate}
 
     def run(tiny, output, order):
         config = chmm_tiny.config(tiny, output, *order["overrides"])

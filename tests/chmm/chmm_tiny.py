@@ -58,7 +58,7 @@ SOURCES = ["lexicon", "pattern", "noise"]
 
 
 def write_data(folder: Path, train: int = 24, valid: int = 8, test: int = 8) -> str:
-    """A data set in the CHMM-ALT form: sentences such as "a car in dark red ."."""
+    """A data set in the CHMM-ALT format: sentences such as "a car in dark red ."."""
     generator = torch.Generator().manual_seed(3)
 
     def draw(n: int) -> int:
@@ -103,8 +103,9 @@ def config(folder: Path, output: Path, *overrides: str) -> ChmmConfig:
         [
             f"--data.path={folder / 'data'}",
             f"--encoder.source={folder / 'bert'}",
-            "--encoder.max_pieces=64",
+            "--encoder.max_subwords=64",
             f"--run.output={output}",
+            "--run.device=cpu",
             "--run.threads=1",
             "--run.progress=false",
             "--training.epochs=4",
@@ -113,7 +114,7 @@ def config(folder: Path, output: Path, *overrides: str) -> ChmmConfig:
             "--tagger.epochs=3",
             "--tagger.batch_size=8",
             "--tagger.lr=0.01",
-            "--tagger.max_pieces=24",
+            "--tagger.max_subwords=24",
             "--alternate.loops=2",
             "--alternate.epochs=2",
             "--alternate.one_update_per_epoch=false",

@@ -8,16 +8,18 @@ import numpy as np
 import pytest
 import torch
 
-from oneshot.chmm import alternate as alt
 from oneshot.chmm import metrics
-from oneshot.chmm.batches import Examples
+from oneshot.chmm.alternation import stages as alt
 from oneshot.chmm.checkpoint import load_model
 from oneshot.chmm.config import AlternateConfig, DataConfig, TaggerConfig
-from oneshot.chmm.data import LabelSpace, Sentence
+from oneshot.chmm.dataset import Sentence
 from oneshot.chmm.errors import NoGoldError
+from oneshot.chmm.label_model.batches import Examples
+from oneshot.chmm.labels import LabelSpace
 from oneshot.chmm.prepare import observe, prepare
-from oneshot.chmm.tagger import Tagger, hard_labels
-from oneshot.chmm.tagger_source import soft_frequency, with_tagger
+from oneshot.chmm.tagger.model import Tagger, hard_labels
+from oneshot.chmm.tagger.source import soft_frequency, with_tagger
+from oneshot.chmm.trainer import alternate
 
 LABELS = LabelSpace(("COLOUR",))
 
@@ -74,7 +76,7 @@ def test_the_tagger_takes_part_in_the_rule_of_silence():
 def finished(tiny_folder, tmp_path_factory):
     output = tmp_path_factory.mktemp("alt") / "run"
     config = chmm_tiny.config(tiny_folder, output)
-    return config, alt.alternate(config), prepare(config)
+    return config, alternate(config), prepare(config)
 
 
 def test_stages_and_files(finished):
@@ -121,7 +123,7 @@ def test_the_tagger_is_one_source_and_comes_with_its_chmm(finished, tmp_path, mo
         return model, figures
 
     monkeypatch.setattr(alt, "chmm_stage", favoured)
-    result = alt.alternate(config)
+    result = alternate(config)
     assert loops == [(3, None), (4, 0), (4, 1)]
     assert result.chmm["step"] == 2 * best + 1
     saved = load_model(result.output / "chmm")
@@ -160,13 +162,13 @@ def test_weak_selection_needs_no_gold_anywhere(tiny_folder, tmp_path):
         (folder / f"{split}.json").write_text(json.dumps(records))
     options = [f"--data.path={folder}", "--alternate.loops=1", "--training.selection=likelihood"]
     config = chmm_tiny.config(tiny_folder, tmp_path / "run", *options, "--tagger.selection=weak")
-    result = alt.alternate(config)
+    result = alternate(config)
     assert "tagger/test_f1" in result.history[-1]
     assert "tagger/valid_f1" not in result.history[-1]
     assert result.history[-1]["tagger/score"] > 0
     options.append("--tagger.selection=gold")
     with pytest.raises(NoGoldError, match=r"tagger\.selection: gold needs gold labels"):
-        alt.alternate(chmm_tiny.config(tiny_folder, tmp_path / "gold", *options))
+        alternate(chmm_tiny.config(tiny_folder, tmp_path / "gold", *options))
     assert not (tmp_path / "gold").exists()
 
 

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from oneshot.chmm.batches import Examples, collate, in_order, shuffled
-from oneshot.chmm.data import Sentence
+from oneshot.chmm.dataset import Sentence
+from oneshot.chmm.label_model.batches import Examples, collate, in_order, shuffled
 
 LENGTHS = [(7 * i) % 63 + 1 for i in range(200)]
 

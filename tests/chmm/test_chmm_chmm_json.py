@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from oneshot.chmm.data import ABSTAIN, load
+from oneshot.chmm.data import load
+from oneshot.chmm.labels import ABSTAIN
 
 META = {
     "lf": ["tag-a", "tag-b", "link-c"],
@@ -86,7 +87,7 @@ def test_tokens_stay_as_they_are_and_gold_is_optional(tmp_path):
 def test_malformed_record_is_named(tmp_path, row, message):
     write(tmp_path, train=[record(), row])
     with pytest.raises(ValueError, match=rf"train\.json, record '1': .*{message}"):
-        load(tmp_path, form="chmm_json")
+        load(tmp_path, format="chmm_json")
 
 
 def test_empty_documents_and_overlapping_spans_can_be_left_out(tmp_path):
@@ -156,13 +157,13 @@ def test_files_that_are_missing_or_no_json(tmp_path):
     with pytest.raises(ValueError, match=r"test\.json: not UTF-8 text"):
         load(tmp_path)
     with pytest.raises(
-        ValueError, match="form must be auto, chmm_json, wrench, conll, skweak, got"
+        ValueError, match="format must be auto, wrench, chmm_json, skweak, conll, got"
     ):
-        load(tmp_path, form="xml")
+        load(tmp_path, format="xml")
     with pytest.raises(ValueError, match="sources must be 'recommended', 'all' or a list"):
         load(tmp_path, sources="some")
     with pytest.raises(ValueError, match="stray_inside must be 'error' or 'begin', got 'drop'"):
-        load(tmp_path, form="chmm_json", stray_inside="drop")
+        load(tmp_path, format="chmm_json", stray_inside="drop")
     with pytest.raises(ValueError, match="overlaps must be 'error' or 'first' or 'longest', got 1"):
         load(tmp_path, overlaps=1)
     with pytest.raises(ValueError, match="empty must be 'error' or 'skip', got 'keep'"):

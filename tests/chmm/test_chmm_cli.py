@@ -93,7 +93,7 @@ def test_labels_of_a_tagger_and_of_a_chmm_with_a_tagger(runs, config_file, tmp_p
 def test_a_chmm_with_its_tagger_is_reproduced_exactly(tiny_folder, tmp_path):
     """The kept CHMM and its own tagger give the scores of that stage again."""
     from oneshot.chmm import metrics
-    from oneshot.chmm.alternate import alternate
+    from oneshot.chmm.trainer import alternate
 
     config = chmm_tiny.config(tiny_folder, tmp_path / "run", "--alternate.loops=2")
     result = alternate(config)
@@ -150,9 +150,9 @@ def test_eval_fills_a_table_and_continues_it(config_file, tmp_path, capsys, monk
     assert f"{mean:.2f} ± " in first_line
     assert (tmp_path / "table" / "results.png").stat().st_size > 1000
 
-    from oneshot.chmm import evaluation
+    from oneshot.training import grid
 
-    monkeypatch.setattr(evaluation, "_fill", lambda *_: pytest.fail("was there already"))
+    monkeypatch.setattr(grid, "_measure", lambda *_: pytest.fail("was there already"))
     assert main(words) == 0
     assert (tmp_path / "table" / "results.md").read_text() == text
     capsys.readouterr()

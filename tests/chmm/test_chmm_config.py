@@ -74,7 +74,7 @@ def test_priors_come_from_yaml():
         ("--tagger.warmup=1.0", r"tagger\.warmup must be in \[0, 1\)"),
         ("--tagger.frozen_layers=-1", r"tagger\.frozen_layers must be >= 0 or null"),
         ("--alternate.loops=-1", r"alternate\.loops must be >= 0"),
-        ("--encoder.max_pieces=2", r"encoder\.max_pieces must be at least 3"),
+        ("--encoder.max_subwords=2", r"encoder\.max_subwords must be at least 3"),
         ("--data.rule=silence", "silence"),
         ("--training.epocks=3", "epocks"),
     ],
@@ -95,7 +95,7 @@ def test_values_that_make_no_sense(option, message):
             lambda: DataConfig(path="x", overlaps="last"),
             r"DataConfig\.overlaps must be one of 'error', ",
         ),
-        (lambda: DataConfig(path="x", form="xml"), r"DataConfig\.form must be one of 'auto', "),
+        (lambda: DataConfig(path="x", format="xml"), r"DataConfig\.format must be one of 'auto', "),
         (
             lambda: ModelConfig(emission_context="word"),
             r"ModelConfig\.emission_context must be one of",
@@ -114,7 +114,7 @@ def test_values_that_make_no_sense(option, message):
             r"AlternateConfig\.targets must be one of 'posterior'",
         ),
         (lambda: RunConfig(output="x", seed=True), r"RunConfig\.seed must be int, got True"),
-        (lambda: EncoderConfig(max_pieces=12.5), r"EncoderConfig\.max_pieces must be int"),
+        (lambda: EncoderConfig(max_subwords=12.5), r"EncoderConfig\.max_subwords must be int"),
         (
             lambda: AlternateConfig(variant="main"),
             r"AlternateConfig\.variant must be one of 'paper'",

@@ -5,7 +5,9 @@ import json
 import numpy as np
 import pytest
 
-from oneshot.chmm.data import LabelSpace, Sentence, WeakDataset, load
+from oneshot.chmm.data import load
+from oneshot.chmm.dataset import Sentence, WeakDataset
+from oneshot.chmm.labels import LabelSpace
 
 
 def sentence(votes, gold=None):

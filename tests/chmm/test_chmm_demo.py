@@ -24,7 +24,7 @@ def test_each_step_is_worth_more_than_five_points(result):
 
 
 def test_the_chmm_finds_out_which_source_knows_which_words(result):
-    found, true = (np.array(result[0]["reliability"][key]) for key in ("found", "true"))
+    found, true = (np.array(result[0]["reliability"][key]) for key in ("learned", "true"))
     assert np.abs(found - true).max() < 0.12
     assert ((found > 0.6) == (true > 0.6)).all()
 

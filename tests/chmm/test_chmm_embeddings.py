@@ -5,8 +5,8 @@ import pytest
 import torch
 from transformers import AutoModel
 
-from oneshot.chmm import embeddings
-from oneshot.chmm.embeddings import embed
+from oneshot.chmm.encoder import embeddings
+from oneshot.chmm.encoder.embeddings import embed
 
 WORDS = ["a", "car", "in", "dark", "red", ".", "q?q", "one", "hat", "."]
 
@@ -61,7 +61,7 @@ def test_long_document_is_cut_at_the_sentence_end(bert, tmp_path):
 def test_batches_do_not_matter(bert, tmp_path, monkeypatch):
     documents = [WORDS[i:] + WORDS[:j] for i in range(0, 10, 3) for j in range(4)]
     whole = embed(documents, bert, 24, cache=tmp_path / "a")
-    monkeypatch.setattr(embeddings, "BATCH_PIECES", 1)
+    monkeypatch.setattr(embeddings, "BATCH_SUBWORDS", 1)
     alone = embed(documents, bert, 24, cache=tmp_path / "b")
     for x, y in zip(whole, alone, strict=True):
         torch.testing.assert_close(x, y, atol=2e-6, rtol=0)
@@ -120,7 +120,7 @@ def test_default_cache_folder_and_limits(bert, tmp_path, monkeypatch):
     assert embed([], bert, 64) == []
     embed([WORDS], bert, 64)
     assert len(list((tmp_path / "embeddings").glob("*.safetensors"))) == 2
-    with pytest.raises(ValueError, match=r"max_pieces must be at most 64 for .*, got 65"):
+    with pytest.raises(ValueError, match=r"max_subwords must be at most 64 for .*, got 65"):
         embed([WORDS], bert, 65)
 
 

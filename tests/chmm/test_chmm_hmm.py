@@ -8,8 +8,9 @@ import torch
 
 from oneshot import ops
 from oneshot.chmm.baselines.hmm import ClassicalHMM, Parameters
-from oneshot.chmm.data import LabelSpace, Sentence
-from oneshot.chmm.synthetic import LABELS, generate
+from oneshot.chmm.dataset import Sentence
+from oneshot.chmm.labels import LabelSpace
+from oneshot.chmm.synthetic.corpus import LABELS, generate
 
 ONE = LabelSpace(("X",))
 

@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from oneshot.chmm.batches import Examples, collate
 from oneshot.chmm.config import InitialConfig, ModelConfig
-from oneshot.chmm.data import LabelSpace, Sentence
-from oneshot.chmm.initialisation import initial_matrices, start
+from oneshot.chmm.dataset import Sentence
+from oneshot.chmm.label_model.batches import Examples, collate
+from oneshot.chmm.label_model.initialisation import initial_matrices, start
+from oneshot.chmm.labels import LabelSpace
 from oneshot.chmm.model import CHMM
 
 ONE, TWO = LabelSpace(("x",)), LabelSpace(("x", "y"))

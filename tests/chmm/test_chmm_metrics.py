@@ -5,8 +5,9 @@ import json
 import numpy as np
 import pytest
 
-from oneshot.chmm.data import LabelSpace, Sentence
+from oneshot.chmm.dataset import Sentence
 from oneshot.chmm.errors import NoGoldError
+from oneshot.chmm.labels import LabelSpace
 from oneshot.chmm.metrics import (
     calibration,
     entity_scores,

@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from oneshot import ops
-from oneshot.chmm.batches import Examples, collate
 from oneshot.chmm.config import ModelConfig
-from oneshot.chmm.data import LabelSpace, Sentence
+from oneshot.chmm.dataset import Sentence
+from oneshot.chmm.label_model.batches import Examples, collate
+from oneshot.chmm.labels import LabelSpace
 from oneshot.chmm.model import CHMM, log_likelihood_per_token
 
 LABELS = LabelSpace(("x",))

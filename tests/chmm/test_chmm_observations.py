@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from oneshot.chmm.data import Sentence
-from oneshot.chmm.observations import observations, resolve
+from oneshot.chmm.dataset import Sentence
+from oneshot.chmm.label_model.observations import observations, resolve
 from oneshot.ops import combine_emissions
 
 # rows: nobody speaks; one says B; one says B against an O said; all say O; silence and O

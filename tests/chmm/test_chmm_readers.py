@@ -4,8 +4,9 @@ import json
 
 import pytest
 
-from oneshot.chmm.data import ABSTAIN, load
-from oneshot.chmm.readers import detect
+from oneshot.chmm.data import load
+from oneshot.chmm.labels import ABSTAIN
+from oneshot.chmm.readers.registry import detect
 
 
 def write(folder, meta=None, **splits):
@@ -30,7 +31,7 @@ def test_wrench(tmp_path):
     assert dataset.labels.entity_types == ("X", "Y")
     assert dataset.sources == ("source1", "source2")
     sentence = dataset.split("train")[1]
-    # The form has one sign for O and silence, as spans have none for either.
+    # The format has one sign for O and silence, as spans have none for either.
     assert sentence.votes.tolist() == [[-1, 1], [-1, 2], [3, -1]]
     assert sentence.id == "1"
     said = load(tmp_path, o_is_silence=False).split("train")[1]
@@ -84,7 +85,7 @@ def test_both_kinds_of_json_are_the_same_data(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("record", "form"),
+    ("record", "format"),
     [
         ({"weak_labels": [["O", "B-X"]], "label": None}, "wrench"),
         ({"weak_labels": [["O", "B-X"]]}, "wrench"),
@@ -94,11 +95,11 @@ def test_both_kinds_of_json_are_the_same_data(tmp_path):
         ({"weak_labels": [[], []], "label": [[0, 1, "X"]]}, "chmm_json"),
     ],
 )
-def test_json_without_gold_is_told_apart_by_its_votes(tmp_path, record, form):
+def test_json_without_gold_is_told_apart_by_its_votes(tmp_path, record, format):
     """A first record without a vote or a label decides nothing."""
     silent = {"data": {"text": ["a"]}, "weak_labels": [[], []]}
     write(tmp_path, None, train=[silent, {"data": {"text": ["a"]}, **record}])
-    assert detect(tmp_path) == form
+    assert detect(tmp_path) == format
 
 
 @pytest.mark.parametrize("bom", ["", "\ufeff"])

@@ -1,6 +1,6 @@
 """The table of an evaluation: mean and spread over seeds, and cells without a number."""
 
-from oneshot.chmm.report import markdown
+from oneshot.chmm.reports.table import markdown
 
 
 def row(title, seed, f1, nll=None, **others):

@@ -8,8 +8,7 @@ import chmm_tiny
 import pytest
 from chmm_runs import Runner
 
-from oneshot.chmm.alternate import alternate
-from oneshot.chmm.fit import fit
+from oneshot.chmm.trainer import alternate, fit
 from oneshot.training import checkpoints
 from oneshot.training.jsonl import read_jsonl
 

@@ -5,8 +5,9 @@ import math
 import numpy as np
 import pytest
 
-from oneshot.chmm.data import LabelSpace, Sentence
-from oneshot.chmm.sources import analyse, markdown, remarks
+from oneshot.chmm.dataset import Sentence
+from oneshot.chmm.labels import LabelSpace
+from oneshot.chmm.reports.sources import analyse, markdown, remarks
 
 LABELS = LabelSpace(("PER", "ORG"))
 NAMES = ("good", "wrong", "dead", "copy")
@@ -63,7 +64,7 @@ def test_final_labels_must_fit():
 def test_plots_have_no_number_where_there_is_no_vote(table, tmp_path, monkeypatch):
     from matplotlib.axes import Axes
 
-    from oneshot.chmm import plots
+    from oneshot.chmm.reports import plots
 
     texts = []
     real = Axes.text
@@ -86,7 +87,7 @@ def test_plots_have_no_number_where_there_is_no_vote(table, tmp_path, monkeypatc
 def test_curves_name_their_axis_and_join_no_likelihoods_of_different_votes(tmp_path, monkeypatch):
     from matplotlib.axes import Axes
 
-    from oneshot.chmm import plots
+    from oneshot.chmm.reports import plots
 
     drawn, names = [], []
     monkeypatch.setattr(Axes, "set_xlabel", lambda self, name, **_: names.append(name))

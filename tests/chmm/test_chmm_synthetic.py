@@ -7,14 +7,14 @@ import pytest
 import torch
 
 from oneshot import ops
-from oneshot.chmm import synthetic
 from oneshot.chmm.baselines.hmm import ClassicalHMM
 from oneshot.chmm.baselines.vote import MajorityVote
-from oneshot.chmm.data import ABSTAIN
+from oneshot.chmm.label_model.observations import observations
+from oneshot.chmm.labels import ABSTAIN
 from oneshot.chmm.metrics import evaluate
-from oneshot.chmm.observations import observations
-from oneshot.chmm.synthetic import GUESSES, KNOWN, KNOWS, LABELS, generate
-from oneshot.chmm.synthetic_runs import run_seeds, table
+from oneshot.chmm.synthetic import corpus as synthetic
+from oneshot.chmm.synthetic.corpus import GUESSES, KNOWN, KNOWS, LABELS, generate
+from oneshot.chmm.synthetic.runs import run_seeds, table
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +77,7 @@ def test_sources_behave_as_told(made):
             does = KNOWS if d in known else GUESSES
             here, said = domain == d, votes[:, s]
             right = (said == gold)[here & begin].mean()
-            assert right == pytest.approx(does.found + does.shifted, abs=0.06)
+            assert right == pytest.approx(does.right + does.shifted, abs=0.06)
             wrong = (said == (gold + 1) % 4 + 1)[here & begin].mean()
             assert wrong == pytest.approx(does.confused, abs=0.06)
             outside = said[here & (gold == 0)]

@@ -8,19 +8,13 @@ import torch
 
 from oneshot.chmm import data
 from oneshot.chmm.config import TaggerConfig
-from oneshot.chmm.data import LabelSpace
 from oneshot.chmm.errors import NonFiniteLossError
-from oneshot.chmm.tagger import (
-    Tagger,
-    _schedule,
-    divergence,
-    hard_labels,
-    one_hot,
-    train_tagger,
-)
+from oneshot.chmm.labels import LabelSpace
+from oneshot.chmm.tagger.model import Tagger, hard_labels
+from oneshot.chmm.tagger.training import _schedule, divergence, one_hot, train_tagger
 
 LABELS = LabelSpace(("COLOUR",))
-CONFIG = TaggerConfig(batch_size=8, lr=0.01, max_pieces=20, warmup=0.1)
+CONFIG = TaggerConfig(batch_size=8, lr=0.01, max_subwords=20, warmup=0.1)
 
 
 def load(folder, **changes):
@@ -178,17 +172,21 @@ def test_frozen_layers_stay_as_they_are(tiny_folder, sentences):
     moved = {k for k, v in tagger.model.state_dict().items() if not torch.equal(v, before[k])}
     assert not any("embeddings" in k or "layer.0." in k for k in moved)
     assert any("layer.1." in k for k in moved)
-    with pytest.raises(ValueError, match=r"tagger\.frozen_layers: got 3, but the model's layers"):
+    with pytest.raises(
+        ValueError, match=r"tagger\.frozen_layers: got 3, but the model has 2 layers"
+    ):
         load(tiny_folder, frozen_layers=3)
 
 
 def test_chunks_that_the_model_cannot_take_are_refused(tiny_folder):
-    with pytest.raises(ValueError, match=r"tagger\.max_pieces must be at most 64, got 65"):
-        load(tiny_folder, max_pieces=65)
+    with pytest.raises(ValueError, match=r"tagger\.max_subwords must be at most 64, got 65"):
+        load(tiny_folder, max_subwords=65)
 
 
-def test_bfloat16_is_near_float32(tiny_folder, sentences):
-    found = [load(tiny_folder, bfloat16=b).predict(words(sentences)) for b in (False, True)]
+def test_mixed_precision_is_near_float32(tiny_folder, sentences):
+    found = [
+        load(tiny_folder, dtype=dtype).predict(words(sentences)) for dtype in ("float32", "mixed")
+    ]
     gaps = [np.abs(x - y).max() for x, y in zip(*found, strict=True)]
     assert 1e-6 < max(gaps) < 0.05
     assert found[1][0].dtype == np.float32
@@ -209,7 +207,7 @@ def test_schedule_rises_and_falls():
 
 
 def test_decay_spares_biases_and_layer_norms(tiny_folder):
-    from oneshot.chmm.tagger import _optimizer
+    from oneshot.chmm.tagger.training import _optimizer
 
     tagger = load(tiny_folder)
     decayed, spared = _optimizer(tagger.model, 0.01, 0.1).param_groups

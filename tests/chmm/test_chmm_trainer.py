@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from oneshot.chmm import trainer
-from oneshot.chmm.batches import Examples, collate
 from oneshot.chmm.config import InitialConfig, ModelConfig, TrainingConfig
-from oneshot.chmm.data import LabelSpace, Sentence
+from oneshot.chmm.dataset import Sentence
 from oneshot.chmm.errors import NoGoldError, NonFiniteLossError
-from oneshot.chmm.initialisation import initial_matrices, start
+from oneshot.chmm.label_model import training as trainer
+from oneshot.chmm.label_model.batches import Examples, collate
+from oneshot.chmm.label_model.initialisation import initial_matrices, start
+from oneshot.chmm.labels import LabelSpace
 from oneshot.chmm.model import CHMM, log_likelihood_per_token
 
 LABELS = LabelSpace(("x",))

@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 import yaml
 
-from oneshot.chmm import checkpoint, data, prepare
-from oneshot.chmm.alternate import alternate
+from oneshot.chmm import checkpoint, prepare
+from oneshot.chmm.dataset import Sentence, WeakDataset
 from oneshot.chmm.labelling import label
-from oneshot.chmm.tagger import Tagger
+from oneshot.chmm.labels import LabelSpace
+from oneshot.chmm.tagger.model import Tagger
+from oneshot.chmm.trainer import alternate
 from oneshot.cli import main
 from oneshot.training.config import to_dict
 
@@ -92,7 +94,7 @@ def test_alternate_then_label_plain_text(root, capsys, tmp_path):
 def test_eval_shows_what_it_can(root, tmp_path, monkeypatch, capsys):
     from oneshot.chmm import evaluation
 
-    def broken(cell):
+    def broken(trial):
         raise RuntimeError("this cell is broken")
 
     monkeypatch.setitem(evaluation.METHODS, "vote", broken)
@@ -117,7 +119,7 @@ def test_eval_shows_what_it_can(root, tmp_path, monkeypatch, capsys):
         ("fit", ["--training.selection=f1"], "training.selection: f1 needs gold .* split 'valid'"),
         ("alt", ["--training.selection=f1"], "training.selection: f1 needs gold .* split 'valid'"),
         ("alt", ["--tagger.selection=gold"], "tagger.selection: gold needs gold .* split 'valid'"),
-        ("alt", ["--tagger.max_pieces=65"], "tagger.max_pieces must be at most 64, got 65"),
+        ("alt", ["--tagger.max_subwords=65"], "tagger.max_subwords must be at most 64, got 65"),
         ("alt", ["--tagger.source=no/such/tagger"], "no such folder|could not be loaded"),
         ("fit", ["--data.sources=[lexicon,typo]"], "no source 'typo'"),
     ],
@@ -140,10 +142,10 @@ def test_errors_come_before_the_work_and_leave_nothing_behind(
 )
 def test_a_tenth_of_train_is_held_out(size, train, valid):
     sentences = tuple(
-        data.Sentence((str(i),), np.zeros((1, 1), np.int64), id=str(i)) for i in range(size)
+        Sentence((str(i),), np.zeros((1, 1), np.int64), id=str(i)) for i in range(size)
     )
-    labels = data.LabelSpace(("X",))
-    dataset = data.WeakDataset(labels, ("a",), {"train": sentences, "test": sentences[:1]})
+    labels = LabelSpace(("X",))
+    dataset = WeakDataset(labels, ("a",), {"train": sentences, "test": sentences[:1]})
     found = prepare.with_valid(dataset, "x")
     assert {k: len(v) for k, v in found.splits.items()} == {
         "train": train, "valid": valid, "test": 1
@@ -153,7 +155,7 @@ def test_a_tenth_of_train_is_held_out(size, train, valid):
     assert f"{valid} of {size} sentences of train are held out" in found.notes[0]
     assert prepare.with_valid(found, "x") is found
     with pytest.raises(ValueError, match=r"data\.path: x has no file of the split 'train', only t"):
-        prepare.with_valid(data.WeakDataset(labels, ("a",), {"test": sentences}), "x")
+        prepare.with_valid(WeakDataset(labels, ("a",), {"test": sentences}), "x")
 
 
 def test_partly_annotated_gold_selects_nothing_and_is_noted(root, tmp_path):
@@ -183,14 +185,14 @@ def test_a_model_reads_files_as_its_training_did(tmp_path, tiny_folder):
     options = [
         "--data.stray_inside=begin", "--data.empty=skip", "--data.overlaps=longest",
         "--data.rule=abstain", "--training.epochs=1", "--alternate.loops=0", "--tagger.epochs=1",
-        "--tagger.bfloat16=true",
+        "--tagger.dtype=mixed",
     ]  # fmt: skip
     alternate(chmm_tiny.config(tmp_path, tmp_path / "run", *options))
     saved = checkpoint.load_model(tmp_path / "run" / "chmm").data
     assert (saved.rule, saved.stray_inside, saved.overlaps) == ("abstain", "begin", "longest")
     assert (saved.empty, saved.o_is_silence) == ("skip", False)  # the files have O and silence
     tagger = Tagger.open(tmp_path / "run" / "tagger")
-    assert (tagger.max_pieces, tagger._bfloat16) == (24, True)
+    assert (tagger.max_subwords, tagger._dtype) == (24, "mixed")
     for name in ("chmm", "tagger"):
         output = tmp_path / f"{name}.jsonl"
         assert label(tmp_path / "run" / name, folder, None, output) == 4
@@ -216,11 +218,11 @@ def test_the_hmm_obeys_the_rule(root, tmp_path):
     dataset = prepare.read_checked(config)
     for rule in ("reference", "abstain", "vote_o"):
         options = dataclasses.replace(config.data, rule=rule)
-        cell = evaluation.Cell(
-            dataclasses.replace(config, data=options), prepare.Prepared(dataset, {}), tmp_path
+        trial = evaluation.Trial(
+            dataclasses.replace(config, data=options), prepare.Prepared(dataset, {})
         )
         for method, scheme in (("hmm", "bio"), ("hmm-io", "io")):
-            ((_, found),) = evaluation.METHODS[method](cell).items()
+            ((_, found),) = evaluation.METHODS[method](trial).items()
             model = ClassicalHMM(dataset.labels, rule=rule, scheme=scheme)
             labels = model.fit(dataset.split("train")).predict(dataset.split("valid"))
             spans = sum(len(dataset.labels.to_spans(ids)) for ids in labels)

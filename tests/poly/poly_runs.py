@@ -14,7 +14,7 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from oneshot.poly.settings import AdaptConfig, TrainConfig
+from oneshot.poly.config import AdaptConfig, TrainConfig
 from oneshot.training.config import load
 
 TASKS = ("first", "last", "larger", "parity")

@@ -10,21 +10,32 @@ import numpy as np
 import pytest
 import torch
 
-from oneshot.poly import adaptation, backbone, compositional_tasks, storage
-from oneshot.poly import compositional as experiment
-from oneshot.poly.compositional import ARMS, CompositionalConfig, compositional, inventories
-from oneshot.poly.compositional_base import SYMBOLS, make_tokenizer, write_base
-from oneshot.poly.compositional_report import (
+from oneshot.poly import adaptation, backbone, storage
+from oneshot.poly.config import AdaptConfig, DataConfig, ModelConfig, RunConfig
+from oneshot.poly.experiments.compositional import experiment
+from oneshot.poly.experiments.compositional import string_tasks as compositional_tasks
+from oneshot.poly.experiments.compositional.base_model import SYMBOLS, make_tokenizer, write_base
+from oneshot.poly.experiments.compositional.config import (
+    ARMS,
+    LONGEST_ANSWER,
+    CompositionalConfig,
+    Place,
+    inventories,
+)
+from oneshot.poly.experiments.compositional.experiment import compositional
+from oneshot.poly.experiments.compositional.report import (
     comparisons,
     paired,
+    standard_error,
+    trained_parameters,
+)
+from oneshot.poly.experiments.compositional.routing import (
     rank_correlation,
     read_weights,
     routing_correlation,
     scaled,
-    standard_error,
-    trained_parameters,
 )
-from oneshot.poly.compositional_tasks import (
+from oneshot.poly.experiments.compositional.string_tasks import (
     COMPOSITIONS,
     Composition,
     few_shot_rows,
@@ -34,7 +45,6 @@ from oneshot.poly.compositional_tasks import (
     seen,
 )
 from oneshot.poly.model import inject
-from oneshot.poly.settings import AdaptConfig, DataConfig, ModelConfig, RunConfig
 from oneshot.training.config import load
 from oneshot.training.jsonl import read_jsonl
 
@@ -103,7 +113,7 @@ def test_answers_undone_by_hand(word):
             assert before == "".join(sorted(expected)), task.name
         else:
             assert before == expected, task.name
-        assert len(answer) + 2 <= experiment.LONGEST_ANSWER  # a blank and the end
+        assert len(answer) + 2 <= LONGEST_ANSWER  # a blank and the end
 
 
 @pytest.mark.parametrize(
@@ -233,7 +243,7 @@ def finished(tmp_path_factory):
 def _few_held_out():
     """One base measurement of three examples: the real one has 300."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("oneshot.poly.compositional_base.CHECKED", 3)
+        patch.setattr("oneshot.poly.experiments.compositional.base_model.CHECKED", 3)
         yield
 
 
@@ -257,6 +267,10 @@ def test_the_whole_command_in_miniature(finished):
     assert (output / "compositional.png").read_bytes().startswith(b"\x89PNG")
 
 
+def unfinished(config, output):
+    return [cell.name for cell in experiment.cells(config, output) if not cell.is_done(output)]
+
+
 def test_a_killed_run_continues_and_keeps_what_is_done(finished, tmp_path):
     """Killed within an adaptation and before a training run has ended."""
     output, report = finished
@@ -266,18 +280,19 @@ def test_a_killed_run_continues_and_keeps_what_is_done(finished, tmp_path):
     config.write_text(config.read_text().replace(str(finished[0]), str(output)))
     cell = output / "split_1" / "seed_1" / "plain"
     torn = cell / "adapt" / "poly-s-k2-h4"
-    (torn / "summary.json").unlink()
-    lines = (torn / "results.jsonl").read_text().splitlines(keepends=True)
-    (torn / "results.jsonl").write_text(lines[0] + lines[1][:9])
+    for file in (torn.with_suffix(".json"), torn / "summary.json", torn / "results.jsonl"):
+        file.unlink()
+    (torn / "cells" / f"{make_split(0, 1, 3).held_out[1].name}, 2 shots, seed 1.json").unlink()
     shutil.rmtree(cell / "train" / "poly-k2")
-    for folder in (cell / "adapt").iterdir():  # sub-runs name their folders in their configs
+    (cell / "train" / "poly-k2.json").unlink()
+    folders = [path for path in (cell / "adapt").iterdir() if path.is_dir()]
+    for folder in folders:  # sub-runs name their folders in their configs
         text = (folder / "config.yaml").read_text()
         (folder / "config.yaml").write_text(text.replace(str(finished[0]), str(output)))
     before = {p: p.read_bytes() for p in output.rglob("*.safetensors")}
-    labels = [job.label for job in experiment.jobs(tiny(output), output) if not job.is_done()]
-    assert labels == [
-        "split 1, plain prompts, seed 1: training poly-k2",
-        "split 1, plain prompts, seed 1: adapting poly-s-k2-h4",
+    assert unfinished(tiny(output), output) == [
+        "split_1/seed_1/plain/train/poly-k2",
+        "split_1/seed_1/plain/adapt/poly-s-k2-h4",
     ]
     (output / "results.json").unlink()
     with pytest.raises(FileExistsError, match="continue its run with --resume"):
@@ -298,11 +313,10 @@ def test_a_killed_run_continues_and_keeps_what_is_done(finished, tmp_path):
 def test_a_resumed_run_may_measure_other_cells_only(finished):
     output, _ = finished
     wider = tiny(output, "--arms=[lora]", "--splits=[1,2]", '--prompts=["plain","tagged"]')
-    left = [job.label for job in experiment.jobs(wider, output) if not job.is_done()]
-    assert left == [
-        f"split {split}, {prompts} prompts, seed 1: {what}"
+    assert unfinished(wider, output) == [
+        f"split_{split}/seed_1/{prompts}/{what}"
         for split, prompts in [(1, "tagged"), (2, "plain"), (2, "tagged")]
-        for what in ("training lora", "adapting lora")
+        for what in ("train/lora", "adapt/lora")
     ]
     with pytest.raises(ValueError, match="train_steps"):
         compositional(tiny(output, "--train_steps=3"), resume=True)
@@ -338,8 +352,7 @@ def test_prompts_of_the_control_say_which_task_it_is(finished):
     config = tiny(output)
     split = make_split(0, 1, 3)
     for prompts, form in (("plain", r"\?:"), ("tagged", r"\?[a-z]{2}:")):
-        cell = experiment.Cell(1, 1, prompts)
-        data = experiment._data(config, cell, output, split.train)
+        data = experiment._data(config, Place(1, 1, prompts), output, split.train)
         for task in adaptation.read_tasks(data):
             fixed = {example.prompt.split(":")[0] for example in task.pool}
             assert len(fixed) == 1

@@ -1,4 +1,4 @@
-"""Reading tasks, splitting them, drawing batches; figures of answers."""
+"""Reading tasks, splitting them, drawing batches; metrics of answers."""
 
 import dataclasses
 import json
@@ -8,10 +8,7 @@ import pytest
 import torch
 
 from oneshot.poly import backbone
-from oneshot.poly.config import PolyConfig
-from oneshot.poly.data import Example, Task, draw_batch, read_tasks
-from oneshot.poly.evaluation import evaluate, exact_match, rouge_l, strict_match
-from oneshot.poly.settings import (
+from oneshot.poly.config import (
     AdaptConfig,
     DataConfig,
     EvaluateConfig,
@@ -19,9 +16,12 @@ from oneshot.poly.settings import (
     ExportConfig,
     ModelConfig,
     OptimizerConfig,
+    PolyConfig,
     RunConfig,
     TrainConfig,
 )
+from oneshot.poly.data import Example, Task, draw_batch, read_tasks
+from oneshot.poly.evaluation import evaluate, exact_match, rouge_l, strict_match
 
 DATA, RUN = DataConfig(path="tasks.jsonl"), RunConfig(output="run")
 
@@ -31,7 +31,7 @@ def write_superni(path, instances, definition="Do it."):
 
 
 def test_super_natural_instructions_files(tmp_path):
-    """Early and late forms of the schema, and a test file of its own."""
+    """Early and late versions of the schema, and a test file of its own."""
     rows = [{"id": "x", "input": f"i{n}", "output": [f"o{n % 3}", "other"]} for n in range(12)]
     write_superni(tmp_path / "task001_whole.json", rows, ["Say so.", "unused"])
     early = [{"input": f"i{n}", "output": f"o{n}"} for n in range(9)]
@@ -64,7 +64,7 @@ def test_split(tmp_path):
     assert tasks[0].split(16, 16, seed=2).test == one.test
     rest = tasks[0].split(None, 16, seed=1)
     assert len(rest.train) == 54
-    with pytest.raises(ValueError, match="71 training and dev examples are asked for, 70 are"):
+    with pytest.raises(ValueError, match="71 training and dev examples are requested, 70 remain"):
         tasks[0].split(55, 16, seed=1)
 
 
@@ -228,8 +228,8 @@ def test_the_21_real_tasks(shared_data):
             "evaluation.metrics must be one of answers",
         ),
         (
-            lambda: ExportConfig(adapters="a", output="o", form="lora"),
-            "ExportConfig.form must be one of 'peft-",
+            lambda: ExportConfig(adapters="a", output="o", format="lora"),
+            "ExportConfig.format must be one of 'peft-",
         ),
         (
             lambda: TrainConfig(data=DATA, run=RUN, method="lora"),
@@ -314,12 +314,12 @@ def test_rouge_l():
 @pytest.mark.parametrize("kind", ["llama", "t5"])
 def test_log_probabilities_do_not_depend_on_the_batch(kind, digits_folder):
     """Against transformers' own loss of each pair alone, whatever padding a batch needs."""
-    model, codec = backbone.load(ModelConfig(source=str(digits_folder / kind), device="cpu"))
+    model, encoding = backbone.load(ModelConfig(source=str(digits_folder / kind), device="cpu"))
     pairs = [("1 2:", "odd"), ("3 4 5 6:", "7"), ("9:", "even")]
     with torch.no_grad():
-        found, counts = codec.log_probabilities(model, pairs)
+        found, counts = encoding.log_probabilities(model, pairs)
         for i, (prompt, answer) in enumerate(pairs):
-            p, a = codec.prompt(prompt), codec.answer(answer)
+            p, a = encoding.prompt(prompt), encoding.answer(answer)
             if kind == "t5":
                 batch = {"input_ids": torch.tensor([p]), "labels": torch.tensor([a])}
             else:
@@ -333,9 +333,9 @@ def test_log_probabilities_do_not_depend_on_the_batch(kind, digits_folder):
             torch.testing.assert_close(mean, model(**batch).loss, atol=1e-5, rtol=1e-5)
 
 
-def test_figures_of_a_model_that_is_known(digits_folder):
+def test_metrics_of_a_model_that_is_known(digits_folder):
     """Rank accuracy and loss by hand, from one answer at a time."""
-    model, codec = backbone.load(ModelConfig(source=str(digits_folder / "llama"), device="cpu"))
+    model, encoding = backbone.load(ModelConfig(source=str(digits_folder / "llama"), device="cpu"))
     examples = [
         Example(f"{a} {b}:", ("odd" if (a + b) % 2 else "even",), ("even", "odd"))
         for a in range(3)
@@ -346,35 +346,35 @@ def test_figures_of_a_model_that_is_known(digits_folder):
         for example in examples:
             means = {}
             for option in example.options:
-                found, counts = codec.log_probabilities(model, [(example.prompt, option)])
+                found, counts = encoding.log_probabilities(model, [(example.prompt, option)])
                 means[option] = float(found.sum() / counts.sum())
                 if option == example.references[0]:
                     total, tokens = total - float(found.sum()), tokens + int(counts.sum())
             right += max(means, key=means.get) == example.references[0]
     config = EvaluationConfig(metrics=("loss", "rank_accuracy"), batch_size=5)
     model.train()
-    figures = evaluate(model, codec, examples, 0, config)
+    metrics = evaluate(model, encoding, examples, 0, config)
     assert model.training
     answers = []
     strict = dataclasses.replace(config, metrics=("strict_match",), max_new_tokens=3)
-    share = evaluate(model, codec, examples, 0, strict, answers)["strict_match"]
+    share = evaluate(model, encoding, examples, 0, strict, answers)["strict_match"]
     assert [a["prompt"] for a in answers] == [e.prompt for e in examples]
     assert share == sum(a["answer"] in a["references"] for a in answers) / len(examples)
-    assert figures["rank_accuracy"] == right / len(examples)
-    assert figures["loss"] == pytest.approx(total / tokens, rel=1e-5)
+    assert metrics["rank_accuracy"] == right / len(examples)
+    assert metrics["loss"] == pytest.approx(total / tokens, rel=1e-5)
 
 
 def test_long_examples_are_left_out_and_counted(digits_folder):
-    _, codec = backbone.load(ModelConfig(source=str(digits_folder / "llama"), device="cpu"))
+    _, encoding = backbone.load(ModelConfig(source=str(digits_folder / "llama"), device="cpu"))
     config = DataConfig(
         path=str(digits_folder / "tasks.jsonl"), tasks=("parity",), prompt="{input}:"
     )
     tasks = read_tasks(DataConfig(**{**vars(config), "test_examples": 50}))
     odd = sum(e.references == ("odd",) for e in (*tasks[0].pool, *tasks[0].test))
     kept, dropped = backbone.drop_long(
-        tasks, codec, limit=9
+        tasks, encoding, limit=9
     )  # "0 4:", " odd" and the end; " even" is longer
     assert dropped == 100 - odd
     assert {e.references for e in kept[0].pool} == {("odd",)}
     with pytest.raises(ValueError, match=r"no example of at most data\.max_tokens = 5 tokens"):
-        backbone.drop_long(tasks, codec, limit=5)
+        backbone.drop_long(tasks, encoding, limit=5)

@@ -6,7 +6,8 @@ import json
 import pytest
 import torch
 
-from oneshot.poly import demo, synthetic
+from oneshot.poly import demo
+from oneshot.poly.experiments import synthetic
 
 
 @pytest.fixture(scope="module")
@@ -32,13 +33,13 @@ def test_four_examples_are_enough_for_the_routing_of_a_new_task(result):
 
 
 def test_files(result, capsys):
-    figures, folder = result
-    assert json.loads((folder / "demo.json").read_text()) == json.loads(json.dumps(figures))
+    metrics, folder = result
+    assert json.loads((folder / "demo.json").read_text()) == json.loads(json.dumps(metrics))
     assert (folder / "demo.png").stat().st_size > 5000
-    demo.print_table(figures)
+    demo.print_table(metrics)
     printed = capsys.readouterr().out
     assert "Poly-S: routing only" in printed
-    assert f"{figures['learners']['Poly']['unexplained']:.4f}" in printed
+    assert f"{metrics['learners']['Poly']['unexplained']:.4f}" in printed
 
 
 def test_adaptation_leaves_the_learner_alone_and_sees_only_the_shots():

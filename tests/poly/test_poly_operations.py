@@ -376,7 +376,7 @@ def test_a_run_folder_is_its_newest_checkpoint(tmp_path):
         save(poly, tmp_path / "run" / "checkpoints" / f"step_{step:06d}")
     again = load(poly_tiny.llama(), tmp_path / "run")
     assert again.router.logits.eq(10).all()
-    with pytest.raises(FileNotFoundError, match="no adapters there"):
+    with pytest.raises(FileNotFoundError, match="no adapters in it"):
         load(poly_tiny.llama(), tmp_path)
 
 

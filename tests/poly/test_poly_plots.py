@@ -1,17 +1,13 @@
 """Distances and clusters of tasks; the plots are written."""
 
+import itertools
+
 import poly_tiny
 import pytest
 import torch
 
 from oneshot.poly import plots
-from oneshot.poly.plots import (
-    average_linkage,
-    leaf_order,
-    plot_curves,
-    plot_routing,
-    task_distances,
-)
+from oneshot.poly.plots import clusters, plot_curves, plot_routing, task_distances
 
 
 def test_distances_by_hand():
@@ -24,19 +20,24 @@ def test_distances_by_hand():
 def test_clusters_by_hand():
     """0 and 1 are 1 apart; 2 is 4 and 6 away from them, 5 on average."""
     distances = torch.tensor([[0.0, 1, 4], [1, 0, 6], [4, 6, 0]])
-    assert average_linkage(distances) == [(0, 1, 1.0, 2), (2, 3, 5.0, 3)]
+    assert clusters(distances).tolist() == [[0, 1, 1.0, 2], [2, 3, 5.0, 3]]
 
 
 @pytest.mark.parametrize("tasks", [2, 7, 21])
-def test_clusters_against_scipy(tasks):
-    hierarchy = pytest.importorskip("scipy.cluster.hierarchy", reason="scipy is not installed")
+def test_clusters_against_all_pairs(tasks):
+    """The two clusters whose members are nearest on average are joined, again and again."""
     points = torch.randn(tasks, 3, dtype=torch.float64)
     distances = torch.cdist(points, points, compute_mode="donot_use_mm_for_euclid_dist")
-    rows, columns = torch.triu_indices(tasks, tasks, offset=1)
-    expected = hierarchy.average(distances[rows, columns].numpy())
-    found = torch.tensor(average_linkage(distances), dtype=torch.float64)
-    found[:, :2] = found[:, :2].sort(1).values
-    torch.testing.assert_close(found, torch.from_numpy(expected))
+    members, merges = {i: [i] for i in range(tasks)}, []
+    while len(members) > 1:
+        height, a, b = min(
+            (float(distances[members[a]][:, members[b]].mean()), a, b)
+            for a, b in itertools.combinations(sorted(members), 2)
+        )
+        joined = members.pop(a) + members.pop(b)
+        members[tasks + len(merges)] = joined
+        merges.append([a, b, height, len(joined)])
+    torch.testing.assert_close(torch.from_numpy(clusters(distances)), torch.tensor(merges).double())
 
 
 def test_plots_are_written(tmp_path):
@@ -54,18 +55,11 @@ def test_plots_are_written(tmp_path):
     assert not (tmp_path / "one").exists()
 
 
-def test_the_order_of_leaves():
-    """0 and 1 are joined, then 2 and 3, then both; each cluster is in one piece."""
-    merges = [(0, 2, 1.0, 2), (1, 3, 2.0, 2), (4, 5, 3.0, 4)]
-    assert leaf_order(merges) == [0, 2, 1, 3]
-    assert leaf_order([]) == [0]
-
-
 @pytest.mark.parametrize("tasks", [2, 48])
 def test_the_title_and_the_colour_bar_of_the_routing_have_room(tasks, tmp_path, monkeypatch):
     """Nothing overlaps, whatever the number of tasks; the scale ends at the largest weight."""
     figures = []
-    monkeypatch.setattr(plots, "_write", lambda figure, path: figures.append(figure))
+    monkeypatch.setattr(plots, "save_figure", lambda figure, path: figures.append(figure))
     poly = poly_tiny.adapted(tasks=tasks)
     plot_routing(poly, [f"task {i}" for i in range(tasks)], tmp_path)
     figure = figures[0]
@@ -88,3 +82,13 @@ def test_the_title_and_the_colour_bar_of_the_routing_have_room(tasks, tmp_path, 
     for row, name in zip(shown, names, strict=True):
         task = int(name.removeprefix("task "))
         torch.testing.assert_close(torch.from_numpy(row.data), weights[0, task].flatten())
+
+
+def test_the_routing_is_in_the_order_of_the_dendrogram(tmp_path, monkeypatch):
+    figures = []
+    monkeypatch.setattr(plots, "save_figure", lambda figure, path: figures.append(figure))
+    plot_routing(poly_tiny.adapted(tasks=7), [f"task {i}" for i in range(7)], tmp_path)
+    routing, dendrogram = ([label.get_text() for label in figure.axes[0].get_yticklabels()]
+                           for figure in figures)  # fmt: skip
+    assert routing == dendrogram[::-1]
+    assert sorted(routing) == [f"task {i}" for i in range(7)]

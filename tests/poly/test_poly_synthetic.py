@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from oneshot.poly.config import PolyConfig
-from oneshot.poly.synthetic import adapt, learn, make_truth, same_size_lora, unexplained
+from oneshot.poly.experiments.miniature import inventories
+from oneshot.poly.experiments.synthetic import adapt, learn, make_truth, unexplained
 
 POLY_S = PolyConfig(skills=4, heads=4, rank=2, alpha=2)
 
@@ -34,7 +35,7 @@ def compare(seeds, steps):
     for seed in seeds:
         truth = make_truth(seed)
         poly = learn(truth, POLY_S, seed, steps=steps)
-        lora = learn(truth, same_size_lora(POLY_S), seed, steps=steps)
+        lora = learn(truth, inventories(POLY_S)["lora-big"], seed, steps=steps)
         routing = truth.routing.numel()
         assert poly.parameters == lora.parameters + routing
         assert math.isnan(lora.routing_correlation)

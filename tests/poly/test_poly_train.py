@@ -236,29 +236,29 @@ def test_json_of_the_command(digits_folder, tmp_path, capsys):
     assert "is not empty" in capsys.readouterr().err
     adapters = tmp_path / "run" / "checkpoints" / "step_000002"
     common = [*words[:3], f"--adapters={tmp_path / 'run'}"]  # its newest checkpoint
-    found, answers = tmp_path / "figures.json", tmp_path / "answers.jsonl"
+    found, answers = tmp_path / "metrics.json", tmp_path / "answers.jsonl"
     command = ["eval", *common, *words[3:7]]
     command += ['--evaluation.metrics=["loss","rank_accuracy","strict_match"]']
     command += ["--evaluation.max_new_tokens=4", f"--predictions={answers}"]
     assert main(["poly", *command, f"--output={found}"]) == 0
-    figures = json.loads(found.read_text())
-    assert set(figures) == set(poly_runs.TASKS)
-    for task, own in figures.items():
+    metrics = json.loads(found.read_text())
+    assert set(metrics) == set(poly_runs.TASKS)
+    for task, own in metrics.items():
         rows = [row for row in read_jsonl(answers) if row["task"] == task]
         assert len(rows) == 20
         right = sum(row["answer"] in row["references"] for row in rows)
         assert own["strict_match"] == pytest.approx(right / 20)
     common = [*words[:3], f"--adapters={adapters}"]
-    assert "rank_accuracy" in figures["parity"]
-    assert "rank_accuracy" not in figures["first"]  # ten answers are more than eight
+    assert "rank_accuracy" in metrics["parity"]
+    assert "rank_accuracy" not in metrics["first"]  # ten answers are more than eight
     capsys.readouterr()
-    for form in ("peft-poly", "peft-lora", "merged"):
-        output = tmp_path / form
-        command = ["export", *common, f"--output={output}", f"--form={form}", "--task=parity"]
+    for format in ("peft-poly", "peft-lora", "merged"):
+        output = tmp_path / format
+        command = ["export", *common, f"--output={output}", f"--format={format}", "--task=parity"]
         assert main(["poly", *command]) == 0
-        assert (output / "model.safetensors").exists() == (form == "merged")
+        assert (output / "model.safetensors").exists() == (format == "merged")
     assert main(["poly", *command]) == 1
     command[-1] = "--task=parties"
-    command[5:7] = [f"--output={tmp_path / 'x'}", "--form=peft-lora"]
+    command[5:7] = [f"--output={tmp_path / 'x'}", "--format=peft-lora"]
     assert main(["poly", *command]) == 1
     assert main(["poly"]) == 2

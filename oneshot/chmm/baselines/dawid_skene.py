@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from oneshot.chmm.baselines.tokens import by_sentence, io_table
-from oneshot.chmm.data import Sentence
+from oneshot.chmm.dataset import Sentence
 from oneshot.chmm.labels import ABSTAIN, Ids, LabelSpace, io_to_bio, io_to_bio_posteriors
 
 

@@ -22,9 +22,9 @@ from torch import Tensor
 from oneshot import ops
 from oneshot.chmm.baselines.tokens import require_sentences
 from oneshot.chmm.baselines.vote import MajorityVote
-from oneshot.chmm.data import Sentence
+from oneshot.chmm.dataset import Sentence
+from oneshot.chmm.label_model.observations import Rule, observations
 from oneshot.chmm.labels import Ids, LabelSpace, bio_to_io, io_to_bio, io_to_bio_posteriors
-from oneshot.chmm.observations import Rule, observations
 
 _BATCH_TOKENS = 16_384  # padded tokens a batch
 

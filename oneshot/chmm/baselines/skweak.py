@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from oneshot.chmm.baselines.tokens import require_sentences
-from oneshot.chmm.data import Sentence
+from oneshot.chmm.dataset import Sentence
 from oneshot.chmm.labels import Ids, LabelSpace
 
 _NAME = "oneshot"  # of the span group skweak writes

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 
 from oneshot.chmm.baselines.tokens import by_sentence, io_table
-from oneshot.chmm.data import Sentence
+from oneshot.chmm.dataset import Sentence
 from oneshot.chmm.labels import Ids, LabelSpace, io_to_bio, io_to_bio_posteriors
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from oneshot.chmm.data import Sentence
+from oneshot.chmm.dataset import Sentence
 from oneshot.chmm.labels import Ids, LabelSpace
 from oneshot.chmm.metrics import source_scores
 

@@ -11,9 +11,9 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from oneshot.chmm.data import Sentence
+from oneshot.chmm.dataset import Sentence
+from oneshot.chmm.label_model.observations import resolve
 from oneshot.chmm.labels import Ids, bio_to_io
-from oneshot.chmm.observations import resolve
 
 
 def require_sentences(sentences: Sequence[Sentence]) -> None:

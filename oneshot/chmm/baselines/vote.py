@@ -8,9 +8,9 @@ from typing import Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
-from oneshot.chmm.data import Sentence
+from oneshot.chmm.dataset import Sentence
+from oneshot.chmm.label_model.observations import resolve
 from oneshot.chmm.labels import Ids, LabelSpace, bio_to_io, io_to_bio, io_to_bio_posteriors
-from oneshot.chmm.observations import resolve
 
 Convention = Literal["plain", "bio", "io", "abstain"]
 

@@ -9,7 +9,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from oneshot.chmm.data import ABSTAIN, LabelSpace, Sentence, WeakDataset
+from oneshot.chmm.dataset import Sentence, WeakDataset
+from oneshot.chmm.labels import ABSTAIN, LabelSpace
 from oneshot.chmm.readers import files
 
 

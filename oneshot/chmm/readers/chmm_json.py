@@ -14,8 +14,16 @@ from typing import Any
 
 import numpy as np
 
-from oneshot.chmm.data import ABSTAIN, SPLITS, LabelSpace, Priors, Sentence, WeakDataset
+from oneshot.chmm.dataset import SPLITS, Priors, Sentence, WeakDataset
+from oneshot.chmm.labels import ABSTAIN, LabelSpace
 from oneshot.chmm.readers import files
+
+SUFFIXES = (".json",)
+
+
+def matches(file: Path) -> bool:
+    """Always: the registry tries WRENCH, whose files are JSON too, first."""
+    return True
 
 
 def read(folder: Path, options: files.Reading) -> tuple[WeakDataset, tuple[str, ...] | None]:
@@ -30,7 +38,7 @@ def read(folder: Path, options: files.Reading) -> tuple[WeakDataset, tuple[str, 
         priors = _priors(meta["priors"], sources, labels) if meta.get("priors") else None
 
     splits, sizes = {}, {}
-    for split, file in files.require_splits(folder, ".json").items():
+    for split, file in files.require_splits(folder, *SUFFIXES).items():
         sentences = []
         records = files.read_records(file)
         sizes[split] = len(records)
@@ -75,18 +83,18 @@ def _list(spans: Any) -> list[Any]:
 
 def _check_count(meta: dict[str, Any], key: str, count: int) -> None:
     """A figure of meta.json, if there, must be the count; keys may end in white space."""
-    told = {name.strip(): value for name, value in meta.items()}.get(key, count)
-    if told != count:
+    stated = {name.strip(): value for name, value in meta.items()}.get(key, count)
+    if stated != count:
         raise ValueError(
-            f"{key}: meta.json says {told!r}, but there are {count}; if this is a part of the data "
-            f"set on purpose, delete {key} from meta.json"
+            f"{key}: meta.json says {stated!r}, but there are {count}; if this is a part of the "
+            f"data set on purpose, delete {key} from meta.json"
         )
 
 
-def _priors(told: Any, sources: tuple[str, ...], labels: LabelSpace) -> Priors:
+def _priors(stated: Any, sources: tuple[str, ...], labels: LabelSpace) -> Priors:
     priors: dict[str, dict[str, tuple[float, float]]] = {}
     with files.located("priors"):
-        for source, by_type in files.mapping(told).items():
+        for source, by_type in files.mapping(stated).items():
             if source not in sources:
                 raise ValueError(f"{source!r} is no source of lf")
             priors[source] = {}

@@ -11,18 +11,26 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from oneshot.chmm.data import WeakDataset
+from oneshot.chmm.dataset import WeakDataset
 from oneshot.chmm.readers import bio_text, files
 
 # Only these divide columns: a no-break space or another separator of Unicode belongs to a token.
 TAB, SPACES, BLANKS = re.compile("\t"), re.compile("[ \t]+"), " \t"
 
 
+SUFFIXES = (".conll", ".txt", ".tsv")
+
+
+def matches(file: Path) -> bool:
+    """Always: nothing else has these suffixes."""
+    return True
+
+
 def read(folder: Path, options: files.Reading) -> tuple[WeakDataset, tuple[str, ...] | None]:
-    """The set; nothing is recommended in this form."""
+    """The set; nothing is recommended in this format."""
     rows: dict[str, list[bio_text.Row]] = {}
     before: tuple[Path, tuple[str, ...] | None, int] | None = None
-    for split, path in files.require_splits(folder, ".conll", ".txt", ".tsv").items():
+    for split, path in files.require_splits(folder, *SUFFIXES).items():
         sources, rows[split] = _read_file(path, options)
         width = len(rows[split][0].columns)
         if before and before[1:] != (sources, width):

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from oneshot.chmm.data import SPLITS
+from oneshot.chmm.dataset import SPLITS
 from oneshot.chmm.labels import Ids, LabelSpace, Overlaps
 
 # Other names of splits in use, and the name that is read.
@@ -89,26 +89,26 @@ def split_files(folder: Path, *suffixes: str, notes: Notes | None = None) -> dic
     Args:
         folder: Where they are.
         suffixes: Of the names.
-        notes: Is told which other files of these kinds are there.
+        notes: Receives which other files of these kinds are there.
 
     Raises:
         ValueError: Two files of one split, or a split under another name and not under its own.
     """
-    found = {}
+    files = {}
     for split in SPLITS:
         paths = [folder / f"{split}{suffix}" for suffix in suffixes]
         paths = [path for path in paths if path.is_file()]
         if len(paths) > 1:
             raise ValueError(f"{folder}: expected one file {split}, got {paths[0].name} and more")
         if paths:
-            found[split] = paths[0]
+            files[split] = paths[0]
     for path in _others(folder, suffixes):
         known_as = ALIASES.get(path.stem.lower())
-        if known_as is not None and known_as not in found:
+        if known_as is not None and known_as not in files:
             raise ValueError(f"{path}: rename it to {known_as}{path.suffix}, the name that is read")
         if notes is not None:
             notes.say(f"{path.name} is no split and is not read")
-    return found
+    return files
 
 
 def passed_over(folder: Path, *suffixes: str) -> str:
@@ -134,12 +134,12 @@ def _others(folder: Path, suffixes: Sequence[str]) -> list[Path]:
 
 def require_splits(folder: Path, *suffixes: str) -> dict[str, Path]:
     """As `split_files`; a FileNotFoundError if there is none."""
-    found = split_files(folder, *suffixes)
-    if not found:
+    files = split_files(folder, *suffixes)
+    if not files:
         names = ", ".join(f"{split}{suffixes[0]}" for split in SPLITS)
         others = passed_over(folder, *suffixes)
         raise FileNotFoundError(f"{folder}: expected {names} or some of them, found none{others}")
-    return found
+    return files
 
 
 def check_pointer(path: Path) -> None:

@@ -1,7 +1,7 @@
 """Documents annotated by skweak: spaCy's DocBin files, one span group for each source.
 
 train|valid|test.spacy, as skweak.utils.docbin_writer writes them. Gold is `doc.ents`; a document
-on which nobody has set them has none. A group that a document lacks is a silent source there.
+without annotated ones has no gold labels. A group that a document lacks is a silent source there.
 """
 
 from __future__ import annotations
@@ -11,28 +11,35 @@ from typing import Any
 
 import numpy as np
 
-from oneshot.chmm.data import ABSTAIN, LabelSpace, Sentence, WeakDataset
-from oneshot.chmm.labels import Ids
+from oneshot.chmm.dataset import Sentence, WeakDataset
+from oneshot.chmm.labels import ABSTAIN, Ids, LabelSpace
 from oneshot.chmm.readers import files
+
+SUFFIXES = (".spacy",)
+
+
+def matches(file: Path) -> bool:
+    """Always: nothing else has this suffix."""
+    return True
 
 
 def read(folder: Path, options: files.Reading) -> tuple[WeakDataset, tuple[str, ...] | None]:
-    """The set; nothing is recommended in this form."""
+    """The set; nothing is recommended in this format."""
     docs = {
         split: (file, _documents(file))
-        for split, file in files.require_splits(folder, ".spacy").items()
+        for split, file in files.require_splits(folder, *SUFFIXES).items()
     }
     everything = [doc for _, split in docs.values() for doc in split]
     sources = tuple(dict.fromkeys(name for doc in everything for name in doc.spans))
     entity_types = options.entity_types
     if entity_types is None:
-        found = {
+        types = {
             span.label_
             for doc in everything
             for group in (doc.ents, *doc.spans.values())
             for span in group
         }
-        entity_types = tuple(sorted(found))
+        entity_types = tuple(sorted(types))
     with files.located(folder):
         labels = LabelSpace(entity_types)
 

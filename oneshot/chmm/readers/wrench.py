@@ -14,8 +14,22 @@ import itertools
 from pathlib import Path
 from typing import Any
 
-from oneshot.chmm.data import WeakDataset
+from oneshot.chmm.dataset import WeakDataset
 from oneshot.chmm.readers import bio_text, files
+
+SUFFIXES = (".json",)
+
+
+def matches(file: Path) -> bool:
+    """Whether the first label of a file is a name; CHMM-ALT writes spans."""
+    for record in files.read_records(file).values():
+        if not isinstance(record, dict):
+            return False
+        weak = record.get("weak_labels")
+        rows = [record.get("label"), *(weak if isinstance(weak, list) else ())]
+        for first in (row[0] for row in rows if isinstance(row, list) and row):
+            return isinstance(first, str)
+    return False
 
 
 def read(folder: Path, options: files.Reading) -> tuple[WeakDataset, tuple[str, ...] | None]:
@@ -31,7 +45,7 @@ def read(folder: Path, options: files.Reading) -> tuple[WeakDataset, tuple[str, 
 
     width = len(sources) if sources else None
     rows: dict[str, list[bio_text.Row]] = {}
-    for split, file in files.require_splits(folder, ".json").items():
+    for split, file in files.require_splits(folder, *SUFFIXES).items():
         rows[split] = []
         for key, record in files.read_records(file).items():
             where = f"{file}, record {key!r}"

@@ -1,0 +1,1 @@
+"""CHMM-ALT: the stages of CHMM and tagger, and the state that one hands to the next."""

@@ -1,0 +1,1 @@
+"""The frozen encoder: words as subwords, and their embeddings."""

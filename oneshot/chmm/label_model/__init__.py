@@ -1,0 +1,1 @@
+"""The parts of the CHMM around its chain: observations, networks, start, training."""

@@ -1,0 +1,1 @@
+"""What a run reports: plots, tables, and what each source is worth."""

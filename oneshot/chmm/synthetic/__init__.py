@@ -1,0 +1,1 @@
+"""Generated corpora whose sources are reliable on known words only."""

@@ -1,0 +1,1 @@
+"""The token classifier: model, training, and its predictions as one more source."""

@@ -1,0 +1,1 @@
+"""Experiments: known routing, the papers' comparison on a small scale, composed string tasks."""

@@ -1,0 +1,1 @@
+"""`oneshot poly compositional`: adapters on string tasks composed of shared skills."""
