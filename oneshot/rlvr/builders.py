@@ -1,23 +1,18 @@
-"""The parts of a run from its config: training rows, policy updater, critic, reward; checks."""
+"""Builds the models of a run from its config and checks that they fit together."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from oneshot.rlvr import checkpoint
 from oneshot.rlvr.algorithm.critic import Critic, make_critic
+from oneshot.rlvr.algorithm.learner import Learner
 from oneshot.rlvr.algorithm.optimizer import make_optimizer
 from oneshot.rlvr.algorithm.policy import distribute, load_policy
 from oneshot.rlvr.algorithm.update import PolicyUpdater
 from oneshot.rlvr.config import TrainConfig
-from oneshot.rlvr.problems import data
-from oneshot.rlvr.problems.data import Problem
-from oneshot.rlvr.problems.prompt import drop_long, encode
-from oneshot.rlvr.rewards.reward import FunctionReward, Reward, RewardFunction, make_reward
+from oneshot.rlvr.problems.training_set import TrainingSet
 from oneshot.rlvr.rollout.engine import check_prompts, check_room, embedding_count
 from oneshot.rlvr.rollout.engine_check import check_engine
 from oneshot.training.config import require
@@ -26,23 +21,65 @@ from oneshot.training.distributed import Processes
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-Row = tuple[Problem, list[int]]
-"""A training problem and its prompt as token ids."""
+
+def open_policy(
+    config: TrainConfig,
+    start: Path | None,
+    training_set: TrainingSet,
+    tokenizer: PreTrainedTokenizerBase,
+    processes: Processes,
+) -> tuple[PreTrainedModel, PreTrainedModel | None]:
+    """The policy, sharded over the processes, and its whole copy that samples, where one is needed.
+
+    Args:
+        config: Of the run.
+        start: Checkpoint that the run continues from; None: the untrained model.
+        training_set: Its prompts are checked, and the engine is rehearsed on them.
+        tokenizer: Of the model.
+        processes: Of the run.
+
+    Raises:
+        CheckpointError: The checkpoint is damaged.
+        ValueError: Tokenizer or prompts do not fit the model.
+        UnsupportedModelError: The transformers engine cannot decode the model.
+    """
+    with checkpoint.reading(start):
+        policy = load_policy(config.model, start or config.model.source, tokenizer)
+    prompts = training_set.prompts
+    check_prompts(prompts, embedding_count(policy))
+    check_room(policy, prompts, config.rollout.max_new_tokens, "rollout.max_new_tokens")
+    copy = whole_copy(config, start, tokenizer, processes)
+    sampler = copy if processes.size > 1 else copy or policy
+    # The model that samples with the transformers engine, or validates.
+    used = config.rollout.engine == "transformers" or config.evaluation.path is not None
+    if sampler is not None and used:
+        options = config.rollout
+        check_engine(sampler, tokenizer, prompts, options.stop_tokens, options.max_new_tokens)
+    distribute(policy, config.model, processes)
+    return policy, copy
 
 
-def training_rows(config: TrainConfig, tokenizer: PreTrainedTokenizerBase) -> tuple[list[Row], int]:
-    """The training problems with their prompts as token ids, and how many were too long."""
-    problems = data.read_problems(
-        config.data.path,
-        problem_key=config.data.problem_key,
-        answer_key=config.data.answer_key,
-        empty_answers=config.data.empty_answers,
-        limit=config.data.limit,
-    )
-    data.check_indices(problems)
-    prompts = encode(problems, tokenizer, config.data.prompt)
-    problems, prompts, dropped = drop_long(problems, prompts, config.rollout.max_prompt_tokens)
-    return list(zip(problems, prompts, strict=True)), dropped
+def open_learner(
+    config: TrainConfig,
+    start: Path | None,
+    policy: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    processes: Processes,
+) -> Learner:
+    """Policy, reference and critic with their optimizers; a checkpoint's moments come later.
+
+    Args:
+        config: Of the run.
+        start: Checkpoint that the run continues from, or None.
+        policy: From `open_policy`.
+        tokenizer: Of the model.
+        processes: Of the run.
+
+    Raises:
+        ValueError: Reference or critic lack token ids of the policy.
+    """
+    updater = make_updater(config, policy, tokenizer, processes)
+    return Learner(config, updater, open_critic(config, start, policy, processes))
 
 
 def make_updater(
@@ -51,7 +88,7 @@ def make_updater(
     tokenizer: PreTrainedTokenizerBase,
     processes: Processes,
 ) -> PolicyUpdater:
-    """Optimizer and, when the KL counts, reference model."""
+    """The policy with its optimizer and, unless algorithm.kl_coef is 0, the reference model."""
     reference = None
     if config.algorithm.kl_coef > 0:
         source = config.model.reference or config.model.source
@@ -76,11 +113,11 @@ def whole_copy(
     tokenizer: PreTrainedTokenizerBase,
     processes: Processes,
 ) -> PreTrainedModel | None:
-    """The copy of a policy that samples; None where the policy itself can.
+    """The copy of the policy that samples; None where the policy itself does.
 
-    A policy that is going to be sharded, or computes in another type than that of its weights,
-    cannot. With the transformers engine every process has a copy, else only the first, which
-    validates with it.
+    A policy that will be sharded, or that computes in another type than that of its weights,
+    cannot sample. With the transformers engine every process has a copy; otherwise only the first
+    has one, for validation.
     """
     if processes.size == 1 and config.model.dtype != "mixed":
         return None
@@ -91,26 +128,19 @@ def whole_copy(
 
 
 def check_same_vocabulary(policy: PreTrainedModel, other: PreTrainedModel, option: str) -> None:
-    """Refuses a model that reads the policy's tokens and lacks some of its token ids.
+    """Refuses a model that lacks some of the policy's token ids.
 
     Raises:
         ValueError: It has fewer token ids than the policy.
     """
-    expected, found = embedding_count(policy), embedding_count(other)
+    expected, actual = embedding_count(policy), embedding_count(other)
     require(
-        found >= expected, option, f"a model with the {expected} token ids of the policy", found
+        actual >= expected, option, f"a model with the {expected} token ids of the policy", actual
     )
 
 
-def make_score(config: TrainConfig, reward: RewardFunction | None) -> Reward:
-    """The reward of a run; each process scores its own responses."""
-    if reward is not None:
-        return FunctionReward(reward)
-    return make_reward(config.reward, config.run.seed)
-
-
 def check_shares(config: TrainConfig, processes: Processes) -> None:
-    """Refuses what several processes cannot share.
+    """Refuses a config that several processes cannot share.
 
     Raises:
         ValueError: The batch cannot be shared evenly, or the engine cannot be shared.
@@ -140,40 +170,10 @@ def check_shares(config: TrainConfig, processes: Processes) -> None:
     )
 
 
-def check_rows(config: TrainConfig, rows: Sequence[Row], policy: PreTrainedModel) -> None:
-    """Refuses prompts and responses that the model has no token ids or no positions for.
-
-    Raises:
-        ValueError: A prompt has an id that the model does not have, or longest prompt and longest
-            response together have more tokens than positions.
-    """
-    prompts = [prompt for _, prompt in rows]
-    check_prompts(prompts, embedding_count(policy))
-    check_room(policy, prompts, config.rollout.max_new_tokens, "rollout.max_new_tokens")
-
-
-def rehearse_engine(
-    config: TrainConfig,
-    rows: Sequence[Row],
-    model: PreTrainedModel | None,
-    tokenizer: PreTrainedTokenizerBase,
-) -> None:
-    """Rehearses the transformers engine on the whole model that samples or validates, if any.
-
-    Raises:
-        UnsupportedModelError: The engine cannot decode this model.
-    """
-    samples = config.rollout.engine == "transformers" or config.evaluation.path is not None
-    if model is not None and samples:
-        prompts = [prompt for _, prompt in rows]
-        options = config.rollout
-        check_engine(model, tokenizer, prompts, options.stop_tokens, options.max_new_tokens)
-
-
 def open_critic(
     config: TrainConfig, start: Path | None, policy: PreTrainedModel, processes: Processes
 ) -> Critic | None:
-    """The critic of PPO, new or that of the checkpoint `start`; None for other algorithms."""
+    """PPO's critic, new or from the checkpoint `start`; None for other algorithms."""
     if config.algorithm.advantage != "gae":
         return None
     source = config.critic.source or config.model.source
@@ -186,9 +186,3 @@ def open_critic(
     )
     check_same_vocabulary(policy, critic.model, "critic.source")
     return critic
-
-
-def data_digest(rows: Sequence[Row]) -> str:
-    """Digest of prompts and answers, by which a resumed run knows its data."""
-    text = json.dumps([(prompt, problem.answer) for problem, prompt in rows])
-    return hashlib.sha256(text.encode()).hexdigest()

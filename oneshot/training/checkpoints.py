@@ -16,10 +16,12 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
+from oneshot.training.errors import RunError
+
 _NAME = re.compile(r"step_(\d{6,})")
 
 
-class CheckpointError(RuntimeError):
+class CheckpointError(RunError):
     """A checkpoint could not be written or read."""
 
 

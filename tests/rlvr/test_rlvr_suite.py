@@ -14,7 +14,7 @@ from oneshot.rlvr.evaluation.benchmarks import BENCHMARKS, PAPER_SIX, parse_name
 from oneshot.rlvr.evaluation.evaluate import accuracy_by_group, evaluate, pass_at_k
 from oneshot.rlvr.evaluation.report import plot
 from oneshot.rlvr.evaluation.suite import checkpoint_sources, run_suite
-from oneshot.rlvr.figures import reflection_shares
+from oneshot.rlvr.metrics import reflection_shares
 from oneshot.rlvr.problems.data import Problem
 from oneshot.rlvr.rewards.reward import make_reward
 from oneshot.rlvr.rewards.strict_grader import is_correct

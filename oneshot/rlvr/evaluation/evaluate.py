@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from oneshot.rlvr.config import PromptConfig
 from oneshot.rlvr.evaluate_config import EvaluateConfig
-from oneshot.rlvr.figures import reflection_shares
+from oneshot.rlvr.metrics import reflection_shares
 from oneshot.rlvr.problems.data import Problem, read_problems
 from oneshot.rlvr.problems.prompt import encode
 from oneshot.rlvr.rewards.reward import AnswerReward, Reward, has_boxed_answer, make_reward

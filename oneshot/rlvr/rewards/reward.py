@@ -22,6 +22,7 @@ from oneshot.rlvr.config import RewardConfig
 from oneshot.rlvr.problems.data import Problem
 from oneshot.rlvr.rewards import harness_grader, strict_grader
 from oneshot.rlvr.rewards.grading import GraderPool
+from oneshot.training.errors import RunError
 from oneshot.training.seeding import derive_seed
 
 RewardFunction = Callable[[Sequence[str], Sequence[Problem]], Sequence[float]]
@@ -31,7 +32,7 @@ CACHE_SIZE = 100_000
 LARGEST = 3.4028234663852886e38  # of float32, the type of advantages
 
 
-class RewardError(RuntimeError):
+class RewardError(RunError):
     """A reward function failed or returned something that is not a score."""
 
 

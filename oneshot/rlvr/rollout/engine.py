@@ -63,7 +63,7 @@ class RolloutEngine(Protocol):
         n: int,
         seed: int,
         *,
-        places: Sequence[int] | None = None,
+        indices: Sequence[int] | None = None,
         limit: int | None = None,
     ) -> Rollout:
         """Samples `n` responses to each prompt.
@@ -71,8 +71,8 @@ class RolloutEngine(Protocol):
         Args:
             prompts: Token ids of each prompt, none empty.
             n: Responses per prompt; those of prompt i are rows i * n to i * n + n - 1.
-            seed: Everything random depends on it and on the place of the prompt.
-            places: Place of each prompt in the batch of all processes; by default 0, 1, ...
+            seed: Everything random depends on it and on the index of the prompt.
+            indices: Position of each prompt in the batch of all processes; by default 0, 1, ...
             limit: Longest response in tokens, if shorter than the engine's own limit.
 
         Raises:

@@ -77,7 +77,7 @@ class VllmEngine:
         n: int,
         seed: int,
         *,
-        places: Sequence[int] | None = None,
+        indices: Sequence[int] | None = None,
         limit: int | None = None,
     ) -> Rollout:
         """Samples `n` responses to each prompt; see `RolloutEngine`."""
@@ -87,7 +87,7 @@ class VllmEngine:
         stops = self.vocabulary.stop_ids
         settings = [
             SamplingParams(**request_settings(self.rollout, stops, n, own, limit))
-            for own in prompt_seeds(seed, len(prompts), places)
+            for own in prompt_seeds(seed, len(prompts), indices)
         ]
         found = self.llm.generate(
             [{"prompt_token_ids": list(prompt)} for prompt in prompts], settings, use_tqdm=False

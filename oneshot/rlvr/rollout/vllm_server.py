@@ -32,6 +32,7 @@ from oneshot.rlvr.rollout.vllm_settings import (
     request_settings,
     server_words,
 )
+from oneshot.training.errors import RunError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -40,7 +41,7 @@ NAME = "policy"
 CONNECTIONS = 128
 
 
-class RolloutServerError(RuntimeError):
+class RolloutServerError(RunError):
     """The server cannot be reached or refused a request."""
 
 
@@ -79,7 +80,7 @@ class VllmServerEngine:
         n: int,
         seed: int,
         *,
-        places: Sequence[int] | None = None,
+        indices: Sequence[int] | None = None,
         limit: int | None = None,
     ) -> Rollout:
         """Samples `n` responses to each prompt; see `RolloutEngine`."""
@@ -100,7 +101,7 @@ class VllmServerEngine:
 
         # A request each: one request of many prompts would give them all the same seed.
         with ThreadPoolExecutor(min(CONNECTIONS, len(prompts))) as pool:
-            answers = list(pool.map(ask, prompts, prompt_seeds(seed, len(prompts), places)))
+            answers = list(pool.map(ask, prompts, prompt_seeds(seed, len(prompts), indices)))
         choices = [choice for answer in answers for choice in answer]
         return assemble(
             [prompt for prompt in prompts for _ in range(n)],

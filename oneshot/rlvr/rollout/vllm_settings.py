@@ -89,7 +89,7 @@ def request_settings(
     }
 
 
-def prompt_seeds(seed: int, count: int, places: Sequence[int] | None) -> list[int]:
-    """A seed for each prompt, from its place: equal prompts must not get equal responses."""
-    order = range(count) if places is None else places
-    return [derive_seed(seed, "vllm", place) % SEED_LIMIT for place in order]
+def prompt_seeds(seed: int, count: int, indices: Sequence[int] | None) -> list[int]:
+    """A seed for each prompt, from its position: equal prompts must not get equal responses."""
+    order = range(count) if indices is None else indices
+    return [derive_seed(seed, "vllm", index) % SEED_LIMIT for index in order]

@@ -25,7 +25,7 @@ from oneshot.training.jsonl import read_jsonl
 from oneshot.training.lock import release
 
 # What a killed first attempt may leave before the config of its run is written.
-_LEFTOVERS = {".lock", "config.writing"}
+_LEFTOVERS = {".lock", ".config.yaml.writing"}
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def run_study(
         ValueError: An unknown study, a base without validation from step 0 on, a run of another
             config or other training data in the way, or one whose metrics are damaged.
         FileExistsError: A folder in the way that is no run, or an unfinished run without `resume`.
-        RuntimeError: Another process is writing one of the runs.
+        RunError: Another process is writing one of the runs.
     """
     require(name in STUDIES, "study", f"one of {', '.join(STUDIES)}", name)
     require(seeds > 0, "seeds", "a positive number", seeds)
@@ -158,11 +158,11 @@ def complete(config: TrainConfig, resume: bool) -> bool:
 
 def _check_data(config: TrainConfig, checkpoint: Path) -> None:
     from oneshot import models
-    from oneshot.rlvr.builders import data_digest, training_rows
-    from oneshot.rlvr.checkpoint import read_state
+    from oneshot.rlvr.problems.training_set import read_training_set
+    from oneshot.training.state import TrainerState
 
-    rows, _ = training_rows(config, models.load_tokenizer(config.model.source))
-    if read_state(checkpoint).data_digest != data_digest(rows):
+    training_set = read_training_set(config, models.load_tokenizer(config.model.source))
+    if TrainerState.read(checkpoint).data_digest != training_set.digest:
         raise ValueError(f"{config.run.output} was trained on other data than {config.data.path}")
 
 
