@@ -91,7 +91,7 @@ def recipe(argv: list[str]) -> int:
 
 def evaluate(argv: list[str]) -> int:
     """`oneshot rlvr eval`."""
-    from oneshot.rlvr.evaluate_config import EvaluateConfig
+    from oneshot.rlvr.config import EvaluateConfig
 
     config, _ = parse(EvaluateConfig, "oneshot rlvr eval", argv)
     hide_loading_bars()

@@ -8,8 +8,7 @@ import pytest
 import torch
 
 from oneshot.cli import main
-from oneshot.rlvr.config import DataConfig, ModelConfig, PromptConfig, RewardConfig
-from oneshot.rlvr.evaluate_config import EvaluateConfig
+from oneshot.rlvr.config import DataConfig, EvaluateConfig, ModelConfig, PromptConfig, RewardConfig
 from oneshot.rlvr.evaluation.benchmarks import BENCHMARKS, PAPER_SIX, parse_names, read_benchmark
 from oneshot.rlvr.evaluation.evaluate import accuracy_by_group, evaluate, pass_at_k
 from oneshot.rlvr.evaluation.report import plot

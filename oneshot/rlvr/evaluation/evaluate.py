@@ -8,8 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from oneshot.rlvr.config import PromptConfig
-from oneshot.rlvr.evaluate_config import EvaluateConfig
+from oneshot.rlvr.config import EvaluateConfig, PromptConfig
 from oneshot.rlvr.metrics import reflection_shares
 from oneshot.rlvr.problems.data import Problem, read_problems
 from oneshot.rlvr.problems.prompt import encode

@@ -17,8 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from oneshot.rlvr.config import RewardConfig
-from oneshot.rlvr.evaluate_config import EvaluateConfig
+from oneshot.rlvr.config import EvaluateConfig, RewardConfig
 from oneshot.rlvr.evaluation.benchmarks import BENCHMARKS, parse_names, read_benchmark
 from oneshot.rlvr.evaluation.evaluate import Evaluation, evaluate, prepare
 from oneshot.rlvr.evaluation.report import VALIDATION, markdown, plot
