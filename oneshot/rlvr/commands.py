@@ -104,9 +104,9 @@ def evaluate(argv: list[str]) -> int:
 
     result = evaluate_config(config)
     if config.output is not None:
-        rows = {**result.figures(), "records": result.records}
+        rows = {**result.metrics(), "records": result.records}
         Path(config.output).write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
-    print(json.dumps(result.figures(), indent=1))
+    print(json.dumps(result.metrics(), indent=1))
     return 0
 
 

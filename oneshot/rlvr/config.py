@@ -193,7 +193,7 @@ class RolloutConfig:
 
 @dataclass(frozen=True)
 class RewardConfig:
-    """What a response earns."""
+    """How a response is scored."""
 
     function: str = "math_verify"
     """"math_verify" or "strict" (last \\boxed answer; strict: the paper's own rules), "harness"
@@ -352,7 +352,7 @@ class EvaluateConfig:
     """Problems (forms of data.path) whose greedy accuracy chooses among the checkpoints."""
     paper_protocol: bool = False
     """Also report the best checkpoint by the benchmarks themselves, as the paper does. Chosen on
-    the test sets, these figures are optimistic."""
+    the test sets, these accuracies are optimistic."""
     grader: RewardConfig = field(default_factory=RewardConfig)
     """What decides that a response is correct (multiple choice always by its letter)."""
     temperature: float = 0.0
@@ -373,7 +373,7 @@ class EvaluateConfig:
     threads: int | None = None
     """torch threads on the CPU; by default torch's own choice."""
     output: str | None = None
-    """JSON file for the figures and every response; with benchmarks a folder, which is needed."""
+    """JSON file for the metrics and every response; with benchmarks a folder, which is needed."""
 
     def __post_init__(self) -> None:
         check_types(self)

@@ -51,11 +51,11 @@ def plot_curves(
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    drawn = [panel for panel in panels if any(m in row for row in history for m in panel.metrics)]
-    if not drawn:
+    shown = [panel for panel in panels if any(m in row for row in history for m in panel.metrics)]
+    if not shown:
         return
-    columns = min(COLUMNS, len(drawn))
-    lines = -(-len(drawn) // columns)
+    columns = min(COLUMNS, len(shown))
+    lines = -(-len(shown) // columns)
     width, height = WIDTH * columns, HEIGHT * lines
     figure = Figure(figsize=(width, height))
     # Fixed margins: matplotlib's own layout engines take longer than the drawing.
@@ -63,7 +63,7 @@ def plot_curves(
         0.55 / width, 0.45 / height, 0.99, 1 - 0.45 / height, wspace=0.25, hspace=0.45
     )
     FigureCanvasAgg(figure)
-    for i, panel in enumerate(drawn):
+    for i, panel in enumerate(shown):
         axes = figure.add_subplot(lines, columns, i + 1)
         _draw(axes, panel, history)
         axes.set_xlabel(x_label, fontsize=7, labelpad=1)

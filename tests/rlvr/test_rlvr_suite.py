@@ -188,7 +188,7 @@ def test_results_are_those_of_evaluate(scene, tiny):
                 seed=derive_seed(0, "benchmark", task),
             )  # fmt: skip
             found = entry["benchmarks"][task]
-            assert found == json.loads(json.dumps(expected.figures()))
+            assert found == json.loads(json.dumps(expected.metrics()))
             assert read_jsonl(out / "responses" / name / f"{task}.jsonl") == expected.records
             shares.append(found["accuracy"])
             low, high = (100 * x for x in found["interval"])

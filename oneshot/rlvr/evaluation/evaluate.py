@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
-# Tokens of a response when nothing else is asked for: the limit of the paper's evaluation.
+# Default limit of a response in tokens: that of the paper's evaluation.
 DEFAULT_LIMIT = 3072
 # Fields of a problem by which accuracies are split, where its rows have them.
 GROUP_FIELDS = ("subject", "level", "type", "subfield")
@@ -60,7 +60,7 @@ class Evaluation:
     timeouts: int
     records: list[dict[str, Any]]
 
-    def figures(self) -> dict[str, Any]:
+    def metrics(self) -> dict[str, Any]:
         """Everything but the records."""
         return {key: value for key, value in asdict(self).items() if key != "records"}
 
@@ -98,7 +98,7 @@ def evaluate(
         stop_tokens: As `rollout.stop_tokens`.
 
     Returns:
-        The figures, with every response.
+        The metrics, with every response.
 
     Raises:
         ValueError: No problems, a prompt with token ids that the model does not have, or responses
@@ -134,7 +134,7 @@ def evaluate(
 
 
 def _doubts(result: Evaluation, grader: Reward, max_new_tokens: int) -> list[str]:
-    """What makes the figures of an evaluation doubtful."""
+    """Reasons to doubt the metrics of an evaluation."""
     doubts = []
     if result.truncated_ratio == 1:
         doubts.append(
@@ -241,8 +241,8 @@ def accuracy_by_group(
                 values.setdefault(str(problem.extra[name]), []).append(accuracy)
         if values:
             result[name] = {
-                value: {"problems": len(found), "accuracy": sum(found) / len(found)}
-                for value, found in sorted(values.items())
+                value: {"problems": len(accuracies), "accuracy": sum(accuracies) / len(accuracies)}
+                for value, accuracies in sorted(values.items())
             }
     return result
 
@@ -279,7 +279,7 @@ def evaluate_config(config: EvaluateConfig) -> Evaluation:
         config: Model, problems, sampling, grader.
 
     Returns:
-        The figures, with every response.
+        The metrics, with every response.
     """
     import torch
 

@@ -1,6 +1,6 @@
 """Benchmarks over checkpoints: `oneshot rlvr eval --benchmarks ...`.
 
-<output>/results.json       settings, and the figures of every checkpoint on every benchmark
+<output>/results.json       settings, and the metrics of every checkpoint on every benchmark
 <output>/results.md         the same as tables
 <output>/curves.png         the same over training steps
 <output>/responses/         every response, <checkpoint>/<benchmark>.jsonl
@@ -69,17 +69,17 @@ def run_suite(config: EvaluateConfig) -> str:
             if not missing:
                 continue
             chosen = {task: tasks[task] for task in missing}
-            for task, found in _evaluate(config, source, chosen, graders):
-                _write_responses(folder / "responses" / name / f"{task}.jsonl", found)
-                known["benchmarks"][task] = found.figures()
+            for task, evaluation in _evaluate(config, source, chosen, graders):
+                _write_responses(folder / "responses" / name / f"{task}.jsonl", evaluation)
+                known["benchmarks"][task] = evaluation.metrics()
                 _write(folder / "results.json", json.dumps(results, indent=1) + "\n")
     finally:
         for reward in graders.values():
             reward.close()
-    asked = {name: results["checkpoints"][name] for name in sources}
-    text = markdown(asked, list(tasks), config.paper_protocol)
+    requested = {name: results["checkpoints"][name] for name in sources}
+    text = markdown(requested, list(tasks), config.paper_protocol)
     _write(folder / "results.md", text)
-    plot(asked, list(tasks), folder / "curves.png")
+    plot(requested, list(tasks), folder / "curves.png")
     return text
 
 
@@ -96,12 +96,12 @@ def checkpoint_sources(config: EvaluateConfig) -> dict[str, str]:
     for entry in config.checkpoints or (config.model.source,):
         folder = Path(entry)
         inside = folder / "checkpoints"
-        found = [entry]
+        sources_of_run = [entry]
         if inside.is_dir():
-            found = [str(p) for p in sorted(inside.iterdir()) if _STEP.fullmatch(p.name)]
-            if not found:
+            sources_of_run = [str(p) for p in sorted(inside.iterdir()) if _STEP.fullmatch(p.name)]
+            if not sources_of_run:
                 raise FileNotFoundError(f"checkpoints: {inside} has no checkpoint")
-        for source in found:
+        for source in sources_of_run:
             name = re.sub(r"[^\w.-]+", "_", _name(source))
             if name in sources:
                 raise ValueError(f"checkpoints: {sources[name]} and {source} are both {name!r}")
@@ -118,8 +118,8 @@ def _name(source: str) -> str:
 
 
 def _step(source: str) -> int | None:
-    found = _STEP.fullmatch(Path(source).name)
-    return int(found[1]) if found else None
+    match = _STEP.fullmatch(Path(source).name)
+    return int(match[1]) if match else None
 
 
 def _tasks(config: EvaluateConfig) -> dict[str, Task]:
@@ -198,9 +198,9 @@ def _open(folder: Path, config: EvaluateConfig) -> dict[str, Any]:
     return results
 
 
-def _write_responses(path: Path, found: Evaluation) -> None:
+def _write_responses(path: Path, evaluation: Evaluation) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    _write(path, "".join(json.dumps(record) + "\n" for record in found.records))
+    _write(path, "".join(json.dumps(record) + "\n" for record in evaluation.records))
 
 
 def _write(path: Path, text: str) -> None:

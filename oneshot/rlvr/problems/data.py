@@ -245,10 +245,10 @@ def check_indices(problems: Sequence[Problem]) -> None:
 
 def _content(row: Mapping[str, Any], key: str | None) -> tuple[Any, set[str]]:
     if key is None:
-        found = next((name for name in PROBLEM_KEYS if name in row), None)
-        if found is None:
+        name = next((name for name in PROBLEM_KEYS if name in row), None)
+        if name is None:
             raise ValueError(f"no field problem, question or prompt; the row has {sorted(row)}")
-        return row[found], {found}
+        return row[name], {name}
     names = {name for _, name, _, _ in string.Formatter().parse(key) if name} or {key}
     missing = sorted(names - set(row))
     if missing:

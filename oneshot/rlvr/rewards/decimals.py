@@ -27,10 +27,10 @@ def value(text: str) -> tuple[Fraction, bool] | None:
 
     A unit in `\text{}` or `\mathrm{}` behind the number is left out, as math-verify does.
     """
-    found = _WRITTEN.fullmatch(text.strip())
-    if found is None:
+    match = _WRITTEN.fullmatch(text.strip())
+    if match is None:
         return None
-    sign, digits, *powers = found.groups()
+    sign, digits, *powers = match.groups()
     if len(digits or "") > LONGEST:
         return None
     power = next((int(p) for p in powers if p is not None), None)
@@ -62,7 +62,7 @@ def readings(truth: str, answer: str) -> list[tuple[str, str]]:
     a sign behind the e its own spelling stays a second reading.
     """
     pairs = [(as_latex(truth), as_latex(answer))]
-    if any(found[2][0] in "+-" for found in _E_NOTATION.finditer(truth)):
+    if any(match[2][0] in "+-" for match in _E_NOTATION.finditer(truth)):
         pairs.append((truth, answer))
     return pairs
 

@@ -269,18 +269,18 @@ class FunctionReward(Reward):
     ) -> RewardResult:
         """Scores each response."""
         _check_lengths(responses, problems)
-        found = self.function(responses, problems)
+        scores = self.function(responses, problems)
         try:
-            return RewardResult(as_scores(found, len(responses)))
+            return RewardResult(as_scores(scores, len(responses)))
         except (TypeError, ValueError) as error:
             raise RewardError(f"reward {self.name!r}: {error}") from None
 
 
-def as_scores(found: Any, count: int) -> list[float]:
+def as_scores(scores: Any, count: int) -> list[float]:
     """What a reward function returned, as numbers.
 
     Args:
-        found: A sequence of numbers, or an array or tensor [count].
+        scores: A sequence of numbers, or an array or tensor [count].
         count: Number of responses.
 
     Raises:
@@ -288,30 +288,30 @@ def as_scores(found: Any, count: int) -> list[float]:
         ValueError: It has another length, more than one axis, or a score that is no finite number
             in float32.
     """
-    shape = getattr(found, "shape", None)
-    if isinstance(found, str | bytes | Mapping | Set) or not hasattr(found, "__len__"):
-        raise TypeError(f"expected a list of {count} numbers, got {type(found).__name__}")
+    shape = getattr(scores, "shape", None)
+    if isinstance(scores, str | bytes | Mapping | Set) or not hasattr(scores, "__len__"):
+        raise TypeError(f"expected a list of {count} numbers, got {type(scores).__name__}")
     if shape is not None and len(shape) != 1:
         raise ValueError(f"expected a list of {count} numbers, got shape {tuple(shape)}")
-    if len(found) != count:
-        raise ValueError(f"returned {len(found)} scores for {count} responses")
-    for i, score in enumerate(found):
+    if len(scores) != count:
+        raise ValueError(f"returned {len(scores)} scores for {count} responses")
+    for i, score in enumerate(scores):
         if not _is_score(score):
             raise ValueError(
                 f"response {i}: expected a finite number, got {score!r} "
                 "(float32 holds up to 3.4e38)"
             )
-    return [float(score) for score in found]
+    return [float(score) for score in scores]
 
 
 def visible(answer: str) -> str:
     r"""An answer without what LaTeX does not print, such as `\phantom{5}`."""
-    while (found := re.search(r"\\[hv]?phantom\s*\{", answer)) is not None:
-        depth, end = 1, found.end()
+    while (match := re.search(r"\\[hv]?phantom\s*\{", answer)) is not None:
+        depth, end = 1, match.end()
         while depth and end < len(answer):
             depth += {"{": 1, "}": -1}.get(answer[end], 0)
             end += 1
-        answer = answer[: found.start()] + answer[end:]
+        answer = answer[: match.start()] + answer[end:]
     return answer
 
 

@@ -187,13 +187,13 @@ def check_prompts(prompts: Sequence[Sequence[int]], vocabulary: int) -> None:
     check_vocabulary(ids, vocabulary, "a prompt has")
 
 
-def check_vocabulary(ids: Tensor, vocabulary: int, who: str) -> None:
+def check_vocabulary(ids: Tensor, vocabulary: int, subject: str) -> None:
     """Raises ValueError if a token id is not in [0, vocabulary)."""
     wrong = ids[(ids < 0) | (ids >= vocabulary)]
     if len(wrong):
         raise ValueError(
-            f"{who} token id {int(wrong[0])}; the model has {vocabulary} token ids: tokenizer and "
-            "model do not belong together"
+            f"{subject} token id {int(wrong[0])}, but the model has {vocabulary} token ids: "
+            "tokenizer and model do not belong together"
         )
 
 
@@ -269,8 +269,8 @@ def stop_ids(
     }
     vocabulary = embedding_count(model)
     ids: list[int] = []
-    for source, found in sources.items():
-        for token in found:
+    for source, tokens in sources.items():
+        for token in tokens:
             if token is None or token in ids:
                 continue
             if not 0 <= token < vocabulary:

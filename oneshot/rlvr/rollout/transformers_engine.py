@@ -3,7 +3,7 @@
 At most `max_sequences` sequences are decoded at once. Finished ones leave the batch, and waiting
 ones take their slots, so one long response does not hold up the rest. A prompt that occurs many
 times (one training example!) is read once and its cache copied. The uniform number behind each
-token depends on the seed, the place of the row and the position alone, so neither who shares the
+token depends on the seed, the place of the row and the position alone, so neither what shares the
 batch nor when a row enters it changes a draw.
 
 Recurrent and hybrid models decode through transformers' own cache layers. Where a cache is not

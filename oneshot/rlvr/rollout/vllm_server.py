@@ -30,7 +30,7 @@ from oneshot.rlvr.rollout.vllm_settings import (
     engine_arguments,
     prompt_seeds,
     request_settings,
-    server_words,
+    server_argv,
 )
 from oneshot.training.errors import RunError
 
@@ -137,8 +137,8 @@ class VllmServerEngine:
             with urllib.request.urlopen(request, timeout=self.rollout.vllm.timeout) as answer:
                 text = answer.read()
         except urllib.error.HTTPError as error:
-            said = error.read().decode(errors="replace")[:500]
-            raise RolloutServerError(f"{url} answered {error.code}: {said}") from error
+            answer = error.read().decode(errors="replace")[:500]
+            raise RolloutServerError(f"{url} answered {error.code}: {answer}") from error
         except OSError as error:
             raise RolloutServerError(
                 f"no answer from the rollout server at {url} ({error}); start it with "
@@ -148,7 +148,7 @@ class VllmServerEngine:
 
 
 def serve(
-    source: str, model: ModelConfig, rollout: RolloutConfig, seed: int, words: list[str]
+    source: str, model: ModelConfig, rollout: RolloutConfig, seed: int, argv: list[str]
 ) -> None:
     """Becomes vLLM's server for a run; does not return.
 
@@ -157,7 +157,7 @@ def serve(
         model: For the type of the weights.
         rollout: Lengths, address and vLLM's own options.
         seed: Of vLLM itself.
-        words: More options of vLLM's server.
+        argv: More options of vLLM's server.
 
     Raises:
         ModuleNotFoundError: vLLM is not installed.
@@ -178,4 +178,4 @@ def serve(
     module = [sys.executable, "-m", "vllm.entrypoints.openai.api_server"]
     # Opens /collective_rpc and /reset_prefix_cache, by which the trainer sends weights.
     environment = {**os.environ, "VLLM_SERVER_DEV_MODE": "1"}
-    os.execve(sys.executable, [*module, *server_words(arguments), *words], environment)
+    os.execve(sys.executable, [*module, *server_argv(arguments), *argv], environment)

@@ -29,7 +29,7 @@ class Vocabulary:
 
 
 def engine_arguments(source: str, model: ModelConfig, rollout: RolloutConfig) -> dict[str, Any]:
-    """Arguments of `vllm.LLM`; `server_words` makes options of the server of them.
+    """Arguments of `vllm.LLM`; `server_argv` makes options of the server of them.
 
     Args:
         source: Folder or hub name of the model.
@@ -59,16 +59,16 @@ def engine_arguments(source: str, model: ModelConfig, rollout: RolloutConfig) ->
     return arguments
 
 
-def server_words(arguments: dict[str, Any]) -> list[str]:
+def server_argv(arguments: dict[str, Any]) -> list[str]:
     """The same as options of vLLM's server."""
-    words = []
+    argv = []
     for name, value in arguments.items():
         option = name.replace("_", "-")
         if isinstance(value, bool):
-            words.append(f"--{option}" if value else f"--no-{option}")
+            argv.append(f"--{option}" if value else f"--no-{option}")
         else:
-            words += [f"--{option}", str(value)]
-    return words
+            argv += [f"--{option}", str(value)]
+    return argv
 
 
 def request_settings(

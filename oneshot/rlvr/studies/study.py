@@ -56,7 +56,7 @@ def run_study(
         resume: Continue runs that a kill left unfinished.
 
     Returns:
-        The figures, as written to table.json.
+        The metrics, as written to table.json.
 
     Raises:
         ValueError: An unknown study, a base without validation from step 0 on, a run of another
@@ -73,22 +73,22 @@ def run_study(
         base.evaluation,
     )
     study = STUDIES[name]
-    found: dict[str, list[dict[str, Any]]] = {arm: [] for arm in study.arms}
+    results: dict[str, list[dict[str, Any]]] = {arm: [] for arm in study.arms}
     result: dict[str, Any] = {}
     planned = list(runs(study, base, seeds))
     for number, run in enumerate(planned, start=1):
         trained = complete(run.config, resume)
-        figures = {"seed": run.seed, "run": run.config.run.output, **run_figures(run.config)}
+        metrics = {"seed": run.seed, "run": run.config.run.output, **run_metrics(run.config)}
         release(Path(run.config.run.output))  # another study may share the run
-        found[run.arm].append(figures)
+        results[run.arm].append(metrics)
         print(
             f"[{number}/{len(planned)}] {run.arm}, seed {run.seed}: unseen "
-            f"{figures['accuracy_before']:.1%} -> {figures['accuracy_after']:.1%}"
+            f"{metrics['accuracy_before']:.1%} -> {metrics['accuracy_after']:.1%}"
             f"{'' if trained else ' (was there)'}",
             flush=True,
         )
         if number % len(study.arms) == 0:
-            result = write_report(Path(base.run.output) / name, name, study, seeds, found)
+            result = write_report(Path(base.run.output) / name, name, study, seeds, results)
     return result
 
 
@@ -166,8 +166,8 @@ def _check_data(config: TrainConfig, checkpoint: Path) -> None:
         raise ValueError(f"{config.run.output} was trained on other data than {config.data.path}")
 
 
-def run_figures(config: TrainConfig) -> dict[str, Any]:
-    """The figures of a finished run: those of `summarize`, and accuracies by data source.
+def run_metrics(config: TrainConfig) -> dict[str, Any]:
+    """The metrics of a finished run: those of `summarize`, and accuracies by data source.
 
     Raises:
         ValueError: metrics.jsonl does not have every step.
