@@ -15,6 +15,7 @@ import yaml
 from oneshot.training import checkpoints
 from oneshot.training.config import flat, to_dict
 from oneshot.training.distributed import Processes
+from oneshot.training.grid import write_text
 from oneshot.training.lock import LOCK, hold
 
 
@@ -75,13 +76,6 @@ def interrupted(folder: Path, step: int, save_every: int) -> KeyboardInterrupt:
     )
 
 
-def replace_text(path: Path, text: str) -> None:
-    """Writes a text file in one move: a kill leaves the old one or the new one."""
-    temporary = path.with_name(f".{path.name}.writing")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
-
-
 def _start(folder: Path, config: Any, resume: bool, may_change: Collection[str]) -> Path | None:
     if folder.exists() and not folder.is_dir():
         raise FileExistsError(f"run.output: {folder} is a file")
@@ -109,7 +103,7 @@ def write_config(folder: Path, config: Any) -> None:
     """Creates the folder, if need be, with the resolved config in it."""
     folder.mkdir(parents=True, exist_ok=True)
     hold(folder)
-    replace_text(folder / "config.yaml", yaml.safe_dump(to_dict(config), sort_keys=False))
+    write_text(folder / "config.yaml", yaml.safe_dump(to_dict(config), sort_keys=False))
 
 
 def _check_same(before: Any, now: dict[str, Any], may_change: Collection[str], path: Path) -> None:

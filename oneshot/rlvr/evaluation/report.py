@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from oneshot.rlvr.evaluation.benchmarks import BENCHMARKS
+from oneshot.training.grid import markdown_table
 
 Results = dict[str, dict[str, Any]]
 """Checkpoint -> {"source", "step", "benchmarks": {task: metrics of an Evaluation}}."""
@@ -85,10 +86,8 @@ def _metric(key: str, scale: float, style: str) -> Cell:
 
 
 def _table(results: Results, columns: Sequence[str], cell: Cell) -> str:
-    lines = ["| checkpoint | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
-    for name, entry in results.items():
-        lines.append(f"| {name} | " + " | ".join(cell(entry, c) for c in columns) + " |")
-    return "\n".join(lines) + "\n"
+    rows = [[name, *(cell(entry, c) for c in columns)] for name, entry in results.items()]
+    return markdown_table(["checkpoint", *columns], rows) + "\n"
 
 
 def _selection(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 from oneshot.rlvr.studies.definitions import Study
 from oneshot.rlvr.studies.summary import SATURATED, WINDOW
+from oneshot.training.grid import markdown_table, write_json, write_text
 
 BASELINE = "untrained"
 # Key of a point of a curve -> title of its panel.
@@ -48,10 +48,9 @@ def write_report(
     Returns:
         What is in table.json.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     result = summary(name, study, seeds, runs_by_arm)
-    (folder / "table.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    (folder / "table.md").write_text(markdown(result), encoding="utf-8")
+    write_json(folder / "table.json", result)
+    write_text(folder / "table.md", markdown(result))
     plot(result, folder / "figure.png")
     return result
 
@@ -154,8 +153,7 @@ def _range(value: Mapping[str, float]) -> str:
 
 
 def _table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = ["| " + " | ".join(titles) + " |", "|---" * len(titles) + "|"]
-    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)]) + "\n"
+    return markdown_table(titles, rows) + "\n"
 
 
 def _baseline_row(row: Mapping[str, Any]) -> list[str]:

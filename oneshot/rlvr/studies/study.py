@@ -25,7 +25,7 @@ from oneshot.training.jsonl import read_jsonl
 from oneshot.training.lock import release
 
 # What a killed first attempt may leave before the config of its run is written.
-_LEFTOVERS = {".lock", ".config.yaml.writing"}
+_LEFTOVERS = {".lock", "config.yaml.writing"}
 
 
 @dataclass(frozen=True)
