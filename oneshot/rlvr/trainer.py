@@ -108,7 +108,7 @@ def _train(
         else:
             score = FunctionReward(reward)
         stack.callback(score.close)
-        rounds = config.algorithm.refill_rounds
+        rounds = config.algorithm.dynamic_sampling_rounds
         resample = DynamicSampling(training_set, engine, score, rounds)
         try:
             sync.rehearse(training_set.prompts[:1], derive_seed(config.run.seed, "rehearsal"))

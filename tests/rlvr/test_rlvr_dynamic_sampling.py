@@ -75,7 +75,7 @@ class Scripted(Reward):
 
 
 def test_only_groups_without_signal_are_sampled_again(tiny, tiny_folder, tmp_path):
-    words = ["--rollout.samples_per_prompt=2", "--algorithm.refill_rounds=3"]
+    words = ["--rollout.samples_per_prompt=2", "--algorithm.dynamic_sampling_rounds=3"]
     config = rlvr_tiny.config(tiny_folder, tmp_path, *words)
     rows = [(Problem(f"p{i}", f"a{i}", i), [5 + i, 9, 12]) for i in range(8)]
     engine = TransformersEngine(*tiny, temperature=1.0, max_new_tokens=9)
@@ -127,7 +127,7 @@ def test_a_step_without_signal_learns_from_the_next_round(tiny_folder, tmp_path)
             tiny_folder,
             tmp_path / f"{rounds}_{rounds_flat}",
             "--preset=dapo",
-            f"--algorithm.refill_rounds={rounds}",
+            f"--algorithm.dynamic_sampling_rounds={rounds}",
             "--algorithm.overlong_buffer=0",
             "--run.steps=1",
         )
@@ -163,11 +163,13 @@ def test_a_resumed_run_draws_the_same(tiny_folder, tmp_path):
 
 def test_options():
     needed = ["--data.path=d.jsonl", "--run.output=o"]
-    assert load_train_config(None, needed).algorithm.refill_rounds == 0
-    assert load_train_config(None, [*needed, "--preset=dapo"]).algorithm.refill_rounds == 9
+    assert load_train_config(None, needed).algorithm.dynamic_sampling_rounds == 0
+    assert (
+        load_train_config(None, [*needed, "--preset=dapo"]).algorithm.dynamic_sampling_rounds == 9
+    )
     for words in (
-        ["--algorithm.refill_rounds=-1"],
-        ["--preset=ppo", "--algorithm.refill_rounds=2"],
+        ["--algorithm.dynamic_sampling_rounds=-1"],
+        ["--preset=ppo", "--algorithm.dynamic_sampling_rounds=2"],
     ):
-        with pytest.raises(ValueError, match=r"algorithm\.refill_rounds must be"):
+        with pytest.raises(ValueError, match=r"algorithm\.dynamic_sampling_rounds must be"):
             load_train_config(None, [*needed, *words])

@@ -24,7 +24,7 @@ _GRPO = {
     "algorithm.aggregate": "seq-mean-token-mean",
     "algorithm.kl_in": "loss",
     "algorithm.kl": "k3",
-    "algorithm.refill_rounds": 0,
+    "algorithm.dynamic_sampling_rounds": 0,
     "algorithm.mask_truncated": False,
     "algorithm.overlong_buffer": 0.0,
 }
@@ -55,7 +55,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         **_WITHOUT,
         "algorithm.clip_high": 0.28,
         "algorithm.aggregate": "token-mean",
-        "algorithm.refill_rounds": 9,
+        "algorithm.dynamic_sampling_rounds": 9,
         "algorithm.overlong_buffer": 0.2,
         "algorithm.overlong_penalty": 1.0,
     },
