@@ -1,4 +1,4 @@
-"""What a checkpoint of a training run holds.
+"""The checkpoints of a training run.
 
 A checkpoint is a folder in the Hugging Face layout (`AutoModelForCausalLM.from_pretrained` reads
 it) plus the optimizer's moments and `trainer_state.json`; PPO's critic and its moments lie in its
@@ -65,7 +65,7 @@ def snapshot(
 
 
 def stored_tensors(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
-    """What a checkpoint of a model holds, by name: parameters, tied ones once, and buffers.
+    """The tensors in a checkpoint of a model, by name: parameters, tied ones once, and buffers.
 
     Buffers count where they are persistent: transformers keeps trained numbers in some of them,
     such as `layer_scalar` of each Gemma 4 block.

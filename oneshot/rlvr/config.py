@@ -339,7 +339,7 @@ class EvaluateConfig:
     data: DataConfig = field(default_factory=lambda: DataConfig(path=""))
     """Problems; with benchmarks only its prompt and limit count."""
     benchmarks: tuple[str, ...] = ()
-    """Benchmarks instead of data.path: names such as math500, aime24@64 (64 responses a problem)
+    """Benchmarks instead of data.path: names such as math500, aime24@64 (64 responses per problem)
     or "six", the paper's six. More than one response: at benchmark_temperature, else greedy."""
     benchmark_folder: str | None = None
     """Folder of <name>/test.jsonl; by default the hub."""

@@ -1,4 +1,4 @@
-"""Cutting a rollout into pieces that fit in memory, and running the model on one piece."""
+"""Splits a rollout into micro-batches that fit in memory, and runs the model on one of them."""
 
 from __future__ import annotations
 

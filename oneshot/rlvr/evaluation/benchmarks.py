@@ -1,4 +1,4 @@
-"""The benchmarks of Wang et al. 2025 (arXiv:2504.20571): where they are, and rows to problems.
+"""The benchmarks of Wang et al. 2025 (arXiv:2504.20571): sources and their rows.
 
 Local files lie as in the released evaluation folder, <folder>/<name>/test.jsonl; without a folder
 they come from the hub. Tables of the ARC benchmarks are in the paper, their prompt is not: ours is

@@ -29,7 +29,7 @@ GROUP_FIELDS = ("subject", "level", "type", "subfield")
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Figures over all problems.
+    """Metrics over all problems.
 
     Attributes:
         accuracy: Share of correct responses (mean over samples, then over problems).
@@ -158,7 +158,7 @@ def prepare(
     max_new_tokens: int | None,
     option: str = "max_new_tokens",
 ) -> tuple[list[list[int]], int]:
-    """The prompts as token ids and the limit of the responses; all that can be wrong with them.
+    """The prompts as token ids and the limit of the responses, checked against the model.
 
     Args:
         model: The model.

@@ -1,4 +1,4 @@
-r"""Wrong labels on purpose: what happens to training when the verified answer is not right.
+r"""Wrong labels on purpose, to measure training on answers that are not right.
 
 Wang et al. 2025 (arXiv:2504.20571) relabel their single example (12.7, 4 or 9292725 for 12.8) and
 flip 60 % or 90 % of the labels of the full set: "random ± within 10 and random sign change", and

@@ -1,4 +1,4 @@
-"""Which training example to take: ranking by the accuracy history of a run on the whole set.
+"""Ranks training examples by the accuracy history of a run on the whole set.
 
 A run writes accuracy.jsonl (per step: mean accuracy of each problem it visited) and, at its end,
 acc_step_<steps>.json: problem index -> accuracies in the order of its visits, the format of the

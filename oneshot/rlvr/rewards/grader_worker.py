@@ -1,4 +1,4 @@
-"""Child process of `grading.py`: imports one grader, then grades what the pipe brings.
+"""Child process of `grading.py`: imports one grader, then grades the items of a pipe.
 
 Run as `python -m oneshot.rlvr.rewards.grader_worker <pipe fd> <function> <seconds>`. It imports no
 torch.

@@ -1,4 +1,4 @@
-r"""The lenient check of the evaluation harness behind the paper's benchmark figures, nearly.
+r"""Close to the lenient check of the evaluation harness that the paper's benchmarks use.
 
 Wang et al. 2025 evaluate with a fork of Qwen2.5-Math's harness. It takes an answer wherever it
 finds one, down to the last number of the response, and compares numbers with a relative tolerance

@@ -1,4 +1,4 @@
-r"""What a response earns: its boxed answer checked by a grader, a mere box, chance, or yours.
+r"""Rewards: a boxed answer checked by a grader, the presence of a box, chance, or a function.
 
 Only the response is looked at, never the prompt: prompts of this field often contain a literal
 `\boxed{}`, which would make a format reward on prompt and response always 1.
@@ -54,7 +54,7 @@ class RewardResult:
 class Reward(ABC):
     """A reward: call it with responses, their problems, the step and their rows.
 
-    `rows` are the places of the responses in the batch of all processes, by default 0, 1, ...
+    `rows` are the positions of the responses in the batch of all processes, by default 0, 1, ...
     """
 
     @abstractmethod
@@ -201,8 +201,8 @@ class AnswerReward(Reward):
                 if outcome.status == "score":
                     self._known[pair] = outcome.score
                 timeouts += outcome.status == "timeout"
-                # An answer that a parser cannot stand (a hundred thousand digits) is no reason to
-                # end a run.
+                # An answer that breaks a parser (a hundred thousand digits) must not end a
+                # run.
                 crashes += outcome.status in ("crash", "raised")
         scores = [
             verdicts[pair] if pair and pair[0] != pair[1] else float(bool(pair)) for pair in pairs
@@ -277,7 +277,7 @@ class FunctionReward(Reward):
 
 
 def as_scores(scores: Any, count: int) -> list[float]:
-    """What a reward function returned, as numbers.
+    """The scores that a reward function returned, checked.
 
     Args:
         scores: A sequence of numbers, or an array or tensor [count].

@@ -1,7 +1,7 @@
-"""Responses and the engines that sample them: what every engine takes and gives.
+"""Responses and the interface of the engines that sample them.
 
 An engine samples from weights that it shares with the trainer (`transformers_engine` on one
-process) or that it is sent after every update (`weight_sync`): vLLM in this process
+process) or receives after every update (`weight_sync`): vLLM in this process
 (`vllm_engine`), vLLM as a server (`vllm_server`), or a whole copy of a sharded policy.
 """
 
@@ -52,7 +52,7 @@ class RolloutEngine(Protocol):
     """Anything that samples responses from the current weights of the policy.
 
     Attributes:
-        needs_weights: Whether it has weights of its own, which `load_weights` must renew.
+        needs_weights: Whether it has its own copy of the weights, which `load_weights` renews.
     """
 
     needs_weights: bool
@@ -80,7 +80,7 @@ class RolloutEngine(Protocol):
         """
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
-        """Takes over all weights, by their names in the Hugging Face layout."""
+        """Replaces all weights, by their names in the Hugging Face layout."""
 
     def close(self) -> None:
         """Ends what the engine started."""
@@ -102,7 +102,7 @@ def assemble(
     Args:
         prompts: Token ids of the prompt of each response.
         responses: Token ids of each response, its end-of-sequence token included.
-        finished: Whether each ended by itself.
+        finished: Whether each ended with an end-of-sequence token.
         logprobs: Of each token of each response, or None.
         tokenizer: For the texts.
         pad_id: Fills the padding.

@@ -2,8 +2,8 @@
 
 `oneshot rlvr serve` starts the server; it may live in another virtual environment. Weights go
 through a file in a folder that both see (shared memory by default): one file per update, removed as
-soon as the server has read it. The server's address must be private: whoever reaches it can replace
-its weights.
+soon as the server has read it. The server's address must be private: any client that reaches it
+can replace its weights.
 """
 
 from __future__ import annotations

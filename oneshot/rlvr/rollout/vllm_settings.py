@@ -29,7 +29,7 @@ class Vocabulary:
 
 
 def engine_arguments(source: str, model: ModelConfig, rollout: RolloutConfig) -> dict[str, Any]:
-    """Arguments of `vllm.LLM`; `server_argv` makes options of the server of them.
+    """Arguments of `vllm.LLM`; `server_argv` turns them into options of the server.
 
     Args:
         source: Folder or hub name of the model.
@@ -48,10 +48,10 @@ def engine_arguments(source: str, model: ModelConfig, rollout: RolloutConfig) ->
         "worker_extension_cls": EXTENSION,
         # Of the distribution that was sampled from, at the temperature.
         "logprobs_mode": "processed_logprobs",
-        # Seeds of requests crash the CPU engine when a prompt is read in pieces (0.32.0).
+        # Seeds of requests crash the CPU engine when a prompt is read in chunks (0.32.0).
         "enable_chunked_prefill": False,
         "max_num_batched_tokens": max(length, 8192),
-        # No sampling defaults of the model (repetition penalty, top-k) behind our back.
+        # Ignore the model's sampling defaults (repetition penalty, top-k).
         "generation_config": "vllm",
     }
     if options.gpu_memory_utilization is not None:

@@ -1,9 +1,9 @@
 """`oneshot rlvr study`: trains the arms of a study (`definitions.py`) over several seeds.
 
 <output>/runs/<what differs from the base>/seed_<n>    ordinary runs, shared by all studies
-<output>/<study>/table.md, table.json, figure.png      see `study_report`
+<output>/<study>/table.md, table.json, figure.png      see `report.py`
 
-A finished run is used as it is, whichever study made it; its config must be the one asked for.
+A finished run is used as it is, whichever study made it; its config must match.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Run:
 def run_study(
     name: str, base: TrainConfig, *, seeds: int = 3, resume: bool = False
 ) -> dict[str, Any]:
-    """Trains what is missing of a study and writes its report after every seed.
+    """Trains the missing runs of a study and writes its report after every seed.
 
     Args:
         name: One of `studies.STUDIES`.
@@ -177,7 +177,7 @@ def run_metrics(config: TrainConfig) -> dict[str, Any]:
     if [row["step"] for row in history] != list(range(steps + 1)):
         raise ValueError(
             f"{folder / 'metrics.jsonl'} must have the steps 0 to {steps}, each once; "
-            "without the folder the run is made again"
+            "delete the folder to train the run again"
         )
     return {
         **summarize(history),

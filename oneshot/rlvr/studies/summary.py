@@ -9,7 +9,7 @@ SATURATED, WINDOW = 0.95, 5  # training reward, mean of that many steps, that co
 
 
 def summarize(history: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Figures of one run from the rows of its metrics.
+    """Summarizes one run from the rows of its metrics.
 
     Args:
         history: Rows with "step"; training metrics in all but step 0, validation in some.
