@@ -102,7 +102,11 @@ setup(
         "oneshot.triton_kernels": "triton_kernels",
     },
     include_package_data=False,  # only what is named: no benchmark results, no sources
-    package_data={"oneshot": ["py.typed", "_build_info.json"], "oneshot.embedded": ["model/*"]},
+    package_data={
+        "oneshot": ["py.typed", "_build_info.json"],
+        "oneshot.embedded": ["model/*"],
+        "oneshot.rlvr": ["recipes.yaml"],
+    },
     ext_modules=[Extension("oneshot._C", sources=[])] if native_wanted() else [],
     cmdclass={"build_ext": CMakeBuild},
 )

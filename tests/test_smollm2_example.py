@@ -7,8 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from oneshot.rlvr.config import TrainConfig
-from oneshot.rlvr.evaluate_config import EvaluateConfig
+from oneshot.rlvr.config import EvaluateConfig, TrainConfig
 from oneshot.training.config import load
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -1,37 +1,16 @@
-"""`oneshot chmm fit | label | alt | eval | synthetic`."""
+"""The commands `oneshot chmm fit | label | alt | eval | synthetic`."""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from oneshot.chmm.config import ChmmConfig
-
-USAGE = """\
-usage: oneshot chmm <command> [options]
-
-  fit        train a CHMM on weak labels
-  alt        CHMM-ALT: CHMM and BERT tagger in turn
-  label      label sentences with a trained CHMM or tagger (JSON lines)
-  eval       methods side by side on one or more data sets (Markdown, JSON, PNG)
-  synthetic  vote, HMM and CHMM on generated corpora, over seeds (Markdown, JSON, PNG)
-"""
-
-
-def main(words: Sequence[str]) -> int:
-    """Runs one command; returns its exit status. Expected errors are raised."""
-    commands = {"fit": _fit, "alt": _alt, "label": _label, "eval": _eval,
-                "synthetic": _synthetic}  # fmt: skip
-    if not words or words[0] not in commands:
-        asked = bool(words) and words[0] in ("-h", "--help")
-        print(USAGE, end="", file=sys.stdout if asked else sys.stderr)
-        return 0 if asked else 2
-    return commands[words[0]](list(words[1:]))
 
 
 def _fit(words: list[str]) -> int:
@@ -231,3 +210,12 @@ def _quiet() -> None:
 
     logging.disable_progress_bar()
     logging.set_verbosity_error()
+
+
+COMMANDS: dict[str, Callable[[list[str]], int]] = {
+    "fit": _fit,
+    "alt": _alt,
+    "label": _label,
+    "eval": _eval,
+    "synthetic": _synthetic,
+}

@@ -3,24 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from oneshot.training.command_line import hide_loading_bars
 from oneshot.training.config import argument_parser, instantiate
-
-COMMANDS = ("train", "adapt", "eval", "export", "miniature", "compositional")
-
-
-def run(command: str, words: list[str]) -> int:
-    """Runs one of `COMMANDS`; expected failures are raised."""
-    return {
-        "train": _train,
-        "adapt": _adapt,
-        "eval": _evaluate,
-        "export": _export,
-        "miniature": _miniature,
-        "compositional": _compositional,
-    }[command](words)
 
 
 def _parse(config_class: type, name: str, words: list[str], resumable: bool) -> tuple[Any, bool]:
@@ -30,6 +18,7 @@ def _parse(config_class: type, name: str, words: list[str], resumable: bool) -> 
             "--resume", action="store_true", help="Continue the run in run.output (or start it)."
         )
     parsed = parser.parse_args(words)
+    hide_loading_bars()
     return instantiate(config_class, parser, parsed), bool(resumable and parsed.resume)
 
 
@@ -166,3 +155,13 @@ def _compositional(words: list[str]) -> int:
     config, resume = _parse(CompositionalConfig, "compositional", words, True)
     print(compositional(config, resume=resume))
     return 0
+
+
+COMMANDS: dict[str, Callable[[list[str]], int]] = {
+    "train": _train,
+    "adapt": _adapt,
+    "eval": _evaluate,
+    "export": _export,
+    "miniature": _miniature,
+    "compositional": _compositional,
+}

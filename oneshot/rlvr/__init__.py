@@ -10,15 +10,14 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from oneshot.rlvr.config import TrainConfig, load_train_config
-    from oneshot.rlvr.evaluate_config import EvaluateConfig
+    from oneshot.rlvr.config import EvaluateConfig, TrainConfig, load_train_config
     from oneshot.rlvr.evaluation.evaluate import Evaluation, evaluate
     from oneshot.rlvr.problems.data import Problem, read_problems
     from oneshot.rlvr.rewards.reward import make_reward
     from oneshot.rlvr.trainer import TrainResult, train
 
 _HOME = {
-    "EvaluateConfig": "evaluate_config",
+    "EvaluateConfig": "config",
     "Evaluation": "evaluation.evaluate",
     "Problem": "problems.data",
     "TrainConfig": "config",

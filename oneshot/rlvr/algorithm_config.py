@@ -77,7 +77,7 @@ class AlgorithmConfig:
     counts tokens and sequences itself, and `max_length` is rollout.max_new_tokens."""
     kl_in: Literal["loss", "reward"] = "loss"
     """A term of the loss, or a penalty per token in the reward (where k1 is usual)."""
-    refill_rounds: int = 0
+    dynamic_sampling_rounds: int = 0
     """Rounds in which groups whose scores are all equal are sampled again, with other prompts
     (DAPO's dynamic sampling); 0: none."""
     mask_truncated: bool = False
@@ -110,11 +110,11 @@ class AlgorithmConfig:
         self._check_loss()
         for name in ("advantage_eps", "overlong_penalty"):
             require(getattr(self, name) >= 0, f"algorithm.{name}", ">= 0", getattr(self, name))
-        rounds = self.refill_rounds
-        require(rounds >= 0, "algorithm.refill_rounds", ">= 0", rounds)
+        rounds = self.dynamic_sampling_rounds
+        require(rounds >= 0, "algorithm.dynamic_sampling_rounds", ">= 0", rounds)
         require(
             rounds == 0 or self.advantage == "group",
-            "algorithm.refill_rounds",
+            "algorithm.dynamic_sampling_rounds",
             '0 unless algorithm.advantage is "group" (a critic learns from every group)',
             rounds,
         )

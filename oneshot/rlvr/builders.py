@@ -1,9 +1,7 @@
-"""The parts of a run from its config: training rows, policy updater, critic, reward; checks."""
+"""Builds the models of a run from its config and checks that they fit together."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,15 +10,13 @@ from typing import TYPE_CHECKING
 from oneshot.integrations.fused_head import fuse_lm_head
 from oneshot.rlvr import checkpoint
 from oneshot.rlvr.algorithm.critic import Critic, make_critic
+from oneshot.rlvr.algorithm.learner import Learner
 from oneshot.rlvr.algorithm.optimizer import make_optimizer
 from oneshot.rlvr.algorithm.policy import distribute, load_policy
 from oneshot.rlvr.algorithm.prompt_sharing import can_share_prompts
 from oneshot.rlvr.algorithm.update import PolicyUpdater
 from oneshot.rlvr.config import TrainConfig
-from oneshot.rlvr.problems import data
-from oneshot.rlvr.problems.data import Problem
-from oneshot.rlvr.problems.prompt import drop_long, encode
-from oneshot.rlvr.rewards.reward import FunctionReward, Reward, RewardFunction, make_reward
+from oneshot.rlvr.problems.training_set import TrainingSet
 from oneshot.rlvr.rollout.engine import check_prompts, check_room, embedding_count
 from oneshot.rlvr.rollout.engine_check import check_engine
 from oneshot.training.config import require
@@ -29,33 +25,78 @@ from oneshot.training.distributed import Processes
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-Row = tuple[Problem, list[int]]
-"""A training problem and its prompt as token ids."""
+
+def open_policy(
+    config: TrainConfig,
+    start: Path | None,
+    training_set: TrainingSet,
+    tokenizer: PreTrainedTokenizerBase,
+    processes: Processes,
+) -> tuple[PreTrainedModel, PreTrainedModel | None]:
+    """The whole policy, and its copy that samples, where one is needed.
+
+    Args:
+        config: Of the run.
+        start: Checkpoint that the run continues from; None: the untrained model.
+        training_set: Its prompts are checked, and the engine is rehearsed on them.
+        tokenizer: Of the model.
+        processes: Of the run.
+
+    Raises:
+        CheckpointError: The checkpoint is damaged.
+        ValueError: Tokenizer or prompts do not fit the model.
+        UnsupportedModelError: The transformers engine cannot decode the model.
+    """
+    with checkpoint.reading(start):
+        policy = load_policy(config.model, start or config.model.source, tokenizer)
+    prompts = training_set.prompts
+    check_prompts(prompts, embedding_count(policy))
+    check_room(policy, prompts, config.rollout.max_new_tokens, "rollout.max_new_tokens")
+    copy = whole_copy(config, start, tokenizer, processes)
+    sampler = copy if processes.size > 1 else copy or policy
+    # The model that samples with the transformers engine, or validates.
+    used = config.rollout.engine == "transformers" or config.evaluation.path is not None
+    if sampler is not None and used:
+        options = config.rollout
+        check_engine(sampler, tokenizer, prompts, options.stop_tokens, options.max_new_tokens)
+    return policy, copy
 
 
-def training_rows(config: TrainConfig, tokenizer: PreTrainedTokenizerBase) -> tuple[list[Row], int]:
-    """The training problems with their prompts as token ids, and how many were too long."""
-    problems = data.read_problems(
-        config.data.path,
-        problem_key=config.data.problem_key,
-        answer_key=config.data.answer_key,
-        empty_answers=config.data.empty_answers,
-        limit=config.data.limit,
-    )
-    data.check_indices(problems)
-    prompts = encode(problems, tokenizer, config.data.prompt)
-    problems, prompts, dropped = drop_long(problems, prompts, config.rollout.max_prompt_tokens)
-    return list(zip(problems, prompts, strict=True)), dropped
+def open_learner(
+    config: TrainConfig,
+    start: Path | None,
+    policy: PreTrainedModel,
+    prompts: Sequence[Sequence[int]],
+    tokenizer: PreTrainedTokenizerBase,
+    processes: Processes,
+) -> Learner:
+    """Policy, reference and critic with their optimizers, sharded over the processes.
+
+    The moments of a checkpoint come later.
+
+    Args:
+        config: Of the run.
+        start: Checkpoint that the run continues from, or None.
+        policy: From `open_policy`.
+        prompts: Token ids of the prompts of the run.
+        tokenizer: Of the model.
+        processes: Of the run.
+
+    Raises:
+        ValueError: Reference or critic lack token ids of the policy.
+    """
+    updater = make_updater(config, policy, prompts, tokenizer, processes)
+    return Learner(config, updater, open_critic(config, start, policy, prompts, processes))
 
 
 def make_updater(
     config: TrainConfig,
     policy: PreTrainedModel,
-    rows: Sequence[Row],
+    prompts: Sequence[Sequence[int]],
     tokenizer: PreTrainedTokenizerBase,
     processes: Processes,
 ) -> PolicyUpdater:
-    """Optimizer and, when the KL counts, reference model; shards the whole policy."""
+    """Policy and, unless algorithm.loss.kl_coef is 0, reference, sharded, with the optimizer."""
     reference = None
     if config.algorithm.loss.kl_coef > 0:
         source = config.model.reference or config.model.source
@@ -64,7 +105,7 @@ def make_updater(
     compared = [policy]
     if reference is not None and reference.config.to_dict() != policy.config.to_dict():
         compared.append(reference)
-    share_prompts = shares_prompts(config, compared, rows, processes)
+    share_prompts = shares_prompts(config, compared, prompts, processes)
     for model in (policy, reference):
         if model is not None:
             if config.algorithm.fuse_head == "auto":
@@ -98,13 +139,13 @@ def fuse_head(model: PreTrainedModel) -> None:
 def shares_prompts(
     config: TrainConfig,
     models: Sequence[PreTrainedModel],
-    rows: Sequence[Row],
+    prompts: Sequence[Sequence[int]],
     processes: Processes,
 ) -> bool:
     """Whether passes of these whole models read a prompt once for all of its responses."""
     return config.algorithm.share_prompts == "auto" and can_share_prompts(
         models,
-        [prompt for _, prompt in rows],
+        prompts,
         samples=config.rollout.samples_per_prompt,
         uniform=processes.size > 1,
     )
@@ -116,11 +157,11 @@ def whole_copy(
     tokenizer: PreTrainedTokenizerBase,
     processes: Processes,
 ) -> PreTrainedModel | None:
-    """The copy of a policy that samples; None where the policy itself can.
+    """The copy of the policy that samples; None where the policy itself does.
 
-    A policy that is going to be sharded, or computes in another type than that of its weights,
-    cannot. With the transformers engine every process has a copy, else only the first, which
-    validates with it.
+    A policy that will be sharded, or that computes in another type than that of its weights,
+    cannot sample. With the transformers engine every process has a copy; otherwise only the first
+    has one, for validation.
     """
     if processes.size == 1 and config.model.dtype != "mixed":
         return None
@@ -131,26 +172,19 @@ def whole_copy(
 
 
 def check_same_vocabulary(policy: PreTrainedModel, other: PreTrainedModel, option: str) -> None:
-    """Refuses a model that reads the policy's tokens and lacks some of its token ids.
+    """Refuses a model that lacks some of the policy's token ids.
 
     Raises:
         ValueError: It has fewer token ids than the policy.
     """
-    expected, found = embedding_count(policy), embedding_count(other)
+    expected, actual = embedding_count(policy), embedding_count(other)
     require(
-        found >= expected, option, f"a model with the {expected} token ids of the policy", found
+        actual >= expected, option, f"a model with the {expected} token ids of the policy", actual
     )
 
 
-def make_score(config: TrainConfig, reward: RewardFunction | None) -> Reward:
-    """The reward of a run; each process scores its own responses."""
-    if reward is not None:
-        return FunctionReward(reward)
-    return make_reward(config.reward, config.run.seed)
-
-
 def check_shares(config: TrainConfig, processes: Processes) -> None:
-    """Refuses what several processes cannot share.
+    """Refuses a config that several processes cannot share.
 
     Raises:
         ValueError: The batch cannot be shared evenly, or the engine cannot be shared.
@@ -180,44 +214,14 @@ def check_shares(config: TrainConfig, processes: Processes) -> None:
     )
 
 
-def check_rows(config: TrainConfig, rows: Sequence[Row], policy: PreTrainedModel) -> None:
-    """Refuses prompts and responses that the model has no token ids or no positions for.
-
-    Raises:
-        ValueError: A prompt has an id that the model does not have, or longest prompt and longest
-            response together have more tokens than positions.
-    """
-    prompts = [prompt for _, prompt in rows]
-    check_prompts(prompts, embedding_count(policy))
-    check_room(policy, prompts, config.rollout.max_new_tokens, "rollout.max_new_tokens")
-
-
-def rehearse_engine(
-    config: TrainConfig,
-    rows: Sequence[Row],
-    model: PreTrainedModel | None,
-    tokenizer: PreTrainedTokenizerBase,
-) -> None:
-    """Rehearses the transformers engine on the whole model that samples or validates, if any.
-
-    Raises:
-        UnsupportedModelError: The engine cannot decode this model.
-    """
-    samples = config.rollout.engine == "transformers" or config.evaluation.path is not None
-    if model is not None and samples:
-        prompts = [prompt for _, prompt in rows]
-        options = config.rollout
-        check_engine(model, tokenizer, prompts, options.stop_tokens, options.max_new_tokens)
-
-
 def open_critic(
     config: TrainConfig,
     start: Path | None,
     policy: PreTrainedModel,
-    rows: Sequence[Row],
+    prompts: Sequence[Sequence[int]],
     processes: Processes,
 ) -> Critic | None:
-    """The critic of PPO, new or that of the checkpoint `start`; None for other algorithms."""
+    """PPO's critic, new or from the checkpoint `start`; None for other algorithms."""
     if config.algorithm.advantage != "gae":
         return None
     source = config.critic.source or config.model.source
@@ -227,13 +231,7 @@ def open_critic(
         config.algorithm,
         config.model,
         processes,
-        lambda model: shares_prompts(config, [model], rows, processes),
+        lambda model: shares_prompts(config, [model], prompts, processes),
     )
     check_same_vocabulary(policy, critic.model, "critic.source")
     return critic
-
-
-def data_digest(rows: Sequence[Row]) -> str:
-    """Digest of prompts and answers, by which a resumed run knows its data."""
-    text = json.dumps([(prompt, problem.answer) for problem, prompt in rows])
-    return hashlib.sha256(text.encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""`oneshot rlvr ...`: parse the words, call the layer, print the outcome."""
+"""The commands `oneshot rlvr ...`: parse the arguments, call the layer, print the outcome."""
 
 from __future__ import annotations
 
@@ -7,53 +7,94 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+from oneshot.training.command_line import hide_loading_bars, parse
+
+if TYPE_CHECKING:
+    from oneshot.rlvr.config import TrainConfig
 
 
-def run(name: str, words: list[str]) -> int:
-    """Runs one command of `COMMANDS`; returns its exit status."""
-    return COMMANDS[name](words)
-
-
-def train(words: list[str]) -> int:
+def train(argv: list[str]) -> int:
     """`oneshot rlvr train`."""
     from oneshot.rlvr.algorithm.presets import PRESETS, expand_presets
     from oneshot.rlvr.config import TrainConfig
-    from oneshot.training.config import argument_parser, instantiate
+    from oneshot.training.config import argument_parser
 
     parser = argument_parser(TrainConfig, "oneshot rlvr train")
     parser.add_argument(
-        "--resume", action="store_true", help="Continue the run in run.output (or start it)."
+        "--preset",
+        choices=list(PRESETS),
+        help="Options of a published algorithm; options after it win.",
     )
-    parser.add_argument(
-        "--preset", choices=list(PRESETS), help="Options of a published algorithm, at this place."
+    config, parsed = parse(
+        TrainConfig, "oneshot rlvr train", expand_presets(argv), resumable=True, parser=parser
     )
-    parsed = parser.parse_args(expand_presets(words))
-    config = instantiate(TrainConfig, parser, parsed)
+    return _train(config, parsed.resume)
+
+
+def _train(config: TrainConfig, resume: bool) -> int:
     from oneshot.rlvr import trainer
 
-    _hide_loading_bars()
-    result = trainer.train(config, resume=parsed.resume)
-    figures = {k: v for row in result.history for k, v in row.items()}
+    hide_loading_bars()
+    result = trainer.train(config, resume=resume)
+    metrics = {k: v for row in result.history for k, v in row.items()}
     accuracies = [
         f"{row['validation/accuracy']:.3f} (step {row['step']})"
         for row in result.history
         if "validation/accuracy" in row
     ]
-    print(f"step {figures['step']}: reward {figures['reward/mean']:.3f}")
+    print(f"step {metrics['step']}: reward {metrics['reward/mean']:.3f}")
     if accuracies:
         print("validation accuracy " + " -> ".join(dict.fromkeys([accuracies[0], accuracies[-1]])))
     print(f"model   {result.checkpoint}\ncurves  {result.output / 'curves.png'}")
     return 0
 
 
-def evaluate(words: list[str]) -> int:
-    """`oneshot rlvr eval`."""
-    from oneshot.rlvr.evaluate_config import EvaluateConfig
-    from oneshot.training.config import argument_parser, instantiate
+def recipe(argv: list[str]) -> int:
+    """`oneshot rlvr recipe`."""
+    import yaml
 
-    parser = argument_parser(EvaluateConfig, "oneshot rlvr eval")
-    config = instantiate(EvaluateConfig, parser, parser.parse_args(words))
-    _hide_loading_bars()
+    from oneshot.rlvr import recipes
+    from oneshot.rlvr.algorithm.presets import expand_presets
+    from oneshot.rlvr.config import TrainConfig
+    from oneshot.training.config import argument_parser, to_dict
+
+    prog = "oneshot rlvr recipe"
+    if not argv or argv[0].startswith("-"):
+        usage = "%(prog)s [NAME [--train | --plan] [options of `oneshot rlvr train`]]"
+        description = "The runs of Wang et al. 2025: the list, or the whole config of one."
+        argparse.ArgumentParser(prog=prog, usage=usage, description=description).parse_args(argv)
+        print(recipes.table(), end="")
+        return 0
+    name, *overrides = argv
+    parser = argument_parser(TrainConfig, f"{prog} {name}")
+    add = parser.add_argument
+    add("--train", action="store_true", help="Train the recipe instead of printing its config.")
+    add("--plan", action="store_true", help="Print memory per process, tokens per second, work.")
+    add("--processes", type=int, default=8, help="With --plan: processes (default 8).")
+    add("--hours", type=float, default=24.0, help="With --plan: time for the run (default 24).")
+    options = recipes.recipe(name).argv(expand_presets(overrides))
+    config, parsed = parse(TrainConfig, prog, options, resumable=True, parser=parser)
+    if parsed.train:
+        return _train(config, parsed.resume)
+    if parsed.plan:
+        from oneshot.rlvr.scaling import plan
+
+        print(f"{name} on {parsed.processes} processes; arithmetic, not measured")
+        for row, value in plan(config, parsed.processes, parsed.hours).items():
+            print(f"{row:58} {value:10,.2f}")
+        return 0
+    print(yaml.safe_dump(to_dict(config), sort_keys=False), end="")
+    return 0
+
+
+def evaluate(argv: list[str]) -> int:
+    """`oneshot rlvr eval`."""
+    from oneshot.rlvr.config import EvaluateConfig
+
+    config, _ = parse(EvaluateConfig, "oneshot rlvr eval", argv)
+    hide_loading_bars()
     if config.benchmarks:
         from oneshot.rlvr.evaluation.suite import run_suite
 
@@ -63,13 +104,13 @@ def evaluate(words: list[str]) -> int:
 
     result = evaluate_config(config)
     if config.output is not None:
-        rows = {**result.figures(), "records": result.records}
+        rows = {**result.metrics(), "records": result.records}
         Path(config.output).write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
-    print(json.dumps(result.figures(), indent=1))
+    print(json.dumps(result.metrics(), indent=1))
     return 0
 
 
-def select(words: list[str]) -> int:
+def select(argv: list[str]) -> int:
     """`oneshot rlvr select`."""
     from oneshot.rlvr.problems import selection
     from oneshot.rlvr.problems.datafiles import read_rows, write_rows
@@ -88,7 +129,7 @@ def select(words: list[str]) -> int:
     add("--ranks", type=int, nargs="+", default=[], help="write a file of exactly these ranks")
     add("--files", help="folder of those files (default: that of --output)")
     add("--rows", type=int, default=128, help="rows of each file, copies included (default 128)")
-    parsed = parser.parse_args(words)
+    parsed = parser.parse_args(argv)
     ranking = selection.rank(selection.read_history(parsed.history), parsed.method, parsed.seed)
     wanted = {f"shots_{n}": range(1, n + 1) for n in parsed.shots}
     if parsed.ranks:
@@ -113,7 +154,7 @@ def select(words: list[str]) -> int:
     return 0
 
 
-def relabel(words: list[str]) -> int:
+def relabel(argv: list[str]) -> int:
     """`oneshot rlvr relabel`."""
     from oneshot.rlvr.problems import label_noise
     from oneshot.rlvr.problems.datafiles import read_rows, write_rows
@@ -127,7 +168,7 @@ def relabel(words: list[str]) -> int:
     how.add_argument("--label", help="this label for every row (one-example files)")
     how.add_argument("--fraction", type=float, help="flip this share of the labels, e.g. 0.6")
     parser.add_argument("--seed", type=int, default=0, help="of --fraction")
-    parsed = parser.parse_args(words)
+    parsed = parser.parse_args(argv)
     rows = read_rows(parsed.data)
     if parsed.label is not None:
         changed = label_noise.relabel(rows, parsed.label)
@@ -139,59 +180,49 @@ def relabel(words: list[str]) -> int:
     return 0
 
 
-def study(words: list[str]) -> int:
+def study(argv: list[str]) -> int:
     """`oneshot rlvr study`."""
     from oneshot.rlvr.algorithm.presets import expand_presets
     from oneshot.rlvr.config import TrainConfig
     from oneshot.rlvr.studies.definitions import STUDIES
-    from oneshot.training.config import argument_parser, instantiate
+    from oneshot.training.config import argument_parser
 
     parser = argument_parser(TrainConfig, "oneshot rlvr study")
     parser.add_argument("study", choices=list(STUDIES), help="What is compared.")
     parser.add_argument("--seeds", type=int, default=3, help="Runs per arm (default 3).")
     parser.add_argument("--output", help="Folder of all studies (default: run.output).")
-    parser.add_argument("--resume", action="store_true", help="Continue what a kill left.")
-    parsed = parser.parse_args(expand_presets(words))
-    config = instantiate(TrainConfig, parser, parsed)
+    parser.add_argument("--resume", action="store_true", help="Continue unfinished runs.")
+    config, parsed = parse(TrainConfig, "oneshot rlvr study", expand_presets(argv), parser=parser)
     if parsed.output is not None:
         config = replace(config, run=replace(config.run, output=parsed.output))
     from oneshot.rlvr.studies.study import run_study
 
-    _hide_loading_bars()
+    hide_loading_bars()
     run_study(parsed.study, config, seeds=parsed.seeds, resume=parsed.resume)
     folder = Path(config.run.output) / parsed.study
     print((folder / "table.md").read_text(encoding="utf-8"))
-    print(f"everything is in {folder}")
+    print(f"results are in {folder}")
     return 0
 
 
-def serve(words: list[str]) -> int:
-    """`oneshot rlvr serve`: becomes the rollout server; words after `--` are vLLM's own."""
+def serve(argv: list[str]) -> int:
+    """`oneshot rlvr serve`: becomes the rollout server; arguments after `--` go to vLLM."""
     from oneshot import models
     from oneshot.rlvr.algorithm.presets import expand_presets
     from oneshot.rlvr.config import TrainConfig
-    from oneshot.training.config import argument_parser, instantiate
 
-    end = words.index("--") if "--" in words else len(words)
-    parser = argument_parser(TrainConfig, "oneshot rlvr serve")
-    parsed = parser.parse_args(expand_presets(words[:end]))
-    config = instantiate(TrainConfig, parser, parsed)
+    end = argv.index("--") if "--" in argv else len(argv)
+    config, _ = parse(TrainConfig, "oneshot rlvr serve", expand_presets(argv[:end]))
     from oneshot.rlvr.rollout import vllm_server
 
     source = str(models.resolve(config.model.source))
-    vllm_server.serve(source, config.model, config.rollout, config.run.seed, words[end + 1 :])
+    vllm_server.serve(source, config.model, config.rollout, config.run.seed, argv[end + 1 :])
     return 0
-
-
-def _hide_loading_bars() -> None:
-    """Switches off transformers' bars for reading and writing weights."""
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
 
 
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "train": train,
+    "recipe": recipe,
     "eval": evaluate,
     "select": select,
     "relabel": relabel,

@@ -1,4 +1,4 @@
-"""The main job in small: one training example, three rewards, unseen problems before and after.
+"""One training example, three rewards, unseen problems before and after: RLVR on a small scale.
 
 `oneshot demo` (or `make demo`) trains the embedded model by GRPO on ONE arithmetic problem, three
 times from the same start: rewarded for the right answer, for any boxed answer, and at random. The
@@ -113,7 +113,7 @@ def run_demo(
         progress: Show a progress bar per arm.
 
     Returns:
-        The figures, as also written to demo.json beside demo.png: the example, and for each arm
+        The metrics, as also written to demo.json beside demo.png: the example, and for each arm
         accuracy before and after with Wilson 95 % intervals, peak, saturation and curve.
 
     Raises:
@@ -153,13 +153,13 @@ def run_demo(
                 progress=progress,
             )
         )
-        figures = summarize(run.history)
-        figures["worked_before"] = worked_share(run.output / "validation" / "step_000000.jsonl")
-        figures["worked_after"] = worked_share(
+        metrics = summarize(run.history)
+        metrics["worked_before"] = worked_share(run.output / "validation" / "step_000000.jsonl")
+        metrics["worked_after"] = worked_share(
             run.output / "validation" / f"step_{steps:06d}.jsonl"
         )
-        figures["seconds"] = round(time.perf_counter() - arm_start, 1)
-        result["arms"][arm] = figures
+        metrics["seconds"] = round(time.perf_counter() - arm_start, 1)
+        result["arms"][arm] = metrics
     result["seconds"] = round(time.perf_counter() - start, 1)
     plot_arms(result, folder / "demo.png")
     (folder / "demo.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")

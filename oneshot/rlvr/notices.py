@@ -1,4 +1,4 @@
-"""Signs of a run that learns nothing, said once each while it runs."""
+"""Warnings about a run that learns nothing, once each while it runs."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from collections.abc import Mapping
 
 from oneshot.rlvr.config import TrainConfig
 
-PATIENCE = 3
+PATIENCE = 3  # steps in a row
 
 
 class Notices:
-    """Watches the figures of each step.
+    """Watches the metrics of each step.
 
     Args:
         config: Of the run.
@@ -18,29 +18,29 @@ class Notices:
 
     def __init__(self, config: TrainConfig) -> None:
         self.config = config
-        self._idle = 0  # steps in a row without a policy gradient
-        self._endless = 0  # steps in a row in which no response ended by itself
-        self._said: set[str] = set()
+        self._flat_steps = 0  # no group had a policy gradient
+        self._cut_steps = 0  # every response was cut
+        self._given: set[str] = set()
 
-    def step(self, step: int, figures: Mapping[str, float]) -> list[str]:
-        """What the figures of a step give reason to say, if it was not said before."""
-        found = {
-            "gradient": self._without_gradient(step, figures),
-            "ends": self._without_end(step, figures),
-            "verdicts": self._without_verdict(step, figures),
+    def step(self, step: int, metrics: Mapping[str, float]) -> list[str]:
+        """The warnings that the metrics of a step give reason to, each only once."""
+        warnings = {
+            "gradient": self._no_gradient(step, metrics),
+            "truncated": self._no_end(step, metrics),
+            "ungraded": self._no_verdict(step, metrics),
         }
-        new = {name: text for name, text in found.items() if text and name not in self._said}
-        self._said.update(new)
+        new = {name: text for name, text in warnings.items() if text and name not in self._given}
+        self._given.update(new)
         return list(new.values())
 
-    def _without_gradient(self, step: int, figures: Mapping[str, float]) -> str:
+    def _no_gradient(self, step: int, metrics: Mapping[str, float]) -> str:
         algorithm = self.config.algorithm
-        mixed = figures.get("refill/mixed", figures["group/mixed"])
+        mixed = metrics.get("dynamic_sampling/mixed", metrics["group/mixed"])
         counts = algorithm.advantage == "group" and algorithm.loss.policy_coef > 0
-        self._idle = self._idle + 1 if counts and mixed == 0 else 0
-        if self._idle < PATIENCE:
+        self._flat_steps = self._flat_steps + 1 if counts and mixed == 0 else 0
+        if self._flat_steps < PATIENCE:
             return ""
-        wrong, right = figures["group/all_wrong"], figures["group/all_right"]
+        wrong, right = metrics["group/all_wrong"], metrics["group/all_right"]
         cause = "wrong" if wrong == 1 else "right" if right == 1 else "wrong or all right"
         text = (
             f"steps {step - PATIENCE + 1} to {step} had no policy gradient: the responses of each "
@@ -53,9 +53,9 @@ class Notices:
             "or raise algorithm.loss.kl_coef; else take easier problems or more samples_per_prompt"
         )
 
-    def _without_end(self, step: int, figures: Mapping[str, float]) -> str:
-        self._endless = self._endless + 1 if figures["response/truncated_ratio"] == 1 else 0
-        if self._endless < PATIENCE:
+    def _no_end(self, step: int, metrics: Mapping[str, float]) -> str:
+        self._cut_steps = self._cut_steps + 1 if metrics["response/truncated_ratio"] == 1 else 0
+        if self._cut_steps < PATIENCE:
             return ""
         return (
             f"no response of the steps {step - PATIENCE + 1} to {step} ended by itself: each was "
@@ -63,8 +63,8 @@ class Notices:
             "ends its turns with a token of its own, name it in rollout.stop_tokens"
         )
 
-    def _without_verdict(self, step: int, figures: Mapping[str, float]) -> str:
-        timeouts, crashes = figures["reward/timeouts"], figures["reward/crashes"]
+    def _no_verdict(self, step: int, metrics: Mapping[str, float]) -> str:
+        timeouts, crashes = metrics["reward/timeouts"], metrics["reward/crashes"]
         if timeouts + crashes == 0:
             return ""
         return (

@@ -1,42 +1,64 @@
-"""What the first process of a run writes: figures, samples, accuracy history, checkpoints."""
+"""What a run writes: metrics, samples, accuracy history, checkpoints. The first process writes."""
 
 from __future__ import annotations
 
+import functools
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
+from types import TracebackType
 from typing import TYPE_CHECKING
 
-import torch
-
 from oneshot.rlvr import checkpoint
-from oneshot.rlvr.algorithm.critic import Critic
-from oneshot.rlvr.algorithm.update import PolicyUpdater
+from oneshot.rlvr.algorithm.learner import CRITIC, POLICY, Learner
 from oneshot.rlvr.config import TrainConfig
 from oneshot.rlvr.evaluation.validation import Validation
-from oneshot.rlvr.figures import Outcome, sample_rows
-from oneshot.rlvr.metrics import open_log
+from oneshot.rlvr.metrics import PANELS, SHOWN, TROUBLES, Outcome, rollout_metrics, sample_rows
 from oneshot.rlvr.notices import Notices
-from oneshot.rlvr.problems.data import Problem
 from oneshot.rlvr.problems.selection import fold, step_accuracy, write_history
+from oneshot.rlvr.problems.training_set import Batch, TrainingSet
 from oneshot.training import checkpoints
+from oneshot.training.curves import plot_curves
+from oneshot.training.distributed import Processes
 from oneshot.training.folder import write_config
 from oneshot.training.jsonl import JsonLines, read_jsonl
+from oneshot.training.metrics import MetricsLog, Stopwatch
+from oneshot.training.state import TrainerState
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
+def open_log(
+    folder: Path, total_steps: int, resumed_from: int | None, progress: bool
+) -> MetricsLog:
+    """The metrics log of a run; see `MetricsLog` for the arguments."""
+    return MetricsLog(
+        folder,
+        total_steps,
+        resumed_from,
+        progress,
+        shown=SHOWN,
+        troubles=TROUBLES,
+        milestones=("validation/accuracy",),
+        plot=functools.partial(plot_curves, panels=PANELS),
+    )
+
+
 class Recorder:
-    """Opens the files of a run, which exists on the disk from here on.
+    """Writes the files of a run, which exists on the disk from here on.
+
+    Every process has one and calls its methods; only that of the first process does anything,
+    except that `save` needs all of them.
 
     Args:
         config: Of the run.
         folder: Of the run.
-        model: Whole weights: it is validated.
+        model: Whole weights: it is validated. Not used in other processes than the first.
         tokenizer: Its tokenizer.
-        digest: Of the training data.
+        training_set: Problems of the run.
         resumed_from: Step that the run continues after; None for a new run.
+        processes: Of the run.
     """
 
     def __init__(
@@ -45,88 +67,109 @@ class Recorder:
         folder: Path,
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
-        digest: str,
+        training_set: TrainingSet,
         resumed_from: int | None,
+        processes: Processes,
     ) -> None:
         self.config = config
         self.folder = folder
-        self.model = model
         self.tokenizer = tokenizer
-        self.digest = digest
+        self.training_set = training_set
+        self.writes = processes.is_main
+        if not self.writes:
+            return
         self.notices = Notices(config)
         self.validation = Validation(config, model, tokenizer, folder)
         write_config(folder, config)
         self.log = open_log(folder, config.run.steps, resumed_from, config.run.progress)
         self.visits = JsonLines(folder / "accuracy.jsonl", resumed_from)
-
-    def begin(self, dropped: int, new: bool) -> None:
-        """Says what was left out and validates the untrained model of a new run."""
-        if dropped:
+        if training_set.dropped:
             self.log.say(
-                f"{dropped} training problems left out: prompt over rollout.max_prompt_tokens"
+                f"{training_set.dropped} training problems left out: prompt over "
+                "rollout.max_prompt_tokens"
             )
-        if new and self.validation.problems and self.config.evaluation.before_training:
+        new = resumed_from is None
+        if new and self.validation.problems and config.evaluation.before_training:
             self.log.step(0, self.validation.run(0))
 
     def step(
         self,
         step: int,
-        found: Outcome,
-        problems: Sequence[Problem],
-        figures: Mapping[str, float],
+        batch: Batch,
+        outcome: Outcome,
+        metrics: Mapping[str, float],
+        watch: Stopwatch,
     ) -> None:
-        """Records one step, with its validation where one is due."""
+        """Records one step: metrics, samples, accuracy by problem; validates when it is due.
+
+        Args:
+            step: The step.
+            batch: Its prompts.
+            outcome: Responses of all processes and their scores.
+            metrics: Of the update and of the engine.
+            watch: Seconds of the parts of the step.
+        """
+        if not self.writes:
+            return
+        metrics = {
+            **rollout_metrics(outcome, batch.samples),
+            **metrics,
+            **watch.metrics(sum(outcome.lengths)),
+        }
         due = self.validation.due(step)
         validated = self.validation.run(step) if due else {}
-        self.visits.write({"step": step, "accuracy": step_accuracy(problems, found.scores)})
-        samples = sample_rows(found, problems, self.config.run.log_samples)
-        self.log.step(step, {**figures, **validated}, samples)
-        for text in self.notices.step(step, figures):
+        problems = batch.all_problems
+        self.visits.write({"step": step, "accuracy": step_accuracy(problems, outcome.scores)})
+        samples = sample_rows(outcome, problems, self.config.run.log_samples)
+        self.log.step(step, {**metrics, **validated}, samples)
+        for text in self.notices.step(step, metrics):
             warnings.warn(text, stacklevel=2)
         if due:
             self.log.plot()
 
-    def save(
-        self,
-        step: int,
-        updater: PolicyUpdater,
-        critic: Critic | None,
-        policy_state: checkpoint.Snapshot,
-        critic_state: checkpoint.Snapshot | None,
-    ) -> None:
-        """Writes the checkpoint of a step, after what was recorded up to it.
+    def save(self, step: int, learner: Learner) -> None:
+        """Writes the checkpoint of a step, if one is due, after what was recorded up to it.
 
         Raises:
             CheckpointError: Writing failed; older checkpoints are intact.
         """
+        if step % self.config.run.save_every != 0 and step != self.config.run.steps:
+            return
+        snapshots = learner.snapshots()
+        if not self.writes:
+            return
         self.log.sync()
         self.visits.sync()
-        state = checkpoint.TrainerState(
-            step=step,
-            updates=updater.updates,
-            data_digest=self.digest,
-            threads=torch.get_num_threads(),
-            torch_version=torch.__version__,
-            critic_updates=0 if critic is None else critic.updates,
-        )
         checkpoint.save(
             self.folder / "checkpoints",
-            policy_state,
+            snapshots[POLICY],
             self.tokenizer,
-            state,
+            TrainerState(step, self.training_set.digest, learner.updates),
             keep=self.config.run.keep_checkpoints,
-            critic=critic_state,
+            critic=snapshots.get(CRITIC),
         )
 
     def finish(self) -> None:
-        """Removes older checkpoints that a kill left, and writes the accuracy history."""
-        # A kill between the last checkpoint and the removal of older ones leaves nothing to train.
+        """Removes older checkpoints that a kill left; writes accuracy history and curves."""
+        if not self.writes:
+            return
+        # A run killed between its last checkpoint and the removal of older ones has no step left.
         checkpoints.prune(self.folder / "checkpoints", self.config.run.keep_checkpoints)
         accuracy = fold(read_jsonl(self.folder / "accuracy.jsonl"))
         write_history(self.folder / f"acc_step_{self.config.run.steps}.json", accuracy)
+        self.log.plot(last=True)
 
-    def close(self) -> None:
+    def __enter__(self) -> Recorder:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         """Closes the files and ends the grader processes."""
-        self.validation.close()
-        self.visits.close()
-        self.log.close()
+        if self.writes:
+            self.validation.close()
+            self.visits.close()
+            self.log.close()

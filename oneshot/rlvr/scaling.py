@@ -1,12 +1,18 @@
 """Memory and work of a run from the shapes of its model: arithmetic, no measurement.
 
 Counts what grows with model and run (weights, gradients, moments, logits, key/value cache), not
-activations between the blocks nor the allocator's slack.
+the activations between the blocks and not the allocator's slack.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
+
+from oneshot.rlvr.config import TrainConfig
+
+GIB = 2**30
+MEAN_TOKENS = 800  # of a response: about the mean of the paper's test responses
 
 
 @dataclass(frozen=True)
@@ -57,8 +63,11 @@ class Shape:
 
 
 # Of the models of the paper, from their published configs.
+_QWEN_1_5B = Shape(28, 1536, 8960, 12, 2, 151936, True, True)
 SHAPES = {
-    "Qwen2.5-Math-1.5B": Shape(28, 1536, 8960, 12, 2, 151936, True, True),
+    "Qwen2.5-Math-1.5B": _QWEN_1_5B,
+    "Qwen2.5-Math-1.5B-Instruct": _QWEN_1_5B,
+    "Qwen2.5-1.5B": _QWEN_1_5B,
     "Qwen2.5-Math-7B": Shape(28, 3584, 18944, 28, 4, 152064, False, True),
     "Llama-3.2-3B-Instruct": Shape(28, 3072, 8192, 24, 8, 128256, True, False),
     "DeepSeek-R1-Distill-Qwen-1.5B": Shape(28, 1536, 8960, 12, 2, 151936, False, True),
@@ -85,7 +94,7 @@ def logits_bytes(shape: Shape, response_tokens: int, bytes_each: int = 4) -> int
 def tokens_per_second(
     sequences: int, mean_tokens: float, steps: int, hours: float, share: float = 0.5
 ) -> float:
-    """Response tokens per second that the rollouts must make, to end in time.
+    """Response tokens per second that the rollouts must reach to finish in time.
 
     Args:
         sequences: Responses per step.
@@ -103,3 +112,80 @@ def training_flops(shape: Shape, tokens: float, *, reference: bool) -> float:
     2 per parameter and token forward, 4 backward, 2 more for the reference.
     """
     return shape.parameters * tokens * (8 if reference else 6)
+
+
+def shape_of(source: str) -> Shape:
+    """The shape of a model: known for the models of the paper, else read from its config.
+
+    Args:
+        source: A model source (`oneshot.models`).
+
+    Raises:
+        ValueError: The config is not that of a Llama- or Qwen2-like decoder.
+    """
+    name = source.rstrip("/").rpartition("/")[2]
+    if name in SHAPES:
+        return SHAPES[name]
+    from transformers import AutoConfig
+
+    from oneshot import models
+
+    config: Any = AutoConfig.from_pretrained(models.resolve(source)).get_text_config()
+    if config.model_type not in ("llama", "qwen2"):
+        raise ValueError(
+            f"model.source: the plan covers Llama- and Qwen2-like models, {source!r} is "
+            f"{config.model_type!r}"
+        )
+    return Shape(
+        config.num_hidden_layers,
+        config.hidden_size,
+        config.intermediate_size,
+        config.num_attention_heads,
+        config.num_key_value_heads,
+        config.vocab_size,
+        config.tie_word_embeddings,
+        config.model_type == "qwen2" or bool(getattr(config, "attention_bias", False)),
+        getattr(config, "head_dim", None),
+    )
+
+
+def plan(config: TrainConfig, processes: int, hours: float) -> dict[str, float]:
+    """What a run needs: memory of each process in GiB, rates and work.
+
+    Args:
+        config: The run.
+        processes: Processes (GPUs) that share it; the models are sharded over them.
+        hours: For the whole run; half of the time is for rollouts of a mean length of 800 tokens.
+
+    Returns:
+        Names with units and their values.
+    """
+    shape, rollout = shape_of(config.model.source), config.rollout
+    reference = config.algorithm.loss.kl_coef > 0
+    trained = 2 if config.model.weights_dtype == "bfloat16" else 4
+    computed = 2 if config.model.sampling_dtype == "bfloat16" else 4
+    sequences = rollout.batch_size * rollout.samples_per_prompt
+    length = rollout.max_prompt_tokens + rollout.max_new_tokens
+    mean = min(MEAN_TOKENS, rollout.max_new_tokens)
+    copied = processes > 1 or config.model.dtype == "mixed"
+    cache = shape.cache_bytes(min(rollout.max_sequences, sequences) * length, computed)
+    memory = {
+        f"weights, gradients, moments{', reference' if reference else ''}": training_bytes(
+            shape, processes, reference=reference, bytes_each=trained
+        ),
+        "whole copy that samples": shape.parameters * computed if copied else 0,
+        "logits of a micro-batch": logits_bytes(
+            shape, config.algorithm.microbatch_tokens, computed
+        ),
+        f"key/value cache, {rollout.max_sequences} sequences of full length": cache,
+    }
+    steps = config.run.steps
+    return {
+        "parameters, 1e9": shape.parameters / 1e9,
+        **{f"{name}, GiB": value / GIB for name, value in memory.items()},
+        f"rollouts for {steps} steps in {hours:g} h, tokens/s": tokens_per_second(
+            sequences, mean, steps, hours
+        ),
+        "update per step, PFLOP": training_flops(shape, sequences * mean, reference=reference)
+        / 1e15,
+    }

@@ -16,10 +16,12 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
+from oneshot.training.errors import RunError
+
 _NAME = re.compile(r"step_(\d{6,})")
 
 
-class CheckpointError(RuntimeError):
+class CheckpointError(RunError):
     """A checkpoint could not be written or read."""
 
 
@@ -63,8 +65,8 @@ def prune(folder: Path, keep: int | None) -> None:
 
 def latest(folder: Path) -> Path | None:
     """The newest complete checkpoint in `folder`, or None."""
-    found = _complete(folder)
-    return found[-1] if found else None
+    complete = _complete(folder)
+    return complete[-1] if complete else None
 
 
 def clean(folder: Path) -> None:
@@ -74,8 +76,8 @@ def clean(folder: Path) -> None:
 
 
 def _complete(folder: Path) -> list[Path]:
-    found = [(int(m[1]), p) for p in folder.glob("step_*") if (m := _NAME.fullmatch(p.name))]
-    return [checkpoint for _, checkpoint in sorted(found)]
+    complete = [(int(m[1]), p) for p in folder.glob("step_*") if (m := _NAME.fullmatch(p.name))]
+    return [checkpoint for _, checkpoint in sorted(complete)]
 
 
 def _remove(folder: Path) -> None:

@@ -43,7 +43,7 @@ def check_types(config: Any) -> None:
     """Checks the fields of a config dataclass against their annotations, as the command line does.
 
     The first line of `__post_init__`: a config that is built in Python is then refused where the
-    same words on the command line would be. Whole numbers count as floats, lists as tuples.
+    same value on the command line would be. Whole numbers count as floats, lists as tuples.
 
     Raises:
         ValueError: A field has another type, or is none of the values of its `Literal`.
@@ -181,7 +181,7 @@ def load(
     Args:
         config_class: The dataclass.
         path: YAML file, or None to take every value from `overrides` and the defaults.
-        overrides: Command-line words, e.g. `["--optimizer.lr", "1e-5"]`.
+        overrides: Command-line arguments, e.g. `["--optimizer.lr", "1e-5"]`.
 
     Returns:
         The resolved config.

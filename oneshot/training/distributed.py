@@ -1,15 +1,16 @@
 """Several processes of one run, started by `torchrun` or `accelerate launch`.
 
-Both set RANK, WORLD_SIZE, LOCAL_RANK and the address of the first process; nothing else is used of
-them. Large models are sharded by torch's FSDP2 (`shard`); of small trained parts every process has
-a whole copy, whose gradients are summed. With one process everything here does nothing.
+Both set RANK, WORLD_SIZE, LOCAL_RANK and the address of the first process; only these variables
+are used. Large models are sharded by torch's FSDP2 (`shard`). Small trainable parts are replicated
+and their gradients summed. With one process everything here does nothing.
 """
 
 from __future__ import annotations
 
 import atexit
 import os
-from collections.abc import Iterator, Mapping, Sequence
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -19,14 +20,15 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from oneshot.training.errors import RunError
+
 T = TypeVar("T")
 
 # Longest time that one process may be behind another: a rollout of long responses.
 PATIENCE = timedelta(hours=1)
-LOST = ("Connection closed by peer", "Connection reset by peer", "Timed out", "timed out", "NCCL")
 
 
-class ProcessLostError(RuntimeError):
+class ProcessLostError(RunError):
     """Another process of the run has died or hangs."""
 
 
@@ -48,7 +50,7 @@ class Processes:
         return self.rank == 0
 
     def wait(self) -> None:
-        """Until all processes are here."""
+        """Returns when all processes have called it."""
         if self.size > 1:
             dist.barrier()
 
@@ -60,9 +62,13 @@ class Processes:
         """The items of all processes, in every process, by rank."""
         if self.size == 1:
             return [item]
-        found: list[Any] = [None] * self.size
-        dist.all_gather_object(found, item)
-        return found
+        items: list[Any] = [None] * self.size
+        dist.all_gather_object(items, item)
+        return items
+
+    def from_main(self, make: Callable[[], T]) -> T:
+        """What `make` returns in the first process, in every process; the others do not call it."""
+        return self.gather(make() if self.is_main else None)[0]  # type: ignore[return-value]
 
     def sums(self, values: Sequence[float]) -> list[float]:
         """Sums of numbers over the processes."""
@@ -70,10 +76,10 @@ class Processes:
             return list(values)
         return [sum(column) for column in zip(*self.gather(list(values)), strict=True)]
 
-    def means(self, figures: Mapping[str, float]) -> dict[str, float]:
-        """Means of figures over the processes, whose shares are equally large."""
-        sums = self.sums(list(figures.values()))
-        return {name: total / self.size for name, total in zip(figures, sums, strict=True)}
+    def means(self, metrics: Mapping[str, float]) -> dict[str, float]:
+        """Means of metrics over the processes, whose shares are equally large."""
+        sums = self.sums(list(metrics.values()))
+        return {name: total / self.size for name, total in zip(metrics, sums, strict=True)}
 
     def sum_gradients(self, parameters: Sequence[torch.nn.Parameter]) -> None:
         """Sums the gradients of whole (not sharded) parameters over the processes.
@@ -90,9 +96,9 @@ class Processes:
                 dist.all_reduce(parameter.grad)
 
     def concatenated(self, rows: Tensor) -> tuple[Tensor, slice]:
-        """The rows of all processes, by rank, in every process; and where this one's are.
+        """The rows of all processes, by rank, in every process; and the slice of this process.
 
-        For what needs the whole rollout in one place, such as its mean.
+        For computations that need the whole rollout, such as its mean.
         """
         if self.size == 1:
             return rows, slice(0, len(rows))
@@ -105,7 +111,7 @@ class Processes:
         return max(self.gather(value))
 
     def padded(self, batches: list[T]) -> list[T]:
-        """The batches, the last one repeated up to the number that the busiest process has.
+        """The batches, the last one repeated up to the largest number of any process.
 
         A pass through a sharded model is a collective call: all must make equally many.
         """
@@ -167,13 +173,26 @@ def joined(device: str) -> Iterator[Processes]:
     try:
         yield Processes(rank, size)
     except BaseException as error:
-        _leave()  # now, not when this process ends: the others wait for it
-        if isinstance(error, RuntimeError) and any(sign in str(error) for sign in LOST):
+        lost = isinstance(error, RuntimeError) and _from_collective(error)
+        _leave()  # at once, not when this process ends: the others wait for it
+        if lost:
             raise ProcessLostError(
                 f"process {rank} of {size} lost another process of the run ({error}); look at its "
                 "log for the cause, then continue with --resume from the newest checkpoint"
             ) from error
         raise
+
+
+def _from_collective(error: RuntimeError) -> bool:
+    """Whether torch.distributed raised the error.
+
+    NCCL's failures have a class; gloo's are plain RuntimeErrors, known by where they were raised.
+    """
+    frames = traceback.walk_tb(error.__traceback__)
+    modules = (frame.f_globals.get("__name__", "") for frame, _ in frames)
+    return isinstance(error, dist.DistError) or any(
+        m.startswith("torch.distributed") for m in modules
+    )
 
 
 def _leave() -> None:

@@ -17,9 +17,9 @@ class JsonLines:
         if last_step is None:
             path.unlink(missing_ok=True)
         else:
-            kept = [row for row in read_jsonl(path) if row["step"] <= last_step]
+            retained = [row for row in read_jsonl(path) if row["step"] <= last_step]
             temporary = path.with_suffix(".rewriting")
-            temporary.write_text("".join(json.dumps(row) + "\n" for row in kept))
+            temporary.write_text("".join(json.dumps(row) + "\n" for row in retained))
             temporary.replace(path)
         # Unbuffered: what a full disk refuses is not tried again when the file is closed.
         self._file = path.open("ab", buffering=0)

@@ -4,41 +4,39 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import IO
+
+from filelock import FileLock, Timeout
+
+from oneshot.training.errors import RunError
 
 LOCK = ".lock"  # name of the file
 
-_HELD: dict[Path, IO[str]] = {}
+_held: dict[Path, FileLock] = {}
 
 
 def hold(folder: Path) -> None:
-    """Keeps other processes out of an existing folder until `release`, or until this one ends.
+    """Locks an existing folder until `release`, or until this process ends.
 
-    The lock is the operating system's, on the file `.lock`, which stays behind and means nothing by
-    itself. Ranks other than 0 of a distributed run, which write nothing, take none; nor do systems
-    without `fcntl` (Windows).
+    The lock is the operating system's, on the file `.lock`. The file remains after exit; its
+    presence does not mean that the folder is locked. Ranks other than 0 of a distributed run write
+    nothing and take no lock.
 
     Raises:
-        RuntimeError: Another process has it.
+        RunError: Another process holds the lock.
     """
     path = folder.resolve()
-    if path in _HELD or int(os.environ.get("RANK", "0")) > 0:
+    if path in _held or int(os.environ.get("RANK", "0")) > 0:
         return
+    lock = FileLock(path / LOCK, blocking=False, thread_local=False)
     try:
-        import fcntl
-    except ImportError:
-        return
-    file = (path / LOCK).open("a", encoding="utf-8")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        file.close()
-        raise RuntimeError(f"run.output: another process is writing {folder}") from None
-    _HELD[path] = file
+        lock.acquire()
+    except Timeout:
+        raise RunError(f"run.output: another process is writing {folder}") from None
+    _held[path] = lock
 
 
 def release(folder: Path) -> None:
-    """Lets other processes into a folder again; one that is not held stays as it is."""
-    file = _HELD.pop(folder.resolve(), None)
-    if file is not None:
-        file.close()
+    """Lets other processes into a folder again; has no effect on a folder that is not held."""
+    lock = _held.pop(folder.resolve(), None)
+    if lock is not None:
+        lock.release()

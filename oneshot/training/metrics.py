@@ -24,7 +24,7 @@ SECONDS_BETWEEN_PLOTS = 30.0
 
 
 class MetricsLog:
-    """Writes each step everywhere.
+    """Writes the metrics of each step to all of these.
 
     Args:
         folder: Output folder of the run.
@@ -32,10 +32,11 @@ class MetricsLog:
         resumed_from: Step of the checkpoint the run resumes from; None for a fresh start. Later
             lines of an earlier attempt are cut off.
         progress: Show a progress bar (a plain line now and then when there is no terminal).
-        shown: Figures for the terminal: name -> (label, format).
-        milestones: Figures that always earn a plain line.
-        troubles: Figures of `shown` that are left out of the terminal while they are 0.
-        plot: Draws the rows of metrics.jsonl into a PNG, `curves.png`.
+        shown: Metrics for the terminal: name -> (label, format).
+        milestones: Metrics whose steps always get a plain line.
+        troubles: Metrics of `shown` that are left out of the terminal while they are 0.
+        plot: Draws the rows of metrics.jsonl into `curves.png`, such as a `partial` of
+            `oneshot.training.curves.plot_curves`.
     """
 
     def __init__(
@@ -68,50 +69,50 @@ class MetricsLog:
         self._show = progress
         self._bar: Progress | None = None
         if progress and self._console.is_terminal:
-            # In a narrow terminal the figures wrap; step and time stay whole.
+            # In a narrow terminal the metrics wrap; step and time stay whole.
             self._bar = Progress(
                 MofNCompleteColumn(table_column=Column(no_wrap=True)),
                 BarColumn(bar_width=12),
                 TimeRemainingColumn(compact=True, table_column=Column(no_wrap=True)),
-                TextColumn("{task.fields[figures]}", table_column=Column(ratio=1)),
+                TextColumn("{task.fields[metrics]}", table_column=Column(ratio=1)),
                 console=self._console,
                 expand=True,
             )
             done = resumed_from or 0
-            self._task = self._bar.add_task("", total=total_steps, completed=done, figures="")
+            self._task = self._bar.add_task("", total=total_steps, completed=done, metrics="")
             self._bar.start()
 
-    def step(self, step: int, figures: Mapping[str, float], samples: Sequence[Any] = ()) -> None:
+    def step(self, step: int, metrics: Mapping[str, float], samples: Sequence[Any] = ()) -> None:
         """Records one step.
 
         Args:
-            step: Step (epoch) of the run; 0 for what is measured before training.
-            figures: Names and values.
+            step: Step (epoch) of the run; 0 before training.
+            metrics: Names and values.
             samples: JSON objects for samples.jsonl.
         """
-        self.metrics.write({"step": step, **figures})
+        self.metrics.write({"step": step, **metrics})
         for sample in samples:
             self.samples.write({"step": step, **sample})
-        for name, value in figures.items():
+        for name, value in metrics.items():
             self._writer.add_scalar(name, value, step)
         self._writer.flush()
-        self._latest.update(figures)
+        self._latest.update(metrics)
         if self._bar is not None:
-            self._bar.update(self._task, completed=step, figures=self._figures())
+            self._bar.update(self._task, completed=step, metrics=self._line())
         elif self._show and (
-            any(name in figures for name in self._milestones)
+            any(name in metrics for name in self._milestones)
             or step % max(1, self.total_steps // PLAIN_LINES) == 0
         ):
-            self.say(f"step {step}/{self.total_steps}  {self._figures()}")
+            self.say(f"step {step}/{self.total_steps}  {self._line()}")
 
     def sync(self) -> None:
-        """Forces the figures onto the disk, before a checkpoint relies on them."""
+        """Forces the metrics onto the disk, before a checkpoint relies on them."""
         self.metrics.sync()
         self.samples.sync()
 
-    def plot(self) -> None:
-        """Draws the curves again, unless they were drawn a moment ago."""
-        if time.monotonic() - self._plotted >= SECONDS_BETWEEN_PLOTS:
+    def plot(self, *, last: bool = False) -> None:
+        """Draws the curves again: at most every 30 seconds, and always when it is the last time."""
+        if last or time.monotonic() - self._plotted >= SECONDS_BETWEEN_PLOTS:
             self._draw(read_jsonl(self._folder / "metrics.jsonl"), self._folder / "curves.png")
             self._plotted = time.monotonic()
 
@@ -128,14 +129,37 @@ class MetricsLog:
         self.metrics.close()
         self.samples.close()
 
-    def _figures(self) -> str:
-        known = {
+    def _line(self) -> str:
+        visible = {
             name: value
             for name, value in self._latest.items()
             if name in self._shown and (value != 0 or name not in self._troubles)
         }
         return "  ".join(
-            f"{label} {known[name]:{form}}"
-            for name, (label, form) in self._shown.items()
-            if name in known
+            f"{label} {visible[name]:{style}}"
+            for name, (label, style) in self._shown.items()
+            if name in visible
         )
+
+
+class Stopwatch:
+    """Seconds of the parts of one step."""
+
+    def __init__(self) -> None:
+        self._begin = self._last = time.perf_counter()
+        self._laps: dict[str, float] = {}
+
+    def lap(self, name: str) -> None:
+        """Ends the part `name`; parts of one name add up."""
+        moment = time.perf_counter()
+        self._laps[name] = self._laps.get(name, 0.0) + moment - self._last
+        self._last = moment
+
+    def metrics(self, tokens: int) -> dict[str, float]:
+        """Seconds of each part and of the whole, and tokens per second of the whole."""
+        seconds = self._last - self._begin
+        return {
+            "perf/tokens_per_second": tokens / seconds,
+            "perf/step_seconds": seconds,
+            **{f"perf/{name}_seconds": value for name, value in self._laps.items()},
+        }

@@ -110,7 +110,7 @@ def test_resume_refuses_another_run(tiny_folder, whole):
     before = fingerprint(output)
     with pytest.raises(FileExistsError, match="is not empty; continue its run with --resume"):
         start(chmm_tiny.config(tiny_folder, output, *SHORT))
-    with pytest.raises(ValueError, match=r"training\.nn_lr: 0\.01 there, 0\.02 now"):
+    with pytest.raises(ValueError, match=r"training\.nn_lr: saved 0\.01, requested 0\.02"):
         start(chmm_tiny.config(tiny_folder, output, *SHORT, "--training.nn_lr=0.02"), resume=True)
     assert fingerprint(output) == before
     state = checkpoints.latest(output / "checkpoints") / "state.json"

@@ -111,7 +111,7 @@ def test_resuming_something_else_is_refused(whole, digits_folder):
     with pytest.raises(FileExistsError, match="is not empty; continue its run with --resume"):
         train(poly_runs.train_config(digits_folder, whole.output))
     config = poly_runs.train_config(digits_folder, whole.output, "--optimizer.router_lr=0.2")
-    with pytest.raises(ValueError, match=r"optimizer\.router_lr: 0\.1 there, 0\.2 now"):
+    with pytest.raises(ValueError, match=r"optimizer\.router_lr: saved 0\.1, requested 0\.2"):
         train(config, resume=True)
     assert fingerprint(whole.output) == before
 

@@ -15,8 +15,8 @@ import json, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 import rlvr_tiny
-from oneshot.rlvr import trainer
-trainer.plot_curves = lambda history, path: None
+from oneshot.rlvr import recorder, trainer
+recorder.plot_curves = lambda *_, **__: None
 for kind, options in json.loads(sys.argv[4]).items():
     config = rlvr_tiny.config(Path(sys.argv[2]), Path(sys.argv[3]) / kind, *options)
     rlvr_tiny.train_kind(kind, config)
@@ -48,10 +48,10 @@ def start_two(tiny_folder, output, logs, kinds):
 def main():
     import rlvr_tiny
 
-    from oneshot.rlvr import trainer
+    from oneshot.rlvr import recorder, trainer
 
     # Drawing takes longer than the run; the file is still written where the curves would be.
-    trainer.plot_curves = lambda history, path: path.write_bytes(b"")
+    recorder.plot_curves = lambda history, path, **_: path.write_bytes(b"")
 
     def run(tiny, output, order):
         config = rlvr_tiny.config(tiny, output, *order["overrides"])

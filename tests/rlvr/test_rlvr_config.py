@@ -10,9 +10,7 @@ import pytest
 import yaml
 
 from oneshot.rlvr.algorithm_config import CriticConfig, OptimizerConfig
-from oneshot.rlvr.config import TrainConfig, load_train_config
-from oneshot.rlvr.evaluate_config import EvaluateConfig
-from oneshot.rlvr.rollout_config import RolloutConfig
+from oneshot.rlvr.config import EvaluateConfig, RolloutConfig, TrainConfig, load_train_config
 from oneshot.training.config import argument_parser, to_dict
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -4,20 +4,20 @@ import pytest
 import rlvr_tiny
 import torch
 
-from oneshot.rlvr import trainer
+from oneshot.rlvr import recorder
 from oneshot.rlvr.algorithm.critic import make_critic
-from oneshot.rlvr.algorithm.optimizer import NonFiniteLossError
 from oneshot.rlvr.algorithm_config import AlgorithmConfig, CriticConfig, OptimizerConfig
 from oneshot.rlvr.config import ModelConfig
 from oneshot.rlvr.rollout.engine import token_positions
 from oneshot.rlvr.rollout.transformers_engine import TransformersEngine
 from oneshot.rlvr.trainer import train
 from oneshot.training.distributed import Processes
+from oneshot.training.errors import NonFiniteLossError
 
 
 @pytest.fixture(autouse=True)
 def _threads(monkeypatch):
-    monkeypatch.setattr(trainer, "plot_curves", lambda history, path: None)
+    monkeypatch.setattr(recorder, "plot_curves", lambda *_, **__: None)
     threads = torch.get_num_threads()
     yield
     torch.set_num_threads(threads)

@@ -63,8 +63,8 @@ def test_figures_are_those_of_the_records(tiny, tiny_folder):
     assert result.pass_at_k == {
         k: pytest.approx(sum(pass_at_k(6, hit, k) for hit in hits) / 3) for k in (1, 2, 4)
     }
-    assert result.figures().keys() >= {"accuracy", "boxed_ratio", "truncated_ratio"}
-    json.dumps(result.figures())
+    assert result.metrics().keys() >= {"accuracy", "boxed_ratio", "truncated_ratio"}
+    json.dumps(result.metrics())
     assert run(tiny, problems, temperature=1.0, samples=6, seed=3) == result
     assert run(tiny, problems, temperature=1.0, samples=6, seed=4) != result
 

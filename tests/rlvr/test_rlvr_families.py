@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from oneshot import models
-from oneshot.rlvr import trainer
+from oneshot.rlvr import recorder
 from oneshot.rlvr.algorithm.critic import make_critic
 from oneshot.rlvr.algorithm.weight_sync import checkpoint_weights
 from oneshot.rlvr.algorithm_config import AlgorithmConfig, CriticConfig
@@ -26,7 +26,7 @@ BUFFERS = ["gemma4_text", "glm4_moe", "deepseek_v3"]
 
 @pytest.fixture(autouse=True)
 def _no_curves(monkeypatch):
-    monkeypatch.setattr(trainer, "plot_curves", lambda history, path: None)
+    monkeypatch.setattr(recorder, "plot_curves", lambda *_, **__: None)
 
 
 @pytest.mark.parametrize("family", BUFFERS)

@@ -11,12 +11,12 @@ from rlvr_tiny import make_algorithm
 from oneshot import ops
 from oneshot.rlvr.algorithm.loss import LossInputs, policy_loss, response_logprobs
 from oneshot.rlvr.algorithm.microbatch import loss_weights, plan, split
-from oneshot.rlvr.algorithm.optimizer import NonFiniteLossError
 from oneshot.rlvr.algorithm.passes import response_logits
 from oneshot.rlvr.algorithm.update import PolicyUpdater
 from oneshot.rlvr.algorithm_config import CorrectionConfig, OptimizerConfig
 from oneshot.rlvr.rollout.engine import token_positions
 from oneshot.rlvr.rollout.transformers_engine import TransformersEngine
+from oneshot.training.errors import NonFiniteLossError
 
 TEMPERATURE = 0.6
 

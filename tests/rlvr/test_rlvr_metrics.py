@@ -7,10 +7,10 @@ import time
 import pytest
 import rlvr_tiny
 
-from oneshot.rlvr.figures import Outcome, is_mixed, rollout_figures
-from oneshot.rlvr.metrics import open_log
+from oneshot.rlvr.metrics import PANELS, Outcome, is_mixed, rollout_metrics
 from oneshot.rlvr.notices import Notices
-from oneshot.rlvr.plots import PANELS, plot_curves
+from oneshot.rlvr.recorder import open_log
+from oneshot.training.curves import plot_curves
 from oneshot.training.jsonl import read_jsonl
 
 
@@ -47,7 +47,7 @@ def test_progress_without_a_terminal_is_plain_lines(tmp_path, capsys):
 def test_curves(tmp_path):
     history = [{"step": 0, "validation/accuracy": 0.1}]
     history += [{"step": i, "reward/mean": i / 9, "policy/entropy": 1 / i} for i in range(1, 10)]
-    plot_curves(history, tmp_path / "c.png", "title")
+    plot_curves(history, tmp_path / "c.png", PANELS, title="title")
     data = (tmp_path / "c.png").read_bytes()
     assert data[:8] == b"\x89PNG\r\n\x1a\n"
     from matplotlib.image import imread
@@ -55,7 +55,7 @@ def test_curves(tmp_path):
     image = imread(tmp_path / "c.png")
     assert image.shape[1] > image.shape[0]
     assert image[..., :3].std() > 0.05  # something is drawn
-    plot_curves([], tmp_path / "none.png")
+    plot_curves([], tmp_path / "none.png", PANELS)
     assert not (tmp_path / "none.png").exists()
 
 
@@ -66,8 +66,10 @@ def test_every_panel_says_what_its_axis_is(tmp_path, monkeypatch):
     monkeypatch.setattr(
         Figure, "savefig", lambda self, path, **_: drawn.append(self) or path.touch()
     )
-    history = [{key: 0.5 for _, keys in PANELS for key in keys} | {"step": i} for i in range(3)]
-    plot_curves(history, tmp_path / "c.png")
+    history = [
+        {key: 0.5 for panel in PANELS for key in panel.metrics} | {"step": i} for i in range(3)
+    ]
+    plot_curves(history, tmp_path / "c.png", PANELS)
     (figure,) = drawn
     assert [axes.get_xlabel() for axes in figure.axes] == ["step"] * len(PANELS)
 
@@ -103,7 +105,7 @@ ENDLESS = figures_of(response__truncated_ratio=1)
         ([EITHER] * 3, {3: "all wrong or all right"}),
         ([RIGHT] * 3, {3: "has learned what its reward can teach"}),
         ([ENDLESS] * 4, {3: "no response of the steps 1 to 3 ended .*max_new_tokens = 12"}),
-        ([{**WRONG, "refill/mixed": 0.5}] * 4, {}),  # dynamic sampling found mixed groups
+        ([{**WRONG, "dynamic_sampling/mixed": 0.5}] * 4, {}),  # dynamic sampling found mixed groups
         ([figures_of(), figures_of(reward__crashes=3)] * 2, {2: "step 2: 0 .* and 3 made their"}),
         (
             [figures_of(reward__timeouts=2)] * 3,
@@ -153,4 +155,4 @@ def test_a_grader_that_fails_is_seen_in_the_terminal(tmp_path, capsys):
 def test_rounding_is_no_difference_in_a_group(scores, mixed):
     assert is_mixed(scores) is mixed
     found = Outcome(["a", "b"], [1, 1], [True, True], scores, 0, 0)
-    assert rollout_figures(found, 2)["group/mixed"] == mixed
+    assert rollout_metrics(found, 2)["group/mixed"] == mixed

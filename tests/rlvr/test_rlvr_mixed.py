@@ -7,7 +7,7 @@ import rlvr_tiny
 import torch
 from safetensors.torch import load_file
 
-from oneshot.rlvr import trainer
+from oneshot.rlvr import recorder
 from oneshot.rlvr.algorithm.optimizer import make_optimizer
 from oneshot.rlvr.algorithm.policy import distribute, load_policy
 from oneshot.rlvr.algorithm.update import PolicyUpdater
@@ -20,7 +20,7 @@ from oneshot.training.distributed import Processes
 
 @pytest.fixture(autouse=True)
 def _threads(monkeypatch):
-    monkeypatch.setattr(trainer, "plot_curves", lambda history, path: None)
+    monkeypatch.setattr(recorder, "plot_curves", lambda *_, **__: None)
     threads = torch.get_num_threads()
     yield
     torch.set_num_threads(threads)

@@ -1,18 +1,20 @@
-"""Each row of the tables of the paper: the file loads, and differs from the script as it must."""
+"""Each row of the tables of the paper: its recipe differs from the script exactly as it must."""
 
 from pathlib import Path
 
 import pytest
+import torch
 
+from oneshot.cli import main
 from oneshot.rlvr.config import load_train_config
 from oneshot.rlvr.problems.data import read_problems
+from oneshot.rlvr.recipes import recipe, recipes, table
 from oneshot.training.config import to_dict
 
 ROOT = Path(__file__).resolve().parents[2]
-FILES = sorted(ROOT.glob("configs/paper/*.yaml"))
 FOLDER = "data/train/one_shot_rlvr/"
 
-# Model in the file name -> source, steps (the paper's; 2000 where it prints none).
+# Model in the name -> source, steps (the paper's; 2000 where it prints none).
 MODELS = {
     "qwen2.5-math-1.5b": ("Qwen/Qwen2.5-Math-1.5B", 2000),
     "qwen2.5-math-7b": ("Qwen/Qwen2.5-Math-7B", 1000),
@@ -64,7 +66,7 @@ def flat(value, prefix=""):
 
 
 def expected(stem):
-    """What differs from the released script, read from the name of the file."""
+    """What differs from the released script, read from the name of the recipe."""
     model, data, variant = (*stem.split("_"), "")[:3]
     source, steps = MODELS[model]
     found = {
@@ -104,26 +106,54 @@ def expected(stem):
     return found
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
-def test_a_row(path):
-    found = flat(to_dict(load_train_config(path)))
+@pytest.mark.parametrize("name", recipes())
+def test_a_row(name):
+    found = flat(to_dict(recipe(name).config()))
     script = flat(to_dict(load_train_config(None, ["--data.path=d", "--run.output=o"])))
     script |= {
-        "run.output": f"runs/paper/{path.stem}",
+        "run.output": f"runs/paper/{name}",
         "model.dtype": "mixed",  # float32 weights, bfloat16 computation
         "evaluation.path": "data/test/math500.parquet",
         "evaluation.grader": "strict",
     }
-    assert found == {**script, **expected(path.stem)}
+    assert found == {**script, **expected(name)}
 
 
 def test_every_row_is_there_once():
-    assert len(FILES) == 72
-    stems = {path.stem for path in FILES}
-    assert {f"qwen2.5-math-1.5b_pi1_ablation{n:02}" for n in TABLE_5} <= stems
+    assert len(recipes()) == 72
+    assert {f"qwen2.5-math-1.5b_pi1_ablation{n:02}" for n in TABLE_5} <= recipes().keys()
     page = (ROOT / "docs" / "rlvr_paper.md").read_text()
     listed = [line.split("`")[1] for line in page.splitlines() if line.startswith("| `")]
-    assert sorted(listed) == sorted(path.name for path in FILES)
+    assert sorted(listed) == sorted(recipes())
+    assert table() in page
+
+
+def test_the_command_lists_prints_plans_and_trains(tiny_folder, tmp_path, capsys):
+    name = "qwen2.5-math-1.5b_pi1_noent"
+    assert main(["rlvr", "recipe"]) == 0
+    assert capsys.readouterr().out == table()
+    assert main(["rlvr", "recipe", name, "--run.seed", "7"]) == 0
+    (tmp_path / "config.yaml").write_text(capsys.readouterr().out)
+    assert load_train_config(tmp_path / "config.yaml") == recipe(name).config(["--run.seed=7"])
+    assert main(["rlvr", "recipe", name, "--plan"]) == 0
+    numbers = [line.split()[-1] for line in capsys.readouterr().out.splitlines()[1:]]
+    # docs/scaling.md, with a copy and logits in bfloat16.
+    assert numbers == ["1.54", "3.59", "2.88", "6.79", "28.00", "37,925.93", "10.12"]
+    assert main(["rlvr", "recipe", "nope"]) == 1
+    assert "no recipe 'nope'" in capsys.readouterr().err
+    small = ["--rollout.batch_size=2", "--rollout.samples_per_prompt=2", "--run.steps=1"]
+    small += ["--rollout.max_new_tokens=6", "--evaluation.path=null", "--run.threads=1"]
+    small += [f"--model.source={tiny_folder / 'model'}", f"--run.output={tmp_path / 'run'}"]
+    small += [f"--data.path={tiny_folder / 'train.jsonl'}", "--model.dtype=float32"]
+    threads = torch.get_num_threads()
+    try:
+        assert main(["rlvr", "recipe", name, "--train", *small]) == 0
+    finally:
+        torch.set_num_threads(threads)
+    assert "step 1: reward" in capsys.readouterr().out
+    written = load_train_config(tmp_path / "run" / "config.yaml")
+    assert written == recipe(name).config(small)
+    assert written.algorithm.loss.entropy_coef == 0
 
 
 @pytest.mark.parametrize("name", list(RELEASED))

@@ -10,7 +10,8 @@ from rlvr_tiny import with_loss
 from safetensors.torch import load_file
 
 from oneshot import ops
-from oneshot.rlvr import trainer
+from oneshot.rlvr import recorder, trainer
+from oneshot.rlvr.algorithm.learner import Learner
 from oneshot.rlvr.algorithm.loss import LossInputs, policy_loss
 from oneshot.rlvr.algorithm.presets import PRESETS, expand_presets
 from oneshot.rlvr.algorithm.update import RolloutLogprobs
@@ -200,7 +201,7 @@ def test_a_preset_stands_for_its_options_where_it_stands(tmp_path):
 
 @pytest.fixture
 def _light_runs(monkeypatch):
-    monkeypatch.setattr(trainer, "plot_curves", lambda history, path: None)
+    monkeypatch.setattr(recorder, "plot_curves", lambda *_, **__: None)
     threads = torch.get_num_threads()
     yield
     torch.set_num_threads(threads)
@@ -298,6 +299,8 @@ def test_length_penalty_is_part_of_the_advantage_but_not_of_the_reward(tmp_path)
     ids = torch.zeros(4, 10, dtype=torch.int64)
     rollout = Rollout(ids[:, :1], mask[:, :1], ids, mask, [""] * 4, torch.ones(4).bool())
     updater = Updater()
-    figures = trainer.learn(config, updater, None, rollout, [1.0, 0.0, 1.0, 1.0], 1)
+    learner = Learner(config, updater)
+    estimate = learner.advantage(rollout, [1.0, 0.0, 1.0, 1.0])
+    figures = estimate.metrics | learner.update(rollout, estimate, 1)
     assert updater.seen.tolist() == pytest.approx([1.0, 0.0, 0.9, 0.5])
     assert figures == {"reward/overlong_penalty": pytest.approx(0.15)}

@@ -155,7 +155,7 @@ def test_resume_refuses_another_run(tiny_folder, whole, tmp_path):
     before = fingerprint(output)
     with pytest.raises(FileExistsError, match="is not empty; continue its run with --resume"):
         train(rlvr_tiny.config(tiny_folder, output))
-    with pytest.raises(ValueError, match=r"optimizer\.lr: 0\.001 there, 0\.002 now"):
+    with pytest.raises(ValueError, match=r"optimizer\.lr: saved 0\.001, requested 0\.002"):
         train(rlvr_tiny.config(tiny_folder, output, "--optimizer.lr=2e-3"), resume=True)
     with pytest.raises(ValueError, match=r"run\.steps is 3, but the run is already at step 6"):
         train(rlvr_tiny.config(tiny_folder, output, "--run.steps=3"), resume=True)

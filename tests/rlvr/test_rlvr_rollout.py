@@ -243,7 +243,7 @@ def test_a_long_response_does_not_hold_up_the_rest(tiny, monkeypatch):
 
 def test_places_choose_the_random_numbers(tiny):
     whole = engine(tiny).generate(PROMPTS, 4, 2)
-    part = engine(tiny).generate(PROMPTS[1::2], 4, 2, places=[1, 3])
+    part = engine(tiny).generate(PROMPTS[1::2], 4, 2, indices=[1, 3])
     assert part.texts == whole.texts[4:8] + whole.texts[12:]
     short = engine(tiny).generate(PROMPTS, 4, 2, limit=3)
     assert short.response_ids.shape[1] == 3

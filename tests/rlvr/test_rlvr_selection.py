@@ -10,7 +10,7 @@ import rlvr_tiny
 import torch
 
 from oneshot.cli import main
-from oneshot.rlvr import trainer
+from oneshot.rlvr import recorder
 from oneshot.rlvr.problems.data import Problem
 from oneshot.rlvr.problems.datafiles import read_rows
 from oneshot.rlvr.problems.selection import (
@@ -101,7 +101,7 @@ def test_accuracies_are_exact():
 
 
 def test_a_run_collects_its_history(tiny_folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(trainer, "plot_curves", lambda history, path: None)
+    monkeypatch.setattr(recorder, "plot_curves", lambda *_, **__: None)
     threads = torch.get_num_threads()
     config = rlvr_tiny.config(
         tiny_folder,

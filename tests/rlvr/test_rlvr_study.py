@@ -15,7 +15,7 @@ import pytest
 import rlvr_tiny
 
 from oneshot.cli import main
-from oneshot.rlvr import trainer
+from oneshot.rlvr import recorder, trainer
 from oneshot.rlvr.studies import study
 from oneshot.training import checkpoints
 from oneshot.training.jsonl import read_jsonl
@@ -25,8 +25,7 @@ from oneshot.training.seeding import derive_seed
 @pytest.fixture(autouse=True)
 def _no_drawing(monkeypatch):
     """Drawing the curves of a run takes longer than a run."""
-    monkeypatch.setattr(trainer, "plot_curves", lambda history, path: None)
-    monkeypatch.setattr("oneshot.rlvr.metrics.plot_curves", lambda history, path: None)
+    monkeypatch.setattr(recorder, "plot_curves", lambda *_, **__: None)
 
 
 @pytest.fixture
@@ -121,9 +120,9 @@ KILLED = """
 import json, sys
 from pathlib import Path
 import rlvr_tiny
-from oneshot.rlvr import metrics, trainer
+from oneshot.rlvr import recorder, trainer
 from oneshot.rlvr.studies import study
-trainer.plot_curves = metrics.plot_curves = lambda history, path: None
+recorder.plot_curves = lambda *_, **__: None
 tiny, output, overrides = json.loads(sys.argv[1])
 study.run_study("algorithms", rlvr_tiny.config(Path(tiny), Path(output), *overrides), seeds=1)
 """
@@ -176,7 +175,7 @@ def done(base, tmp_path):
 
 def test_a_finished_run_of_another_config_or_data_is_not_used(base, done):
     other = replace(base, optimizer=replace(base.optimizer, lr=0.5))
-    with pytest.raises(ValueError, match=r"optimizer.lr: 0.001 there, 0.5 now"):
+    with pytest.raises(ValueError, match=r"optimizer.lr: saved 0.001, requested 0.5"):
         study.run_study("post_saturation", other, seeds=1)
     with open(base.data.path, "w") as file:
         file.write(json.dumps({"problem": "3+4", "answer": "8"}) + "\n")

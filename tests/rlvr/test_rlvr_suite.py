@@ -8,13 +8,12 @@ import pytest
 import torch
 
 from oneshot.cli import main
-from oneshot.rlvr.config import DataConfig, ModelConfig, PromptConfig, RewardConfig
-from oneshot.rlvr.evaluate_config import EvaluateConfig
+from oneshot.rlvr.config import DataConfig, EvaluateConfig, ModelConfig, PromptConfig, RewardConfig
 from oneshot.rlvr.evaluation.benchmarks import BENCHMARKS, PAPER_SIX, parse_names, read_benchmark
 from oneshot.rlvr.evaluation.evaluate import accuracy_by_group, evaluate, pass_at_k
 from oneshot.rlvr.evaluation.report import plot
 from oneshot.rlvr.evaluation.suite import checkpoint_sources, run_suite
-from oneshot.rlvr.figures import reflection_shares
+from oneshot.rlvr.metrics import reflection_shares
 from oneshot.rlvr.problems.data import Problem
 from oneshot.rlvr.rewards.reward import make_reward
 from oneshot.rlvr.rewards.strict_grader import is_correct
@@ -189,7 +188,7 @@ def test_results_are_those_of_evaluate(scene, tiny):
                 seed=derive_seed(0, "benchmark", task),
             )  # fmt: skip
             found = entry["benchmarks"][task]
-            assert found == json.loads(json.dumps(expected.figures()))
+            assert found == json.loads(json.dumps(expected.metrics()))
             assert read_jsonl(out / "responses" / name / f"{task}.jsonl") == expected.records
             shares.append(found["accuracy"])
             low, high = (100 * x for x in found["interval"])
@@ -206,15 +205,21 @@ def test_results_are_those_of_evaluate(scene, tiny):
     assert "Best" not in text
 
 
+def set_accuracy(scene, name, task, value):
+    """Overwrites a stored result, to see whether it is read or measured again."""
+    path = scene[2] / "out" / "cells" / name / f"{task}.json"
+    cell = json.loads(path.read_text())
+    cell["result"]["accuracy"] = value
+    path.write_text(json.dumps(cell))
+
+
 def test_a_killed_call_continues_and_other_settings_are_refused(scene):
     options = config(scene)
     run_suite(options)
     path = scene[2] / "out" / "results.json"
     whole = json.loads(path.read_text())
-    partial = json.loads(path.read_text())
-    del partial["checkpoints"]["run_step_000010"]["benchmarks"]["aime24"]
-    partial["checkpoints"]["run_step_000002"]["benchmarks"]["math500"]["accuracy"] = 0.125
-    path.write_text(json.dumps(partial))
+    (scene[2] / "out" / "cells" / "run_step_000010" / "aime24.json").unlink()
+    set_accuracy(scene, "run_step_000002", "math500", 0.125)
     run_suite(options)
     again = json.loads(path.read_text())["checkpoints"]
     assert again["run_step_000010"] == whole["checkpoints"]["run_step_000010"]
@@ -228,13 +233,10 @@ def test_the_best_checkpoint_is_chosen_on_validation(scene, tiny_folder):
         scene, validation=str(tiny_folder / "eval.jsonl"), benchmarks=("math500", "aime24@4")
     )
     text = run_suite(options)
-    path = scene[2] / "out" / "results.json"
-    results = json.loads(path.read_text())
     for name, value in (("run_step_000002", 0.75), ("run_step_000010", 0.25)):
-        results["checkpoints"][name]["benchmarks"]["validation"]["accuracy"] = value
+        set_accuracy(scene, name, "validation", value)
         for task in ("math500", "aime24"):
-            results["checkpoints"][name]["benchmarks"][task]["accuracy"] = 1 - value
-    path.write_text(json.dumps(results))
+            set_accuracy(scene, name, task, 1 - value)
     text = run_suite(options)
     assert "Best on validation: **run_step_000002** (75.0)." in text
     assert "itself" not in text

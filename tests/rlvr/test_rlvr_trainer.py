@@ -9,13 +9,14 @@ import rlvr_tiny
 import torch
 from safetensors.torch import load_file, save_file
 
-from oneshot.rlvr import checkpoint, trainer
-from oneshot.rlvr.algorithm.optimizer import NonFiniteLossError
+from oneshot.rlvr import checkpoint, recorder
 from oneshot.rlvr.config import load_train_config
 from oneshot.rlvr.rewards.reward import RewardError
 from oneshot.rlvr.trainer import train
 from oneshot.training import checkpoints
+from oneshot.training.errors import NonFiniteLossError
 from oneshot.training.jsonl import read_jsonl
+from oneshot.training.state import TrainerState, load_optimizer
 
 FIGURES = {
     "reward/mean",
@@ -37,7 +38,7 @@ FIGURES = {
 @pytest.fixture(autouse=True)
 def _light_runs(monkeypatch):
     """No drawing, which takes longer than a run; and torch's threads as they were before it."""
-    monkeypatch.setattr(trainer, "plot_curves", lambda history, path: None)
+    monkeypatch.setattr(recorder, "plot_curves", lambda *_, **__: None)
     threads = torch.get_num_threads()
     yield
     torch.set_num_threads(threads)
@@ -137,7 +138,7 @@ def test_several_updates_per_rollout(tiny_folder, tmp_path):
         "--run.steps=2",
     )
     result = train(config, reward=rlvr_tiny.share_of_a)
-    assert checkpoint.read_state(result.checkpoint).updates == 8
+    assert TrainerState.read(result.checkpoint).updates == {"policy": 8}
     assert abs(result.history[-1]["policy/old_kl"]) > 1e-6  # the later updates are off-policy
 
 
@@ -275,7 +276,7 @@ def test_output_must_be_new(tiny_folder, tmp_path):
 
 
 def state(step):
-    return checkpoint.TrainerState(step, step, "digest", 1, torch.__version__)
+    return TrainerState(step, "digest", {"policy": step}, 1, torch.__version__)
 
 
 def optimizer_after_a_step(model):
@@ -294,17 +295,19 @@ def test_checkpoint_round_trip_and_rotation(tiny, tmp_path):
         )
     assert sorted(p.name for p in tmp_path.iterdir()) == ["step_000002", "step_000030"]
     assert checkpoints.latest(tmp_path) == tmp_path / "step_000030"
-    assert checkpoint.read_state(tmp_path / "step_000030") == state(30)
+    assert TrainerState.read(tmp_path / "step_000030") == state(30)
     other = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
-    checkpoint.load_optimizer(tmp_path / "step_000030", model, other)
+    load_optimizer(tmp_path / "step_000030", model.named_parameters(), other)
     for parameter in model.parameters():
         for key, value in optimizer.state[parameter].items():
             assert torch.equal(other.state[parameter][key], value)
     wider = copy.deepcopy(model)
     wider.model.norm.weight = torch.nn.Parameter(torch.ones(33))
     with pytest.raises(checkpoints.CheckpointError, match=r"norm\.weight have shape \(32,\)"):
-        checkpoint.load_optimizer(
-            tmp_path / "step_000030", wider, torch.optim.AdamW(wider.parameters())
+        load_optimizer(
+            tmp_path / "step_000030",
+            wider.named_parameters(),
+            torch.optim.AdamW(wider.parameters()),
         )
 
 

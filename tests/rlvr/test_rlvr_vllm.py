@@ -210,7 +210,7 @@ def test_equal_prompts_get_different_responses_and_seeds_repeat(folder, server):
     prompts = [[5, 9, 12]] * 4
     one = engine.generate(prompts, 4, 1)
     assert len(set(one.texts)) > 8
-    two = engine.generate(prompts[:2], 4, 1, places=[1, 3])
+    two = engine.generate(prompts[:2], 4, 1, indices=[1, 3])
     assert two.texts == one.texts[4:8] + one.texts[12:]
     assert engine.generate(prompts, 4, 2).texts != one.texts
     lengths = one.response_mask.sum(1)

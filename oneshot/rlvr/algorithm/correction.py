@@ -15,7 +15,7 @@ from oneshot.training.distributed import Processes
 def correction(
     rollout: Rollout, old_logprobs: Tensor, options: CorrectionConfig, processes: Processes
 ) -> tuple[Tensor, dict[str, float]]:
-    """Weights p_trainer / p_engine, and their figures over the responses of all processes.
+    """Weights p_trainer / p_engine, and their metrics over the responses of all processes.
 
     Args:
         rollout: N responses with the log-probs of the engine.
@@ -24,7 +24,7 @@ def correction(
         processes: Those that share the rollout.
 
     Returns:
-        [N, R], 0 where masked, or [N] (level "sequence"); and the figures.
+        [N, R], 0 where masked, or [N] (level "sequence"); and the metrics.
 
     Raises:
         ValueError: The engine reported no log-probs.

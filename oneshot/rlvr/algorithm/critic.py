@@ -72,17 +72,17 @@ class Critic:
             step: Rollout step, for the message of an error.
 
         Returns:
-            Figures (means over the optimizer steps).
+            Metrics (means over the optimizer steps).
 
         Raises:
             NonFiniteLossError: Before the optimizer step that would have spread it.
         """
         plan = self._plan(rollout)
-        figures: dict[str, float] = {}
+        metrics: dict[str, float] = {}
         for batches in plan:
             for name, value in self._step(batches, old_values, returns, step).items():
-                figures[name] = figures.get(name, 0.0) + value / len(plan)
-        return {f"critic/{name}": value for name, value in figures.items()}
+                metrics[name] = metrics.get(name, 0.0) + value / len(plan)
+        return {f"critic/{name}": value for name, value in metrics.items()}
 
     def _plan(self, rollout: Rollout) -> list[list[MicroBatch]]:
         return update_batches(
@@ -99,7 +99,7 @@ class Critic:
         exact = self.algorithm.microbatch_weighting == "exact"
         masks = [batch.response_mask for batch in batches]
         weights = loss_weights(masks, "token-mean" if exact else "sequences", self.processes)
-        # Passes that only keep the other processes company weigh nothing.
+        # Padding passes, needed to keep the ranks in step, have zero weight.
         idle = self.processes.padded(batches)[len(batches) :]
         batches, weights = batches + idle, weights + [0.0] * len(idle)
         total, clipped, squared = 0.0, 0.0, 0.0

@@ -1,4 +1,4 @@
-"""Cutting a rollout into pieces that fit in memory."""
+"""Splits a rollout into micro-batches that fit in memory."""
 
 from __future__ import annotations
 

@@ -8,13 +8,10 @@ import torch
 
 from oneshot.rlvr.algorithm_config import OptimizerConfig
 from oneshot.training.distributed import whole
+from oneshot.training.errors import NonFiniteLossError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-
-class NonFiniteLossError(FloatingPointError):
-    """The loss or its gradient is NaN or infinite; the weights were not touched by it."""
 
 
 def make_optimizer(model: PreTrainedModel, config: OptimizerConfig) -> torch.optim.AdamW:

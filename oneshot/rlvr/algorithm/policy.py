@@ -1,4 +1,4 @@
-"""Loading the model to train, the reference and a model to evaluate: one way for all."""
+"""Loads the policy, the reference and models to evaluate, and shards them."""
 
 from __future__ import annotations
 

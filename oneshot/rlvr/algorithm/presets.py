@@ -19,7 +19,7 @@ _GROUP = {
     "algorithm.baseline": "mean",
     "algorithm.scale": "std",
     "algorithm.kl_in": "loss",
-    "algorithm.refill_rounds": 0,
+    "algorithm.dynamic_sampling_rounds": 0,
     "algorithm.mask_truncated": False,
     "algorithm.overlong_buffer": 0.0,
 }
@@ -40,7 +40,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "dr_grpo": _preset("dr_grpo", scale="none"),
     # Dynamic sampling (at most ten batches per step, as in verl's recipe) and soft overlong
     # punishment over the last fifth: sections 3.2 and 3.4 of the paper.
-    "dapo": _preset("dapo", refill_rounds=9, overlong_buffer=0.2, overlong_penalty=1.0),
+    "dapo": _preset("dapo", dynamic_sampling_rounds=9, overlong_buffer=0.2, overlong_penalty=1.0),
     "gspo": _preset("gspo"),
     "cispo": _preset("cispo"),
     "sapo": _preset("sapo"),

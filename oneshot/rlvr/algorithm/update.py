@@ -98,7 +98,7 @@ class PolicyUpdater:
             logprobs: Of `self.logprobs(rollout)`, if they are already known.
 
         Returns:
-            Figures of the update (means over its optimizer steps).
+            Metrics of the update (means over its optimizer steps).
 
         Raises:
             NonFiniteLossError: Before the optimizer step that would have spread it.
@@ -107,17 +107,17 @@ class PolicyUpdater:
         if logprobs is None:
             logprobs = self.logprobs(rollout)
         weights: Tensor | None = None
-        figures: dict[str, float] = {}
+        metrics: dict[str, float] = {}
         options = self.algorithm.correction
         if options.level != "none":
             assert logprobs.old is not None
-            weights, figures = correction(rollout, logprobs.old, options, self.processes)
+            weights, metrics = correction(rollout, logprobs.old, options, self.processes)
         plan = self._plan(rollout)
         for batches in plan:
             part = self._step(rollout, batches, advantages, logprobs, weights, step)
             for name, value in part.items():
-                figures[name] = figures.get(name, 0.0) + value / len(plan)
-        return figures
+                metrics[name] = metrics.get(name, 0.0) + value / len(plan)
+        return metrics
 
     def _plan(self, rollout: Rollout) -> list[list[MicroBatch]]:
         return update_batches(
@@ -147,7 +147,7 @@ class PolicyUpdater:
             by_rows = loss.count_empty and loss.aggregate.startswith("seq-mean")
             aggregate = "sequences" if by_rows else loss.aggregate
             weights = loss_weights(masks, aggregate, self.processes)
-        # Passes that only keep the other processes company weigh nothing.
+        # Padding passes, needed to keep the ranks in step, have zero weight.
         idle = self.processes.padded(batches)[len(batches) :]
         batches = batches + idle
         masks += masks[-1:] * len(idle)
@@ -171,17 +171,17 @@ class PolicyUpdater:
                 part = value * (weight if name.startswith("loss/") else share)
                 totals[name] = totals.get(name, 0) + part
         values = torch.stack([value.double() for value in totals.values()]).tolist()
-        figures = dict(zip(totals, self.processes.sums(values), strict=True))
+        metrics = dict(zip(totals, self.processes.sums(values), strict=True))
         taken = take_step(
             self.policy,
             self.optimizer,
             self.schedule,
             self.updates,
-            figures["loss/total"],
+            metrics["loss/total"],
             f"step {step}: loss",
         )
         self.updates += 1
-        return {**figures, **{f"optimizer/{name}": value for name, value in taken.items()}}
+        return {**metrics, **{f"optimizer/{name}": value for name, value in taken.items()}}
 
     def _mask(self, rollout: Rollout, batch: MicroBatch) -> Tensor:
         """The tokens that count in the loss."""

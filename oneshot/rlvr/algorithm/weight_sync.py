@@ -1,9 +1,9 @@
-"""Keeping an engine with weights of its own equal to the trainer, and proving that it is.
+"""Sends the policy's weights to an engine that has its own copy, and checks that they arrive.
 
-Ways to be silently wrong are known (a stale copy of a tied output layer, part of a fused group), so
-nothing is believed: before the first step every weight is perturbed, sent, and the log-probs of
-engine and trainer are compared, then the true weights are sent and compared; and after every
-rollout some of its responses are compared. A difference stops the run.
+A copy can drift silently (a stale tied output layer, part of a fused group), so its outputs are
+checked against the trainer. Before the first step every weight is perturbed and sent, and the
+log-probs of engine and trainer are compared; then the true weights are sent and compared. After
+every rollout some of its responses are compared. A difference stops the run.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from oneshot.rlvr.checkpoint import stored_tensors
 from oneshot.rlvr.config import TrainConfig
 from oneshot.rlvr.rollout.engine import Rollout, RolloutEngine
 from oneshot.training.distributed import Processes, local, whole
+from oneshot.training.errors import RunError
 from oneshot.training.seeding import derive_seed
 
 if TYPE_CHECKING:
@@ -36,8 +37,23 @@ REHEARSAL_RESPONSES = 8
 REHEARSAL_TOKENS = 16
 
 
-class ParityError(RuntimeError):
+class ParityError(RunError):
     """The engine does not sample from the trainer's weights."""
+
+
+class SharedWeights:
+    """Stands in for `WeightSync` where the engine samples from the policy itself."""
+
+    def send(self) -> None:
+        """Has nothing to send."""
+
+    def rehearse(self, prompts: Sequence[Sequence[int]], seed: int) -> float:
+        """Has nothing to check."""
+        return 0.0
+
+    def compare(self, rollout: Rollout, where: str) -> dict[str, float]:
+        """Has nothing to compare."""
+        return {}
 
 
 @dataclass
@@ -53,7 +69,7 @@ class WeightSync:
         microbatch_tokens: As `algorithm.microbatch_tokens`.
         processes: The processes of the run.
         share_prompts: Whether the policy reads a prompt once for all of its responses.
-        copy: The whole copy that this process keeps of the policy; None without one.
+        copy: This process's whole copy of the policy; None without one.
     """
 
     policy: PreTrainedModel
@@ -90,7 +106,7 @@ class WeightSync:
         Raises:
             ParityError: The engine still used an old weight.
         """
-        with perturbed(self.policy, derive_seed(seed, "perturbation", self.processes.rank)):
+        with Perturbed(self.policy, derive_seed(seed, "perturbation", self.processes.rank)):
             self.send()
             self._rehearse(prompts, seed, "the rehearsal with perturbed weights")
         self.send()
@@ -146,11 +162,11 @@ def make_sync(
     updater: PolicyUpdater,
     engine: RolloutEngine,
     copy: PreTrainedModel | None,
-) -> WeightSync | None:
-    """The weight sync of a run; None when the engine samples from the policy itself."""
+) -> WeightSync | SharedWeights:
+    """The weight sync of a run."""
     processes = updater.processes
     if not engine.needs_weights and processes.size == 1 and copy is None:
-        return None
+        return SharedWeights()
     tolerance = config.rollout.parity_tolerance
     return WeightSync(
         policy=updater.policy,
@@ -185,8 +201,8 @@ def checkpoint_weights(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
     yield from revert_weight_conversion(model, dict(weights_of(model))).items()
 
 
-class perturbed:
-    """Adds noise to every weight inside the block and takes back the very same bits after it."""
+class Perturbed:
+    """Adds noise to every weight inside the block and restores the same bits after it."""
 
     def __init__(self, model: PreTrainedModel, seed: int) -> None:
         self.model = model
@@ -195,7 +211,7 @@ class perturbed:
     @torch.no_grad()
     def __enter__(self) -> None:
         generator = torch.Generator().manual_seed(self.seed)
-        self.kept = [local(p.detach()).clone() for p in self.model.parameters()]
+        self._weights = [local(p.detach()).clone() for p in self.model.parameters()]
         for parameter in self.model.parameters():
             part = local(parameter.detach())
             noise = torch.randn(part.shape, generator=generator).to(part)
@@ -203,5 +219,5 @@ class perturbed:
 
     @torch.no_grad()
     def __exit__(self, *error: object) -> None:
-        for parameter, kept in zip(self.model.parameters(), self.kept, strict=True):
-            local(parameter.detach()).copy_(kept)
+        for parameter, weights in zip(self.model.parameters(), self._weights, strict=True):
+            local(parameter.detach()).copy_(weights)

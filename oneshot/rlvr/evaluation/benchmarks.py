@@ -1,4 +1,4 @@
-"""The benchmarks of Wang et al. 2025 (arXiv:2504.20571): where they are, and rows to problems.
+"""The benchmarks of Wang et al. 2025 (arXiv:2504.20571): sources and their rows.
 
 Local files lie as in the released evaluation folder, <folder>/<name>/test.jsonl; without a folder
 they come from the hub. Tables of the ARC benchmarks are in the paper, their prompt is not: ours is
@@ -141,8 +141,8 @@ def _answer(benchmark: Benchmark, row: Mapping[str, Any]) -> str:
             raise ValueError("the solution has no boxed answer")
         value: Any = boxed
     elif benchmark.answer == "final_answer":
-        found = _field(row, "final_answer")
-        value = str(found[0] if isinstance(found, list) and found else found).replace("$", "")
+        value = _field(row, "final_answer")
+        value = str(value[0] if isinstance(value, list) and value else value).replace("$", "")
     else:
         value = _field(row, "answer")
     if isinstance(value, float) and value.is_integer():

@@ -8,9 +8,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from oneshot.rlvr.config import PromptConfig
-from oneshot.rlvr.evaluate_config import EvaluateConfig
-from oneshot.rlvr.figures import reflection_shares
+from oneshot.rlvr.config import EvaluateConfig, PromptConfig
+from oneshot.rlvr.metrics import reflection_shares
 from oneshot.rlvr.problems.data import Problem, read_problems
 from oneshot.rlvr.problems.prompt import encode
 from oneshot.rlvr.rewards.reward import AnswerReward, Reward, has_boxed_answer, make_reward
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
-# Tokens of a response when nothing else is asked for: the limit of the paper's evaluation.
+# Default limit of a response in tokens: that of the paper's evaluation.
 DEFAULT_LIMIT = 3072
 # Fields of a problem by which accuracies are split, where its rows have them.
 GROUP_FIELDS = ("subject", "level", "type", "subfield")
@@ -30,7 +29,7 @@ GROUP_FIELDS = ("subject", "level", "type", "subfield")
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Figures over all problems.
+    """Metrics over all problems.
 
     Attributes:
         accuracy: Share of correct responses (mean over samples, then over problems).
@@ -61,7 +60,7 @@ class Evaluation:
     timeouts: int
     records: list[dict[str, Any]]
 
-    def figures(self) -> dict[str, Any]:
+    def metrics(self) -> dict[str, Any]:
         """Everything but the records."""
         return {key: value for key, value in asdict(self).items() if key != "records"}
 
@@ -99,7 +98,7 @@ def evaluate(
         stop_tokens: As `rollout.stop_tokens`.
 
     Returns:
-        The figures, with every response.
+        The metrics, with every response.
 
     Raises:
         ValueError: No problems, a prompt with token ids that the model does not have, or responses
@@ -135,7 +134,7 @@ def evaluate(
 
 
 def _doubts(result: Evaluation, grader: Reward, max_new_tokens: int) -> list[str]:
-    """What makes the figures of an evaluation doubtful."""
+    """Reasons to doubt the metrics of an evaluation."""
     doubts = []
     if result.truncated_ratio == 1:
         doubts.append(
@@ -159,7 +158,7 @@ def prepare(
     max_new_tokens: int | None,
     option: str = "max_new_tokens",
 ) -> tuple[list[list[int]], int]:
-    """The prompts as token ids and the limit of the responses; all that can be wrong with them.
+    """The prompts as token ids and the limit of the responses, checked against the model.
 
     Args:
         model: The model.
@@ -242,8 +241,8 @@ def accuracy_by_group(
                 values.setdefault(str(problem.extra[name]), []).append(accuracy)
         if values:
             result[name] = {
-                value: {"problems": len(found), "accuracy": sum(found) / len(found)}
-                for value, found in sorted(values.items())
+                value: {"problems": len(accuracies), "accuracy": sum(accuracies) / len(accuracies)}
+                for value, accuracies in sorted(values.items())
             }
     return result
 
@@ -280,7 +279,7 @@ def evaluate_config(config: EvaluateConfig) -> Evaluation:
         config: Model, problems, sampling, grader.
 
     Returns:
-        The figures, with every response.
+        The metrics, with every response.
     """
     import torch
 

@@ -7,25 +7,26 @@ from pathlib import Path
 from typing import Any
 
 from oneshot.rlvr.evaluation.benchmarks import BENCHMARKS
+from oneshot.training.grid import markdown_table
 
 Results = dict[str, dict[str, Any]]
-"""Checkpoint -> {"source", "step", "benchmarks": {task: figures of an Evaluation}}."""
+"""Checkpoint -> {"source", "step", "benchmarks": {task: metrics of an Evaluation}}."""
 
 VALIDATION = "validation"
-# Title, figure, factor and format of the plain tables.
-FIGURES = (
+# Title, metric, factor and format of the plain tables.
+METRICS = (
     ("Boxed answers, percent of responses", "boxed_ratio", 100, ".0f"),
     ("Responses cut at the length limit, percent", "truncated_ratio", 100, ".1f"),
     ("Mean response length, tokens", "mean_tokens", 1, ".0f"),
     ("Longest response, tokens", "max_tokens", 1, ".0f"),
 )
 
-# Title and figure of the panels of the curves.
+# Title and metric of the panels of the curves.
 PANELS: tuple[tuple[str, Callable[[dict[str, Any]], float]], ...] = (
-    ("Accuracy, percent", lambda figures: 100 * figures["accuracy"]),
-    ("Boxed answers, percent", lambda figures: 100 * figures["boxed_ratio"]),
-    ("Response length, tokens", lambda figures: figures["mean_tokens"]),
-    ("Self-reflection, percent of responses", lambda figures: 100 * figures["reflection"]["any"]),
+    ("Accuracy, percent", lambda metrics: 100 * metrics["accuracy"]),
+    ("Boxed answers, percent", lambda metrics: 100 * metrics["boxed_ratio"]),
+    ("Response length, tokens", lambda metrics: metrics["mean_tokens"]),
+    ("Self-reflection, percent of responses", lambda metrics: 100 * metrics["reflection"]["any"]),
 )
 
 Cell = Callable[[dict[str, Any], str], str]
@@ -56,9 +57,9 @@ def markdown(results: Results, tasks: Sequence[str], paper_protocol: bool) -> st
     def accuracy(entry: dict[str, Any], column: str) -> str:
         if column == "average":
             return f"{100 * average(entry, math):.1f}"
-        found = entry["benchmarks"][column]
-        low, high = (100 * x for x in found["interval"])
-        return f"{100 * found['accuracy']:.1f} [{low:.1f}, {high:.1f}]"
+        metrics = entry["benchmarks"][column]
+        low, high = (100 * x for x in metrics["interval"])
+        return f"{100 * metrics['accuracy']:.1f} [{low:.1f}, {high:.1f}]"
 
     parts.append("Accuracy in percent (mean over responses), Wilson 95 % interval over problems.\n")
     parts.append(_table(results, columns, accuracy))
@@ -71,24 +72,22 @@ def markdown(results: Results, tasks: Sequence[str], paper_protocol: bool) -> st
     if several:
         parts.append("## pass@k, percent\n")
         parts.append(_table(results, several, lambda e, t: _pass_at_k(e["benchmarks"][t])))
-    for title, key, scale, form in FIGURES:
+    for title, key, scale, style in METRICS:
         parts.append(f"## {title}\n")
-        parts.append(_table(results, tasks, _figure(key, scale, form)))
+        parts.append(_table(results, tasks, _metric(key, scale, style)))
     parts.append("## Responses with a word of self-reflection, percent\n")
     parts.append(_table(results, tasks, lambda e, t: _reflection(e["benchmarks"][t])))
     parts += _groups(results, tasks)
     return "\n".join(parts)
 
 
-def _figure(key: str, scale: float, form: str) -> Cell:
-    return lambda entry, task: format(scale * entry["benchmarks"][task][key], form)
+def _metric(key: str, scale: float, style: str) -> Cell:
+    return lambda entry, task: format(scale * entry["benchmarks"][task][key], style)
 
 
 def _table(results: Results, columns: Sequence[str], cell: Cell) -> str:
-    lines = ["| checkpoint | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
-    for name, entry in results.items():
-        lines.append(f"| {name} | " + " | ".join(cell(entry, c) for c in columns) + " |")
-    return "\n".join(lines) + "\n"
+    rows = [[name, *(cell(entry, c) for c in columns)] for name, entry in results.items()]
+    return markdown_table(["checkpoint", *columns], rows) + "\n"
 
 
 def _selection(
@@ -114,14 +113,14 @@ def _selection(
     return "\n".join(f"* {line}" for line in lines) + "\n" if lines else ""
 
 
-def _pass_at_k(figures: dict[str, Any]) -> str:
-    return ", ".join(f"@{k} {100 * value:.1f}" for k, value in figures["pass_at_k"].items())
+def _pass_at_k(metrics: dict[str, Any]) -> str:
+    return ", ".join(f"@{k} {100 * value:.1f}" for k, value in metrics["pass_at_k"].items())
 
 
-def _reflection(figures: dict[str, Any]) -> str:
-    found = figures["reflection"]
-    words = ", ".join(f"{word} {100 * x:.1f}" for word, x in found.items() if word != "any" and x)
-    return f"{100 * found['any']:.1f}" + (f" ({words})" if words else "")
+def _reflection(metrics: dict[str, Any]) -> str:
+    shares = metrics["reflection"]
+    words = ", ".join(f"{word} {100 * x:.1f}" for word, x in shares.items() if word != "any" and x)
+    return f"{100 * shares['any']:.1f}" + (f" ({words})" if words else "")
 
 
 def _groups(results: Results, tasks: Sequence[str]) -> list[str]:
@@ -131,15 +130,15 @@ def _groups(results: Results, tasks: Sequence[str]) -> list[str]:
         fields = next(iter(results.values()))["benchmarks"][task]["groups"]
         for name, values in fields.items():
             parts.append(f"## {task} by {name}, percent\n")
-            titles = {f"{v} ({found['problems']:.0f})": v for v, found in values.items()}
+            titles = {f"{v} ({group['problems']:.0f})": v for v, group in values.items()}
             parts.append(_table(results, list(titles), _group(task, name, titles)))
     return parts
 
 
 def _group(task: str, name: str, titles: dict[str, str]) -> Cell:
     def cell(entry: dict[str, Any], column: str) -> str:
-        found = entry["benchmarks"][task]["groups"][name][titles[column]]
-        return f"{100 * found['accuracy']:.1f}"
+        group = entry["benchmarks"][task]["groups"][name][titles[column]]
+        return f"{100 * group['accuracy']:.1f}"
 
     return cell
 

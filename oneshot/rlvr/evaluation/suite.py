@@ -1,31 +1,37 @@
 """Benchmarks over checkpoints: `oneshot rlvr eval --benchmarks ...`.
 
-<output>/results.json       settings, and the figures of every checkpoint on every benchmark
+<output>/results.json       settings, and the metrics of every checkpoint on every benchmark
 <output>/results.md         the same as tables
 <output>/curves.png         the same over training steps
 <output>/responses/         every response, <checkpoint>/<benchmark>.jsonl
+<output>/cells/             the same results one by one (`oneshot.training.grid`)
 
-Results are written as they come; the same command continues where a killed one stopped.
+The same command continues where a killed one stopped.
 """
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import json
 import re
-from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from oneshot.rlvr.config import RewardConfig
-from oneshot.rlvr.evaluate_config import EvaluateConfig
+from oneshot.rlvr.config import EvaluateConfig, RewardConfig
 from oneshot.rlvr.evaluation.benchmarks import BENCHMARKS, parse_names, read_benchmark
-from oneshot.rlvr.evaluation.evaluate import Evaluation, evaluate, prepare
+from oneshot.rlvr.evaluation.evaluate import evaluate, prepare
 from oneshot.rlvr.evaluation.report import VALIDATION, markdown, plot
 from oneshot.rlvr.problems.data import Problem, read_problems
 from oneshot.rlvr.rewards.reward import Reward, make_reward
 from oneshot.training.config import to_dict
+from oneshot.training.grid import Cell, run_grid, write_json, write_text
 from oneshot.training.seeding import derive_seed
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 _STEP = re.compile(r"step_(\d{6,})")
 # May differ between a killed call and the one that continues it.
@@ -58,29 +64,23 @@ def run_suite(config: EvaluateConfig) -> str:
     assert config.output is not None
     folder = Path(config.output)
     results = _open(folder, config)
-    graders: dict[str, Reward] = {}
-    try:
-        for name, source in sources.items():
-            known = results["checkpoints"].setdefault(
-                name, {"source": source, "step": _step(source), "benchmarks": {}}
-            )
-            if known["source"] != source:
-                raise ValueError(f"{folder} has results of another checkpoint named {name!r}")
-            missing = [task for task in tasks if task not in known["benchmarks"]]
-            if not missing:
-                continue
-            chosen = {task: tasks[task] for task in missing}
-            for task, found in _evaluate(config, source, chosen, graders):
-                _write_responses(folder / "responses" / name / f"{task}.jsonl", found)
-                known["benchmarks"][task] = found.figures()
-                _write(folder / "results.json", json.dumps(results, indent=1) + "\n")
-    finally:
-        for reward in graders.values():
-            reward.close()
-    asked = {name: results["checkpoints"][name] for name in sources}
-    text = markdown(asked, list(tasks), config.paper_protocol)
-    _write(folder / "results.md", text)
-    plot(asked, list(tasks), folder / "curves.png")
+    for name, source in sources.items():
+        entry: dict[str, Any] = {"source": source, "step": _step(source), "benchmarks": {}}
+        if results["checkpoints"].setdefault(name, entry)["source"] != source:
+            raise ValueError(f"{folder} has results of another checkpoint named {name!r}")
+    cells = [(name, task) for name in sources for task in tasks]
+    with contextlib.closing(_Measurement(config, tasks, folder)) as measurement:
+        grid = [
+            Cell(f"{name}/{task}", partial(measurement.run, name, sources[name], task))
+            for name, task in cells
+        ]
+        for (name, task), outcome in zip(cells, run_grid(grid, folder / "cells"), strict=True):
+            results["checkpoints"][name]["benchmarks"][task] = outcome.result
+            write_json(folder / "results.json", results)
+    requested = {name: results["checkpoints"][name] for name in sources}
+    text = markdown(requested, list(tasks), config.paper_protocol)
+    write_text(folder / "results.md", text)
+    plot(requested, list(tasks), folder / "curves.png")
     return text
 
 
@@ -97,12 +97,12 @@ def checkpoint_sources(config: EvaluateConfig) -> dict[str, str]:
     for entry in config.checkpoints or (config.model.source,):
         folder = Path(entry)
         inside = folder / "checkpoints"
-        found = [entry]
+        sources_of_run = [entry]
         if inside.is_dir():
-            found = [str(p) for p in sorted(inside.iterdir()) if _STEP.fullmatch(p.name)]
-            if not found:
+            sources_of_run = [str(p) for p in sorted(inside.iterdir()) if _STEP.fullmatch(p.name)]
+            if not sources_of_run:
                 raise FileNotFoundError(f"checkpoints: {inside} has no checkpoint")
-        for source in found:
+        for source in sources_of_run:
             name = re.sub(r"[^\w.-]+", "_", _name(source))
             if name in sources:
                 raise ValueError(f"checkpoints: {sources[name]} and {source} are both {name!r}")
@@ -119,8 +119,8 @@ def _name(source: str) -> str:
 
 
 def _step(source: str) -> int | None:
-    found = _STEP.fullmatch(Path(source).name)
-    return int(found[1]) if found else None
+    match = _STEP.fullmatch(Path(source).name)
+    return int(match[1]) if match else None
 
 
 def _tasks(config: EvaluateConfig) -> dict[str, Task]:
@@ -147,41 +147,61 @@ def _tasks(config: EvaluateConfig) -> dict[str, Task]:
     return tasks
 
 
-def _evaluate(
-    config: EvaluateConfig, source: str, tasks: dict[str, Task], graders: dict[str, Reward]
-) -> Iterator[tuple[str, Evaluation]]:
-    """Evaluates one model on tasks, one after the other; the model is freed at the end."""
-    from oneshot import models
-    from oneshot.rlvr.algorithm.policy import load_policy
-    from oneshot.rlvr.rollout.engine_check import check_engine
+class _Measurement:
+    """Evaluates models on tasks; one model is loaded at a time, a grader once."""
 
-    tokenizer = models.load_tokenizer(source)
-    model = load_policy(config.model, source, tokenizer, sampling=True)
-    for problems, _, _ in tasks.values():  # before the first of them is answered
-        prompts, limit = prepare(
-            model, tokenizer, problems, config.data.prompt, config.max_new_tokens
+    def __init__(self, config: EvaluateConfig, tasks: dict[str, Task], folder: Path) -> None:
+        self.config = config
+        self.tasks = tasks
+        self.folder = folder
+        self._graders: dict[str, Reward] = {}
+        self._load = functools.lru_cache(maxsize=1)(self._load_model)
+
+    def run(self, name: str, source: str, task: str) -> dict[str, Any]:
+        """The metrics of a model on a task; the responses go to a file."""
+        config, (problems, samples, grader) = self.config, self.tasks[task]
+        model, tokenizer = self._load(source)
+        if grader.function not in self._graders:
+            self._graders[grader.function] = make_reward(grader, config.seed)
+        evaluation = evaluate(
+            model,
+            tokenizer,
+            problems,
+            template=config.data.prompt,
+            max_new_tokens=config.max_new_tokens,
+            batch_size=config.batch_size,
+            temperature=config.benchmark_temperature if samples > 1 else 0.0,
+            samples=samples,
+            top_p=config.top_p,
+            grader=self._graders[grader.function],
+            seed=derive_seed(config.seed, "benchmark", task),
+            stop_tokens=config.stop_tokens,
         )
-    check_engine(model, tokenizer, prompts, config.stop_tokens, limit)
-    for name, (problems, samples, grader) in tasks.items():
-        if grader.function not in graders:
-            graders[grader.function] = make_reward(grader, config.seed)
-        yield (
-            name,
-            evaluate(
-                model,
-                tokenizer,
-                problems,
-                template=config.data.prompt,
-                max_new_tokens=config.max_new_tokens,
-                batch_size=config.batch_size,
-                temperature=config.benchmark_temperature if samples > 1 else 0.0,
-                samples=samples,
-                top_p=config.top_p,
-                grader=graders[grader.function],
-                seed=derive_seed(config.seed, "benchmark", name),
-                stop_tokens=config.stop_tokens,
-            ),
-        )
+        lines = "".join(json.dumps(record) + "\n" for record in evaluation.records)
+        write_text(self.folder / "responses" / name / f"{task}.jsonl", lines)
+        return evaluation.metrics()
+
+    def close(self) -> None:
+        """Ends the grader processes and frees the model."""
+        self._load.cache_clear()
+        for grader in self._graders.values():
+            grader.close()
+
+    def _load_model(self, source: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+        """A model that all tasks fit, checked before it answers the first of them."""
+        from oneshot import models
+        from oneshot.rlvr.algorithm.policy import load_policy
+        from oneshot.rlvr.rollout.engine_check import check_engine
+
+        config = self.config
+        tokenizer = models.load_tokenizer(source)
+        model = load_policy(config.model, source, tokenizer, sampling=True)
+        for problems, _, _ in self.tasks.values():
+            prompts, limit = prepare(
+                model, tokenizer, problems, config.data.prompt, config.max_new_tokens
+            )
+        check_engine(model, tokenizer, prompts, config.stop_tokens, limit)
+        return model, tokenizer
 
 
 def _open(folder: Path, config: EvaluateConfig) -> dict[str, Any]:
@@ -189,7 +209,6 @@ def _open(folder: Path, config: EvaluateConfig) -> dict[str, Any]:
     settings = {k: v for k, v in to_dict(config).items() if k not in _MAY_CHANGE}
     path = folder / "results.json"
     if not path.exists():
-        folder.mkdir(parents=True, exist_ok=True)
         return {"settings": settings, "checkpoints": {}}
     results: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     if results["settings"] != json.loads(json.dumps(settings)):
@@ -197,14 +216,3 @@ def _open(folder: Path, config: EvaluateConfig) -> dict[str, Any]:
         changed = [key for key in new if old.get(key) != new[key]]
         raise ValueError(f"output: {folder} has results of other settings ({', '.join(changed)})")
     return results
-
-
-def _write_responses(path: Path, found: Evaluation) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _write(path, "".join(json.dumps(record) + "\n" for record in found.records))
-
-
-def _write(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.writing")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)

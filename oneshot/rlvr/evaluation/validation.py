@@ -68,7 +68,7 @@ class Validation:
         return bool(self.problems) and (last or step % self.config.evaluation.every == 0)
 
     def run(self, step: int) -> dict[str, float]:
-        """Validates; returns the figures and writes every response to validation/."""
+        """Validates; returns the metrics and writes every response to validation/."""
         if not self.problems:
             return {}
         options, rollout = self.config.evaluation, self.config.rollout
@@ -88,7 +88,7 @@ class Validation:
         self.folder.mkdir(exist_ok=True)
         with (self.folder / f"step_{step:06d}.jsonl").open("w", encoding="utf-8") as lines:
             lines.writelines(json.dumps(record) + "\n" for record in result.records)
-        figures = {
+        metrics = {
             "accuracy": result.accuracy,
             "accuracy_low": result.interval[0],
             "accuracy_high": result.interval[1],
@@ -99,7 +99,7 @@ class Validation:
             "timeouts": result.timeouts,
             **{f"pass_at_{k}": value for k, value in result.pass_at_k.items() if k > 1},
         }
-        return {f"validation/{name}": value for name, value in figures.items()}
+        return {f"validation/{name}": value for name, value in metrics.items()}
 
     def close(self) -> None:
         """Ends the grader processes."""

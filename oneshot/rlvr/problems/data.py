@@ -1,6 +1,6 @@
 """Problems with a verifiable answer: reading them, and making batches of them.
 
-Three file forms: Parquet with verl's columns (the training files of Wang et al. 2025), JSON lines
+Three file formats: Parquet with verl's columns (the training files of Wang et al. 2025), JSON lines
 and JSON lists (rows of `{problem|question|prompt, answer}` or of verl's columns), and datasets of
 the Hugging Face hub by name. A malformed row is an error that names the file and the row.
 """
@@ -215,7 +215,7 @@ def row_index(row: Mapping[str, Any], position: int) -> int:
         return position
     if isinstance(index, str) and index.strip().isdecimal():
         return int(index)
-    if isinstance(index, float) and index.is_integer():  # a Parquet column with empty places
+    if isinstance(index, float) and index.is_integer():  # a Parquet column with missing values
         return int(index)
     if isinstance(index, bool) or not isinstance(index, int):
         raise ValueError(
@@ -233,11 +233,11 @@ def check_indices(problems: Sequence[Problem]) -> None:
         ValueError: Two problems of one index differ in question or answer.
     """
     first: dict[int, int] = {}
-    for place, problem in enumerate(problems):
-        other = problems[first.setdefault(problem.index, place)]
+    for i, problem in enumerate(problems):
+        other = problems[first.setdefault(problem.index, i)]
         if (other.messages, other.answer) != (problem.messages, problem.answer):
             raise ValueError(
-                f"problems {first[problem.index] + 1} and {place + 1} both have the index "
+                f"problems {first[problem.index] + 1} and {i + 1} both have the index "
                 f"{problem.index} (extra_info.index) and differ; number the rows anew, or remove "
                 "the field to count them"
             )
@@ -245,10 +245,10 @@ def check_indices(problems: Sequence[Problem]) -> None:
 
 def _content(row: Mapping[str, Any], key: str | None) -> tuple[Any, set[str]]:
     if key is None:
-        found = next((name for name in PROBLEM_KEYS if name in row), None)
-        if found is None:
+        name = next((name for name in PROBLEM_KEYS if name in row), None)
+        if name is None:
             raise ValueError(f"no field problem, question or prompt; the row has {sorted(row)}")
-        return row[found], {found}
+        return row[name], {name}
     names = {name for _, name, _, _ in string.Formatter().parse(key) if name} or {key}
     missing = sorted(names - set(row))
     if missing:

@@ -1,4 +1,4 @@
-r"""Wrong labels on purpose: what happens to training when the verified answer is not right.
+r"""Wrong labels on purpose, to measure training on answers that are not right.
 
 Wang et al. 2025 (arXiv:2504.20571) relabel their single example (12.7, 4 or 9292725 for 12.8) and
 flip 60 % or 90 % of the labels of the full set: "random ± within 10 and random sign change", and
@@ -7,7 +7,7 @@ numerator and denominator for fractions. Their code is not released. Here that r
 * a number: plus or minus a random integer from 1 to 10, then the sign changes with probability 1/2;
 * `\frac{a}{b}` or a/b: the same to a and b; the denominator stays positive;
 * anything else with a number in it: its first number;
-* no number: cannot be flipped and is not drawn.
+* no number: cannot be flipped and is not sampled.
 
 A flipped label never equals the old one in value.
 """
@@ -80,15 +80,15 @@ def flip_label(label: str, generator: random.Random) -> str:
             if new_bottom > 1 and Fraction(new_top, new_bottom) not in (old, 0):
                 minus = "-" if new_top < 0 else ""
                 return f"{minus}\\frac{{{abs(new_top)}}}{{{new_bottom}}}"
-    found = _NUMBER.search(label)
-    if found is None:
+    match = _NUMBER.search(label)
+    if match is None:
         raise ValueError(f"label {label!r} has no number to change")
-    number = Decimal(found[0])
+    number = Decimal(match[0])
     while True:
         moved = number + generator.choice((-1, 1)) * generator.randint(1, 10)
         moved = -moved if generator.random() < 0.5 else moved
         if moved not in (number, 0):  # a lone sign change of 0 would change nothing
-            return f"{label[: found.start()]}{moved}{label[found.end() :]}"
+            return f"{label[: match.start()]}{moved}{label[match.end() :]}"
 
 
 def _moved(number: int, generator: random.Random) -> int:

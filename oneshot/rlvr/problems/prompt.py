@@ -31,13 +31,13 @@ def render(problem: Problem, tokenizer: PreTrainedTokenizerBase, template: Promp
     """
     roles = [message["role"] for message in problem.messages]
     begun = roles[-1] == "assistant"
-    asked = len(roles) - 1 - begun
-    if asked < 0 or roles[asked] == "assistant":
+    question = len(roles) - 1 - begun
+    if question < 0 or roles[question] == "assistant":
         raise ValueError(
             f"problem {problem.index}: expected a message to answer, and at most one of the "
             f"assistant behind it, got the roles {roles}"
         )
-    last = problem.messages[asked]
+    last = problem.messages[question]
     content = template.few_shot + last["content"] + template.suffix
     if template.template == "plain":
         if len(problem.messages) > 1:
@@ -52,7 +52,7 @@ def render(problem: Problem, tokenizer: PreTrainedTokenizerBase, template: Promp
             "prompt.plain_format"
         )
     messages: list[dict[str, Any]] = list(problem.messages)
-    messages[asked] = {**last, "content": content}
+    messages[question] = {**last, "content": content}
     if template.system is not None:
         messages.insert(0, {"role": "system", "content": template.system})
     text = tokenizer.apply_chat_template(
@@ -104,14 +104,14 @@ def turn_end(tokenizer: PreTrainedTokenizerBase) -> int | None:
         return None
     from jinja2 import TemplateError
 
-    said = "response"
-    messages = [{"role": "user", "content": "question"}, {"role": "assistant", "content": said}]
+    response = "response"
+    messages = [{"role": "user", "content": "question"}, {"role": "assistant", "content": response}]
     try:
         text = tokenizer.apply_chat_template(messages, tokenize=False)
     except (TemplateError, ValueError):  # a template of other roles, or several without a default
         return None
     assert isinstance(text, str)
-    ids: list[int] = tokenizer(text.rpartition(said)[2], add_special_tokens=False)["input_ids"]
+    ids: list[int] = tokenizer(text.rpartition(response)[2], add_special_tokens=False)["input_ids"]
     added = tokenizer.added_tokens_decoder
     return next((token for token in ids if token in added and added[token].special), None)
 
@@ -122,16 +122,20 @@ def drop_long(
     """Leaves out problems whose prompt is longer than `max_tokens`, as the released code does.
 
     Returns:
-        The problems kept, their prompts, and how many were left out.
+        The problems retained, their prompts, and how many were left out.
 
     Raises:
         ValueError: No problem is left.
     """
-    kept = [i for i, prompt in enumerate(prompts) if len(prompt) <= max_tokens]
-    if not kept:
+    retained = [i for i, prompt in enumerate(prompts) if len(prompt) <= max_tokens]
+    if not retained:
         shortest = min(len(prompt) for prompt in prompts)
         raise ValueError(
             f"no prompt has at most max_prompt_tokens = {max_tokens} tokens; the shortest of "
             f"{len(prompts)} has {shortest}"
         )
-    return [problems[i] for i in kept], [prompts[i] for i in kept], len(problems) - len(kept)
+    return (
+        [problems[i] for i in retained],
+        [prompts[i] for i in retained],
+        len(problems) - len(retained),
+    )

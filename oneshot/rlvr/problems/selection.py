@@ -1,7 +1,7 @@
-"""Which training example to take: ranking by the accuracy history of a run on the whole set.
+"""Ranks training examples by the accuracy history of a run on the whole set.
 
 A run writes accuracy.jsonl (per step: mean accuracy of each problem it visited) and, at its end,
-acc_step_<steps>.json: problem index -> accuracies in the order of its visits, the form of the
+acc_step_<steps>.json: problem index -> accuracies in the order of its visits, the format of the
 paper's own acc_step_500.json. Unlike there, accuracies are exact, not floored to eighths.
 """
 
@@ -39,10 +39,10 @@ class Ranked:
 
 def step_accuracy(problems: Sequence[Problem], scores: Sequence[float]) -> dict[str, float]:
     """Share of right responses (score above 0.5) of each problem of a step, by its index."""
-    found: dict[str, list[bool]] = {}
+    visits: dict[str, list[bool]] = {}
     for problem, score in zip(problems, scores, strict=True):
-        found.setdefault(str(problem.index), []).append(score > 0.5)
-    return {index: sum(right) / len(right) for index, right in found.items()}
+        visits.setdefault(str(problem.index), []).append(score > 0.5)
+    return {index: sum(right) / len(right) for index, right in visits.items()}
 
 
 def fold(rows: Sequence[dict[str, Any]]) -> History:
@@ -67,22 +67,22 @@ def read_history(path: str | Path) -> History:
     if path.suffix == ".jsonl":
         return fold(read_jsonl(path))
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        history = json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
         raise ValueError(f"{path}: not JSON ({error})") from None
-    if not isinstance(found, dict) or not found:
+    if not isinstance(history, dict) or not history:
         raise ValueError(f"{path}: expected an object of index -> accuracies")
-    for index, values in found.items():
+    for index, values in history.items():
         fine = (
             isinstance(values, list) and values and all(isinstance(v, int | float) for v in values)
         )
         if not index.isdigit() or not fine:
             raise ValueError(f"{path}: expected index -> accuracies, got {index!r}: {values!r:.80}")
-    return {int(index): [float(v) for v in values] for index, values in found.items()}
+    return {int(index): [float(v) for v in values] for index, values in history.items()}
 
 
 def write_history(path: Path, history: History) -> None:
-    """Writes a history in the form of acc_step_500.json."""
+    """Writes a history in the format of acc_step_500.json."""
     temporary = path.with_name(f".{path.name}.writing")
     temporary.write_text(json.dumps(history, indent=4) + "\n", encoding="utf-8")
     temporary.replace(path)

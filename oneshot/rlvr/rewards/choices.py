@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 
 _LABEL = "[A-Ea-e1-5]"
-_FORMS = (
+_PATTERNS = (
     rf"({_LABEL})",  # B
     rf"[(\[]\s*({_LABEL})\s*[)\]].*",  # (B) 12
     rf"({_LABEL})\s*[.):](?!\d).*",  # B. 12 and B) 12, but no number such as 2.5
@@ -27,9 +27,11 @@ def label(text: str) -> str:
     """The label of an answer, upper case; an answer without one as it is, upper case."""
     plain = _SPACES.sub(" ", _COMMANDS.sub(" ", text)).strip().strip(".:/").strip()
     plain = " ".join(plain.split())
-    for form in _FORMS:
-        found = re.fullmatch(form, plain, re.DOTALL | (re.IGNORECASE if "choice" in form else 0))
-        if found:
-            return found[1].upper()
+    for pattern in _PATTERNS:
+        match = re.fullmatch(
+            pattern, plain, re.DOTALL | (re.IGNORECASE if "choice" in pattern else 0)
+        )
+        if match:
+            return match[1].upper()
     alone = re.findall(r"\b[A-E]\b", plain)
     return alone[-1] if alone else plain.upper()

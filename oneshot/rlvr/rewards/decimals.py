@@ -1,4 +1,4 @@
-r"""Numbers in scientific notation, which math-verify misreads: 4.5e33 is to it 4.5 times Euler's e.
+r"""Numbers in scientific notation, which math-verify misreads: 4.5e33 as 4.5 times Euler's e.
 
 A written decimal has an exact value, so two of them need no computer algebra: `value` reads
 `4.5e33`, `4.5\times 10^{33}`, `10^{-5}`, `870,000,000` and `0.00001`.
@@ -27,10 +27,10 @@ def value(text: str) -> tuple[Fraction, bool] | None:
 
     A unit in `\text{}` or `\mathrm{}` behind the number is left out, as math-verify does.
     """
-    found = _WRITTEN.fullmatch(text.strip())
-    if found is None:
+    match = _WRITTEN.fullmatch(text.strip())
+    if match is None:
         return None
-    sign, digits, *powers = found.groups()
+    sign, digits, *powers = match.groups()
     if len(digits or "") > LONGEST:
         return None
     power = next((int(p) for p in powers if p is not None), None)
@@ -41,7 +41,7 @@ def value(text: str) -> tuple[Fraction, bool] | None:
 
 
 def equal(truth: str, answer: str) -> bool | None:
-    """Whether two written decimals are equal; None where that is not for this module to say.
+    """Whether two written decimals are equal; None where this module cannot tell.
 
     With a power of ten on one side the values decide. Without one only a difference is certain,
     of more than a millionth: math-verify rounds to six places, so that 1e-7 equals 2e-7.
@@ -62,7 +62,7 @@ def readings(truth: str, answer: str) -> list[tuple[str, str]]:
     a sign behind the e its own spelling stays a second reading.
     """
     pairs = [(as_latex(truth), as_latex(answer))]
-    if any(found[2][0] in "+-" for found in _E_NOTATION.finditer(truth)):
+    if any(match[2][0] in "+-" for match in _E_NOTATION.finditer(truth)):
         pairs.append((truth, answer))
     return pairs
 

@@ -1,4 +1,4 @@
-"""Child process of `grading.py`: imports one grader, then grades what the pipe brings.
+"""Child process of `grading.py`: imports one grader, then grades the items of a pipe.
 
 Run as `python -m oneshot.rlvr.rewards.grader_worker <pipe fd> <function> <seconds>`. It imports no
 torch.
@@ -74,15 +74,15 @@ def harness_grader() -> Callable[[str, str], float]:
     verify = math_verify_grader()
 
     def evaluated(text: str) -> float | None:
-        for found in parse(f"\\boxed{{{as_latex(text)}}}", parsing_timeout=None)[:1]:
+        for value in parse(f"\\boxed{{{as_latex(text)}}}", parsing_timeout=None)[:1]:
             try:
-                return float(found)
+                return float(value)
             except (TypeError, ValueError, OverflowError):
                 break  # it has a variable, or is no expression
         return None
 
     return lambda truth, answer: float(
-        is_correct(truth, answer, lambda gold, found: bool(verify(gold, found)), evaluated)
+        is_correct(truth, answer, lambda gold, answer: bool(verify(gold, answer)), evaluated)
     )
 
 
@@ -101,11 +101,11 @@ def named_grader(name: str) -> Callable[[str, Any], float]:
     function = getattr(importlib.import_module(module), attribute)
 
     def grade(response: str, problem: Any) -> float:
-        found = function([response], [problem])
+        result = function([response], [problem])
         try:
-            return as_scores(found, 1)[0]
+            return as_scores(result, 1)[0]
         except (TypeError, ValueError):
-            message = f"expected one finite number for one response, got {found!r}"
+            message = f"expected one finite number for one response, got {result!r}"
             raise TypeError(message) from None
 
     return grade

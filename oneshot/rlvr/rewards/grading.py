@@ -22,6 +22,8 @@ from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
 from typing import Any, Literal
 
+from oneshot.training.errors import RunError
+
 WORKER = "oneshot.rlvr.rewards.grader_worker"
 GRACE = 1.0
 START_LIMIT = 120.0
@@ -29,7 +31,7 @@ START_LIMIT = 120.0
 Status = Literal["score", "raised", "timeout", "crash"]
 
 
-class GraderStartError(RuntimeError):
+class GraderStartError(RunError):
     """A grader process could not start: its function cannot be imported, for example."""
 
 

@@ -1,4 +1,4 @@
-r"""The lenient check of the evaluation harness behind the paper's benchmark figures, nearly.
+r"""Close to the lenient check of the evaluation harness that the paper's benchmarks use.
 
 Wang et al. 2025 evaluate with a fork of Qwen2.5-Math's harness. It takes an answer wherever it
 finds one, down to the last number of the response, and compares numbers with a relative tolerance
@@ -28,18 +28,18 @@ def extract(text: str) -> str:
     """
     _, hoped, rest = text.partition("final answer is $")
     if hoped and "$. I hope" in rest:
-        found = rest.partition("$. I hope")[0]
+        answer = rest.partition("$. I hope")[0]
     elif "boxed" in text:
-        found = _after_box(text.rpartition("boxed")[2])
+        answer = _after_box(text.rpartition("boxed")[2])
     else:
         marker = next((marker for marker in _MARKERS if marker in text), None)
         if marker is not None:
-            found = text.rpartition(marker)[2]
+            answer = text.rpartition(marker)[2]
         else:
             numbers = re.findall(r"-?\d*\.?\d+", text.replace(",", ""))
-            found = numbers[-1] if numbers else ""
-    found = re.sub(r"\n\s*", "", found.strip())
-    return found.removeprefix(":").removesuffix(".").removesuffix("/").strip()
+            answer = numbers[-1] if numbers else ""
+    answer = re.sub(r"\n\s*", "", answer.strip())
+    return answer.removeprefix(":").removesuffix(".").removesuffix("/").strip()
 
 
 def _after_box(text: str) -> str:
@@ -69,9 +69,9 @@ def is_correct(
     """
     if hendrycks_form(truth) == hendrycks_form(answer):
         return True
-    expected, found = number(truth), number(answer)
-    if expected is not None and found is not None:
-        return any(_close(found, value) for value in (expected, expected / 100, expected * 100))
+    expected, actual = number(truth), number(answer)
+    if expected is not None and actual is not None:
+        return any(_close(actual, value) for value in (expected, expected / 100, expected * 100))
     if symbolic(truth, answer):
         return True
     parts, others = _elements(truth), _elements(answer)
@@ -79,12 +79,12 @@ def is_correct(
         pairs = zip(parts, others, strict=True)
         return all(is_correct(part, other, symbolic, evaluated) for part, other in pairs)
     expected = evaluated(truth) if expected is None else expected
-    found = evaluated(answer) if found is None else found
-    return expected is not None and found is not None and _close(found, expected)
+    actual = evaluated(answer) if actual is None else actual
+    return expected is not None and actual is not None and _close(actual, expected)
 
 
-def _close(found: float, expected: float) -> bool:
-    return math.isclose(found, expected, rel_tol=TOLERANCE)
+def _close(actual: float, expected: float) -> bool:
+    return math.isclose(actual, expected, rel_tol=TOLERANCE)
 
 
 def _brackets(text: str) -> str:

@@ -1,4 +1,4 @@
-r"""What a response earns: its boxed answer checked by a grader, a mere box, chance, or yours.
+r"""Rewards: a boxed answer checked by a grader, the presence of a box, chance, or a function.
 
 Only the response is looked at, never the prompt: prompts of this field often contain a literal
 `\boxed{}`, which would make a format reward on prompt and response always 1.
@@ -22,6 +22,7 @@ from oneshot.rlvr.config import RewardConfig
 from oneshot.rlvr.problems.data import Problem
 from oneshot.rlvr.rewards import harness_grader, strict_grader
 from oneshot.rlvr.rewards.grading import GraderPool
+from oneshot.training.errors import RunError
 from oneshot.training.seeding import derive_seed
 
 RewardFunction = Callable[[Sequence[str], Sequence[Problem]], Sequence[float]]
@@ -31,7 +32,7 @@ CACHE_SIZE = 100_000
 LARGEST = 3.4028234663852886e38  # of float32, the type of advantages
 
 
-class RewardError(RuntimeError):
+class RewardError(RunError):
     """A reward function failed or returned something that is not a score."""
 
 
@@ -53,7 +54,7 @@ class RewardResult:
 class Reward(ABC):
     """A reward: call it with responses, their problems, the step and their rows.
 
-    `rows` are the places of the responses in the batch of all processes, by default 0, 1, ...
+    `rows` are the positions of the responses in the batch of all processes, by default 0, 1, ...
     """
 
     @abstractmethod
@@ -200,8 +201,8 @@ class AnswerReward(Reward):
                 if outcome.status == "score":
                     self._known[pair] = outcome.score
                 timeouts += outcome.status == "timeout"
-                # An answer that a parser cannot stand (a hundred thousand digits) is no reason to
-                # end a run.
+                # An answer that breaks a parser (a hundred thousand digits) must not end a
+                # run.
                 crashes += outcome.status in ("crash", "raised")
         scores = [
             verdicts[pair] if pair and pair[0] != pair[1] else float(bool(pair)) for pair in pairs
@@ -268,18 +269,18 @@ class FunctionReward(Reward):
     ) -> RewardResult:
         """Scores each response."""
         _check_lengths(responses, problems)
-        found = self.function(responses, problems)
+        scores = self.function(responses, problems)
         try:
-            return RewardResult(as_scores(found, len(responses)))
+            return RewardResult(as_scores(scores, len(responses)))
         except (TypeError, ValueError) as error:
             raise RewardError(f"reward {self.name!r}: {error}") from None
 
 
-def as_scores(found: Any, count: int) -> list[float]:
-    """What a reward function returned, as numbers.
+def as_scores(scores: Any, count: int) -> list[float]:
+    """The scores that a reward function returned, checked.
 
     Args:
-        found: A sequence of numbers, or an array or tensor [count].
+        scores: A sequence of numbers, or an array or tensor [count].
         count: Number of responses.
 
     Raises:
@@ -287,30 +288,30 @@ def as_scores(found: Any, count: int) -> list[float]:
         ValueError: It has another length, more than one axis, or a score that is no finite number
             in float32.
     """
-    shape = getattr(found, "shape", None)
-    if isinstance(found, str | bytes | Mapping | Set) or not hasattr(found, "__len__"):
-        raise TypeError(f"expected a list of {count} numbers, got {type(found).__name__}")
+    shape = getattr(scores, "shape", None)
+    if isinstance(scores, str | bytes | Mapping | Set) or not hasattr(scores, "__len__"):
+        raise TypeError(f"expected a list of {count} numbers, got {type(scores).__name__}")
     if shape is not None and len(shape) != 1:
         raise ValueError(f"expected a list of {count} numbers, got shape {tuple(shape)}")
-    if len(found) != count:
-        raise ValueError(f"returned {len(found)} scores for {count} responses")
-    for i, score in enumerate(found):
+    if len(scores) != count:
+        raise ValueError(f"returned {len(scores)} scores for {count} responses")
+    for i, score in enumerate(scores):
         if not _is_score(score):
             raise ValueError(
                 f"response {i}: expected a finite number, got {score!r} "
                 "(float32 holds up to 3.4e38)"
             )
-    return [float(score) for score in found]
+    return [float(score) for score in scores]
 
 
 def visible(answer: str) -> str:
     r"""An answer without what LaTeX does not print, such as `\phantom{5}`."""
-    while (found := re.search(r"\\[hv]?phantom\s*\{", answer)) is not None:
-        depth, end = 1, found.end()
+    while (match := re.search(r"\\[hv]?phantom\s*\{", answer)) is not None:
+        depth, end = 1, match.end()
         while depth and end < len(answer):
             depth += {"{": 1, "}": -1}.get(answer[end], 0)
             end += 1
-        answer = answer[: found.start()] + answer[end:]
+        answer = answer[: match.start()] + answer[end:]
     return answer
 
 

@@ -1,7 +1,7 @@
-"""Responses and the engines that sample them: what every engine takes and gives.
+"""Responses and the interface of the engines that sample them.
 
 An engine samples from weights that it shares with the trainer (`transformers_engine` on one
-process) or that it is sent after every update (`weight_sync`): vLLM in this process
+process) or receives after every update (`weight_sync`): vLLM in this process
 (`vllm_engine`), vLLM as a server (`vllm_server`), or a whole copy of a sharded policy.
 """
 
@@ -52,7 +52,7 @@ class RolloutEngine(Protocol):
     """Anything that samples responses from the current weights of the policy.
 
     Attributes:
-        needs_weights: Whether it has weights of its own, which `load_weights` must renew.
+        needs_weights: Whether it has its own copy of the weights, which `load_weights` renews.
     """
 
     needs_weights: bool
@@ -63,7 +63,7 @@ class RolloutEngine(Protocol):
         n: int,
         seed: int,
         *,
-        places: Sequence[int] | None = None,
+        indices: Sequence[int] | None = None,
         limit: int | None = None,
     ) -> Rollout:
         """Samples `n` responses to each prompt.
@@ -71,8 +71,8 @@ class RolloutEngine(Protocol):
         Args:
             prompts: Token ids of each prompt, none empty.
             n: Responses per prompt; those of prompt i are rows i * n to i * n + n - 1.
-            seed: Everything random depends on it and on the place of the prompt.
-            places: Place of each prompt in the batch of all processes; by default 0, 1, ...
+            seed: Everything random depends on it and on the index of the prompt.
+            indices: Position of each prompt in the batch of all processes; by default 0, 1, ...
             limit: Longest response in tokens, if shorter than the engine's own limit.
 
         Raises:
@@ -80,7 +80,7 @@ class RolloutEngine(Protocol):
         """
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
-        """Takes over all weights, by their names in the Hugging Face layout."""
+        """Replaces all weights, by their names in the Hugging Face layout."""
 
     def close(self) -> None:
         """Ends what the engine started."""
@@ -102,7 +102,7 @@ def assemble(
     Args:
         prompts: Token ids of the prompt of each response.
         responses: Token ids of each response, its end-of-sequence token included.
-        finished: Whether each ended by itself.
+        finished: Whether each ended with an end-of-sequence token.
         logprobs: Of each token of each response, or None.
         tokenizer: For the texts.
         pad_id: Fills the padding.
@@ -187,13 +187,13 @@ def check_prompts(prompts: Sequence[Sequence[int]], vocabulary: int) -> None:
     check_vocabulary(ids, vocabulary, "a prompt has")
 
 
-def check_vocabulary(ids: Tensor, vocabulary: int, who: str) -> None:
+def check_vocabulary(ids: Tensor, vocabulary: int, subject: str) -> None:
     """Raises ValueError if a token id is not in [0, vocabulary)."""
     wrong = ids[(ids < 0) | (ids >= vocabulary)]
     if len(wrong):
         raise ValueError(
-            f"{who} token id {int(wrong[0])}; the model has {vocabulary} token ids: tokenizer and "
-            "model do not belong together"
+            f"{subject} token id {int(wrong[0])}, but the model has {vocabulary} token ids: "
+            "tokenizer and model do not belong together"
         )
 
 
@@ -269,8 +269,8 @@ def stop_ids(
     }
     vocabulary = embedding_count(model)
     ids: list[int] = []
-    for source, found in sources.items():
-        for token in found:
+    for source, tokens in sources.items():
+        for token in tokens:
             if token is None or token in ids:
                 continue
             if not 0 <= token < vocabulary:

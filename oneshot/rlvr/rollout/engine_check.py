@@ -1,4 +1,4 @@
-"""A rehearsal of the transformers engine: does the model decode with a cache as it reads a text?
+"""A rehearsal of the transformers engine: log-probs with a cache against those of a plain pass.
 
 Some models ignore the cache that they are given, others cannot be decoded in a batch; the tokens
 that come out look like text. So a few short responses are sampled before the first real one, and
@@ -77,7 +77,7 @@ def check_engine(
             raise UnsupportedModelError(
                 f"{name}: log-probs of {what} differ from those of a plain pass by {mean:.3g} on "
                 f"average, at most {tolerance:g} is accepted: the model ignores the cache or the "
-                f"padding that it is given; {remedy}"
+                f"padding mask; {remedy}"
             )
     return float(differences["its cached decoding"][rollout.response_mask].mean())
 

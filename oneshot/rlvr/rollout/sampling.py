@@ -35,8 +35,8 @@ def choose(
         ordered, order = probabilities.sort(-1, descending=True)
         before = ordered.double().cumsum(-1) - ordered
         total = probabilities.sum(-1, keepdim=True)
-        kept = torch.where(before < top_p * total, ordered, 0)
-        probabilities = torch.zeros_like(probabilities).scatter(-1, order, kept)
+        nucleus = torch.where(before < top_p * total, ordered, 0)
+        probabilities = torch.zeros_like(probabilities).scatter(-1, order, nucleus)
     mass = probabilities.double().cumsum(-1)
     total = mass[:, -1:]
     # Rounding must not push the threshold to the total: no token lies above it.

@@ -1,9 +1,9 @@
 """The rollout engine on plain transformers models: continuous batching with a key/value cache.
 
 At most `max_sequences` sequences are decoded at once. Finished ones leave the batch, and waiting
-ones take their places, so one long response does not hold up the rest. A prompt that occurs many
+ones take their slots, so one long response does not hold up the rest. A prompt that occurs many
 times (one training example!) is read once and its cache copied. The uniform number behind each
-token depends on the seed, the place of the row and the position alone, so neither who shares the
+token depends on the seed, the place of the row and the position alone, so neither what shares the
 batch nor when a row enters it changes a draw.
 
 Recurrent and hybrid models decode through transformers' own cache layers. Where a cache is not
@@ -32,17 +32,18 @@ from oneshot.rlvr.rollout.engine import (
     token_positions,
 )
 from oneshot.rlvr.rollout.sampling import choose
+from oneshot.training.errors import RunError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 # Share of finished rows from which on it pays to copy the cache without them.
 COMPACT_SHARE = 0.125
-# Share of free places from which on it pays to read prompts into them.
+# Share of free slots from which on it pays to read prompts into them.
 REFILL_SHARE = 0.25
 
 
-class NonFiniteLogitsError(FloatingPointError):
+class NonFiniteLogitsError(RunError):
     """The model's logits are NaN or infinite: there is no next token."""
 
 
@@ -99,7 +100,7 @@ class TransformersEngine:
         n: int,
         seed: int,
         *,
-        places: Sequence[int] | None = None,
+        indices: Sequence[int] | None = None,
         limit: int | None = None,
     ) -> Rollout:
         """Samples `n` responses to each prompt; see `RolloutEngine`."""
@@ -115,8 +116,8 @@ class TransformersEngine:
         if self.report_logprobs:
             result.logprobs = torch.zeros(len(rows), width, device=device)
         if self.temperature > 0:
-            order = range(len(prompts)) if places is None else places
-            index = torch.tensor([place * n + i for place in order for i in range(n)])
+            order = range(len(prompts)) if indices is None else indices
+            index = torch.tensor([prompt * n + i for prompt in order for i in range(n)])
             generator = torch.Generator().manual_seed(seed)
             total = int(index.max()) + 1
             uniforms = torch.rand(total, width, generator=generator, dtype=torch.float64)

@@ -77,7 +77,7 @@ class VllmEngine:
         n: int,
         seed: int,
         *,
-        places: Sequence[int] | None = None,
+        indices: Sequence[int] | None = None,
         limit: int | None = None,
     ) -> Rollout:
         """Samples `n` responses to each prompt; see `RolloutEngine`."""
@@ -87,12 +87,12 @@ class VllmEngine:
         stops = self.vocabulary.stop_ids
         settings = [
             SamplingParams(**request_settings(self.rollout, stops, n, own, limit))
-            for own in prompt_seeds(seed, len(prompts), places)
+            for own in prompt_seeds(seed, len(prompts), indices)
         ]
-        found = self.llm.generate(
+        requests = self.llm.generate(
             [{"prompt_token_ids": list(prompt)} for prompt in prompts], settings, use_tqdm=False
         )
-        outputs = [output for request in found for output in request.outputs]
+        outputs = [output for request in requests for output in request.outputs]
         return assemble(
             [prompt for prompt in prompts for _ in range(n)],
             [list(output.token_ids) for output in outputs],

@@ -2,8 +2,8 @@
 
 `oneshot rlvr serve` starts the server; it may live in another virtual environment. Weights go
 through a file in a folder that both see (shared memory by default): one file per update, removed as
-soon as the server has read it. The server's address must be private: whoever reaches it can replace
-its weights.
+soon as the server has read it. The server's address must be private: any client that reaches it
+can replace its weights.
 """
 
 from __future__ import annotations
@@ -30,8 +30,9 @@ from oneshot.rlvr.rollout.vllm_settings import (
     engine_arguments,
     prompt_seeds,
     request_settings,
-    server_words,
+    server_argv,
 )
+from oneshot.training.errors import RunError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -40,7 +41,7 @@ NAME = "policy"
 CONNECTIONS = 128
 
 
-class RolloutServerError(RuntimeError):
+class RolloutServerError(RunError):
     """The server cannot be reached or refused a request."""
 
 
@@ -79,7 +80,7 @@ class VllmServerEngine:
         n: int,
         seed: int,
         *,
-        places: Sequence[int] | None = None,
+        indices: Sequence[int] | None = None,
         limit: int | None = None,
     ) -> Rollout:
         """Samples `n` responses to each prompt; see `RolloutEngine`."""
@@ -100,7 +101,7 @@ class VllmServerEngine:
 
         # A request each: one request of many prompts would give them all the same seed.
         with ThreadPoolExecutor(min(CONNECTIONS, len(prompts))) as pool:
-            answers = list(pool.map(ask, prompts, prompt_seeds(seed, len(prompts), places)))
+            answers = list(pool.map(ask, prompts, prompt_seeds(seed, len(prompts), indices)))
         choices = [choice for answer in answers for choice in answer]
         return assemble(
             [prompt for prompt in prompts for _ in range(n)],
@@ -136,8 +137,8 @@ class VllmServerEngine:
             with urllib.request.urlopen(request, timeout=self.rollout.vllm.timeout) as answer:
                 text = answer.read()
         except urllib.error.HTTPError as error:
-            said = error.read().decode(errors="replace")[:500]
-            raise RolloutServerError(f"{url} answered {error.code}: {said}") from error
+            answer = error.read().decode(errors="replace")[:500]
+            raise RolloutServerError(f"{url} answered {error.code}: {answer}") from error
         except OSError as error:
             raise RolloutServerError(
                 f"no answer from the rollout server at {url} ({error}); start it with "
@@ -147,7 +148,7 @@ class VllmServerEngine:
 
 
 def serve(
-    source: str, model: ModelConfig, rollout: RolloutConfig, seed: int, words: list[str]
+    source: str, model: ModelConfig, rollout: RolloutConfig, seed: int, argv: list[str]
 ) -> None:
     """Becomes vLLM's server for a run; does not return.
 
@@ -156,7 +157,7 @@ def serve(
         model: For the type of the weights.
         rollout: Lengths, address and vLLM's own options.
         seed: Of vLLM itself.
-        words: More options of vLLM's server.
+        argv: More options of vLLM's server.
 
     Raises:
         ModuleNotFoundError: vLLM is not installed.
@@ -177,4 +178,4 @@ def serve(
     module = [sys.executable, "-m", "vllm.entrypoints.openai.api_server"]
     # Opens /collective_rpc and /reset_prefix_cache, by which the trainer sends weights.
     environment = {**os.environ, "VLLM_SERVER_DEV_MODE": "1"}
-    os.execve(sys.executable, [*module, *server_words(arguments), *words], environment)
+    os.execve(sys.executable, [*module, *server_argv(arguments), *argv], environment)

@@ -29,7 +29,7 @@ class Vocabulary:
 
 
 def engine_arguments(source: str, model: ModelConfig, rollout: RolloutConfig) -> dict[str, Any]:
-    """Arguments of `vllm.LLM`; `server_words` makes options of the server of them.
+    """Arguments of `vllm.LLM`; `server_argv` turns them into options of the server.
 
     Args:
         source: Folder or hub name of the model.
@@ -48,10 +48,10 @@ def engine_arguments(source: str, model: ModelConfig, rollout: RolloutConfig) ->
         "worker_extension_cls": EXTENSION,
         # Of the distribution that was sampled from, at the temperature.
         "logprobs_mode": "processed_logprobs",
-        # Seeds of requests crash the CPU engine when a prompt is read in pieces (0.32.0).
+        # Seeds of requests crash the CPU engine when a prompt is read in chunks (0.32.0).
         "enable_chunked_prefill": False,
         "max_num_batched_tokens": max(length, 8192),
-        # No sampling defaults of the model (repetition penalty, top-k) behind our back.
+        # Ignore the model's sampling defaults (repetition penalty, top-k).
         "generation_config": "vllm",
     }
     if options.gpu_memory_utilization is not None:
@@ -59,16 +59,16 @@ def engine_arguments(source: str, model: ModelConfig, rollout: RolloutConfig) ->
     return arguments
 
 
-def server_words(arguments: dict[str, Any]) -> list[str]:
+def server_argv(arguments: dict[str, Any]) -> list[str]:
     """The same as options of vLLM's server."""
-    words = []
+    argv = []
     for name, value in arguments.items():
         option = name.replace("_", "-")
         if isinstance(value, bool):
-            words.append(f"--{option}" if value else f"--no-{option}")
+            argv.append(f"--{option}" if value else f"--no-{option}")
         else:
-            words += [f"--{option}", str(value)]
-    return words
+            argv += [f"--{option}", str(value)]
+    return argv
 
 
 def request_settings(
@@ -89,7 +89,7 @@ def request_settings(
     }
 
 
-def prompt_seeds(seed: int, count: int, places: Sequence[int] | None) -> list[int]:
-    """A seed for each prompt, from its place: equal prompts must not get equal responses."""
-    order = range(count) if places is None else places
-    return [derive_seed(seed, "vllm", place) % SEED_LIMIT for place in order]
+def prompt_seeds(seed: int, count: int, indices: Sequence[int] | None) -> list[int]:
+    """A seed for each prompt, from its position: equal prompts must not get equal responses."""
+    order = range(count) if indices is None else indices
+    return [derive_seed(seed, "vllm", index) % SEED_LIMIT for index in order]

@@ -1,4 +1,4 @@
-"""What runs inside vLLM's workers: taking over new weights. Imports nothing of oneshot but this.
+"""Runs inside vLLM's workers and loads new weights. Imports nothing else of oneshot.
 
 vLLM mixes `WeightReceiver` into its worker class (`worker_extension_cls`). Weights always arrive as
 a whole: part of a fused group (q without k and v) would corrupt the model without an error.

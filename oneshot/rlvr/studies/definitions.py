@@ -43,7 +43,7 @@ class Study:
 
 
 STUDIES: dict[str, Study] = {
-    # Tables 8 and 14: one example against the set it comes from, and what format alone is worth.
+    # Tables 8 and 14: one example against the set it comes from, and the effect of format alone.
     "one_vs_full": Study(
         "Is one example as good as the whole set, and how much of it is format?",
         {

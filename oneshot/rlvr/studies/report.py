@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 from oneshot.rlvr.studies.definitions import Study
 from oneshot.rlvr.studies.summary import SATURATED, WINDOW
+from oneshot.training.grid import markdown_table, write_json, write_text
 
 BASELINE = "untrained"
 # Key of a point of a curve -> title of its panel.
@@ -30,26 +30,27 @@ TITLES = (
 )
 
 Runs = Mapping[str, Sequence[Mapping[str, Any]]]
-"""Arm -> the figures of its runs (`study.run_figures`), one per seed."""
+"""Arm -> the metrics of its runs (`study.run_metrics`), one per seed."""
 
 
-def write_report(folder: Path, name: str, study: Study, seeds: int, found: Runs) -> dict[str, Any]:
+def write_report(
+    folder: Path, name: str, study: Study, seeds: int, runs_by_arm: Runs
+) -> dict[str, Any]:
     """Writes table.md, table.json and figure.png.
 
     Args:
         folder: Of the study; made if need be.
         name: Of the study.
         study: The study.
-        seeds: Seeds that were asked for; fewer finished ones are said to be so.
-        found: At least one run of every arm.
+        seeds: Seeds requested; the report says when fewer are finished.
+        runs_by_arm: At least one run of every arm.
 
     Returns:
         What is in table.json.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    result = summary(name, study, seeds, found)
-    (folder / "table.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    (folder / "table.md").write_text(markdown(result), encoding="utf-8")
+    result = summary(name, study, seeds, runs_by_arm)
+    write_json(folder / "table.json", result)
+    write_text(folder / "table.md", markdown(result))
     plot(result, folder / "figure.png")
     return result
 
@@ -64,10 +65,10 @@ def spread(values: Sequence[float]) -> dict[str, float | None]:
     }
 
 
-def summary(name: str, study: Study, seeds: int, found: Runs) -> dict[str, Any]:
-    """All figures of a study; see `write_report` for the arguments."""
+def summary(name: str, study: Study, seeds: int, runs_by_arm: Runs) -> dict[str, Any]:
+    """All metrics of a study; see `write_report` for the arguments."""
     arms = {}
-    for arm, runs in found.items():
+    for arm, runs in runs_by_arm.items():
         curves = [run["curve"] for run in runs]
         arms[arm] = {
             "overrides": dict(study.arms[arm]),
@@ -79,7 +80,7 @@ def summary(name: str, study: Study, seeds: int, found: Runs) -> dict[str, Any]:
             "families": _families([run["families_after"] for run in runs]),
             "curve": {key: _curve(curves, key) for key in PANELS},
         }
-    first = next(iter(found.values()))
+    first = next(iter(runs_by_arm.values()))
     before = first[0]["families_before"]
     return {
         "study": name,
@@ -112,7 +113,7 @@ def _curve(curves: Sequence[Sequence[Mapping[str, Any]]], key: str) -> list[dict
 
 
 def markdown(result: Mapping[str, Any]) -> str:
-    """The report of `summary`'s figures."""
+    """The report of `summary`'s metrics."""
     seeds, arms = result["seeds"], result["arms"]
     low, high = result["baseline"]["interval"]
     missing = result["seeds_wanted"] - len(seeds)
@@ -141,10 +142,10 @@ def _percent(value: float) -> str:
     return f"{100 * value:.1f}"
 
 
-def _with_std(value: Mapping[str, float | None], scale: float = 100, form: str = ".1f") -> str:
+def _with_std(value: Mapping[str, float | None], scale: float = 100, style: str = ".1f") -> str:
     mean, std = value["mean"], value["std"]
     assert mean is not None
-    return format(scale * mean, form) + ("" if std is None else f" ± {format(scale * std, form)}")
+    return format(scale * mean, style) + ("" if std is None else f" ± {format(scale * std, style)}")
 
 
 def _range(value: Mapping[str, float]) -> str:
@@ -152,13 +153,12 @@ def _range(value: Mapping[str, float]) -> str:
 
 
 def _table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = ["| " + " | ".join(titles) + " |", "|---" * len(titles) + "|"]
-    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)]) + "\n"
+    return markdown_table(titles, rows) + "\n"
 
 
 def _baseline_row(row: Mapping[str, Any]) -> list[str]:
     accuracy = row["accuracy"]
-    boxed = _with_std({**row["boxed"], "std": None}, form=".0f")
+    boxed = _with_std({**row["boxed"], "std": None}, style=".0f")
     return [BASELINE, _percent(accuracy["mean"]), _range(accuracy), "", "", "", boxed]
 
 
@@ -168,10 +168,10 @@ def _row(arm: str, row: Mapping[str, Any]) -> list[str]:
         arm,
         _with_std(row["after"]),
         _range(row["after"]),
-        _with_std(row["change"], form="+.1f").replace("± +", "± "),
+        _with_std(row["change"], style="+.1f").replace("± +", "± "),
         f"{_percent(best['mean'])} ({best['step']})",
-        _with_std(row["reward_end"], scale=1, form=".2f"),
-        _with_std(row["boxed_after"], form=".0f"),
+        _with_std(row["reward_end"], scale=1, style=".2f"),
+        _with_std(row["boxed_after"], style=".0f"),
     ]
 
 

@@ -1,9 +1,9 @@
 """`oneshot rlvr study`: trains the arms of a study (`definitions.py`) over several seeds.
 
 <output>/runs/<what differs from the base>/seed_<n>    ordinary runs, shared by all studies
-<output>/<study>/table.md, table.json, figure.png      see `study_report`
+<output>/<study>/table.md, table.json, figure.png      see `report.py`
 
-A finished run is used as it is, whichever study made it; its config must be the one asked for.
+A finished run is used as it is, whichever study made it; its config must match.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from oneshot.training.jsonl import read_jsonl
 from oneshot.training.lock import release
 
 # What a killed first attempt may leave before the config of its run is written.
-_LEFTOVERS = {".lock", "config.writing"}
+_LEFTOVERS = {".lock", "config.yaml.writing"}
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Run:
 def run_study(
     name: str, base: TrainConfig, *, seeds: int = 3, resume: bool = False
 ) -> dict[str, Any]:
-    """Trains what is missing of a study and writes its report after every seed.
+    """Trains the missing runs of a study and writes its report after every seed.
 
     Args:
         name: One of `studies.STUDIES`.
@@ -56,13 +56,13 @@ def run_study(
         resume: Continue runs that a kill left unfinished.
 
     Returns:
-        The figures, as written to table.json.
+        The metrics, as written to table.json.
 
     Raises:
         ValueError: An unknown study, a base without validation from step 0 on, a run of another
             config or other training data in the way, or one whose metrics are damaged.
         FileExistsError: A folder in the way that is no run, or an unfinished run without `resume`.
-        RuntimeError: Another process is writing one of the runs.
+        RunError: Another process is writing one of the runs.
     """
     require(name in STUDIES, "study", f"one of {', '.join(STUDIES)}", name)
     require(seeds > 0, "seeds", "a positive number", seeds)
@@ -73,22 +73,22 @@ def run_study(
         base.evaluation,
     )
     study = STUDIES[name]
-    found: dict[str, list[dict[str, Any]]] = {arm: [] for arm in study.arms}
+    results: dict[str, list[dict[str, Any]]] = {arm: [] for arm in study.arms}
     result: dict[str, Any] = {}
     planned = list(runs(study, base, seeds))
     for number, run in enumerate(planned, start=1):
         trained = complete(run.config, resume)
-        figures = {"seed": run.seed, "run": run.config.run.output, **run_figures(run.config)}
+        metrics = {"seed": run.seed, "run": run.config.run.output, **run_metrics(run.config)}
         release(Path(run.config.run.output))  # another study may share the run
-        found[run.arm].append(figures)
+        results[run.arm].append(metrics)
         print(
             f"[{number}/{len(planned)}] {run.arm}, seed {run.seed}: unseen "
-            f"{figures['accuracy_before']:.1%} -> {figures['accuracy_after']:.1%}"
+            f"{metrics['accuracy_before']:.1%} -> {metrics['accuracy_after']:.1%}"
             f"{'' if trained else ' (was there)'}",
             flush=True,
         )
         if number % len(study.arms) == 0:
-            result = write_report(Path(base.run.output) / name, name, study, seeds, found)
+            result = write_report(Path(base.run.output) / name, name, study, seeds, results)
     return result
 
 
@@ -158,16 +158,16 @@ def complete(config: TrainConfig, resume: bool) -> bool:
 
 def _check_data(config: TrainConfig, checkpoint: Path) -> None:
     from oneshot import models
-    from oneshot.rlvr.builders import data_digest, training_rows
-    from oneshot.rlvr.checkpoint import read_state
+    from oneshot.rlvr.problems.training_set import read_training_set
+    from oneshot.training.state import TrainerState
 
-    rows, _ = training_rows(config, models.load_tokenizer(config.model.source))
-    if read_state(checkpoint).data_digest != data_digest(rows):
+    training_set = read_training_set(config, models.load_tokenizer(config.model.source))
+    if TrainerState.read(checkpoint).data_digest != training_set.digest:
         raise ValueError(f"{config.run.output} was trained on other data than {config.data.path}")
 
 
-def run_figures(config: TrainConfig) -> dict[str, Any]:
-    """The figures of a finished run: those of `summarize`, and accuracies by data source.
+def run_metrics(config: TrainConfig) -> dict[str, Any]:
+    """The metrics of a finished run: those of `summarize`, and accuracies by data source.
 
     Raises:
         ValueError: metrics.jsonl does not have every step.
@@ -177,7 +177,7 @@ def run_figures(config: TrainConfig) -> dict[str, Any]:
     if [row["step"] for row in history] != list(range(steps + 1)):
         raise ValueError(
             f"{folder / 'metrics.jsonl'} must have the steps 0 to {steps}, each once; "
-            "without the folder the run is made again"
+            "delete the folder to train the run again"
         )
     return {
         **summarize(history),

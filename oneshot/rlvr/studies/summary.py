@@ -1,4 +1,4 @@
-"""The figures of one run from its metrics, as the demo and the studies report them."""
+"""The summary of one run from its metrics, as the demo and the studies report it."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ SATURATED, WINDOW = 0.95, 5  # training reward, mean of that many steps, that co
 
 
 def summarize(history: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Figures of one run from the rows of its metrics.
+    """Summarizes one run from the rows of its metrics.
 
     Args:
-        history: Rows with "step"; training figures in all but step 0, validation in some.
+        history: Rows with "step"; training metrics in all but step 0, validation in some.
 
     Returns:
         Accuracy on unseen problems before, after and at its peak, the training reward at both

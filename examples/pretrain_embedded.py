@@ -1,6 +1,6 @@
 """Makes the embedded model: a tokenizer, a random Qwen2, and supervised text from `problems`.
 
-    python -m oneshot.embedded.pretrain --output oneshot/embedded/model
+    python examples/pretrain_embedded.py --output oneshot/embedded/model
 
 The text starts with mostly worked answers, until nearly all of them are right, then mixes the three
 styles evenly over the families, and ends with the shares of `problems.STYLE_SHARES`. So the model
@@ -262,7 +262,7 @@ def pretrain(seed: int = 0) -> tuple[Qwen2ForCausalLM, PreTrainedTokenizerFast]:
 
 
 def main() -> None:
-    """Command line of `python -m oneshot.embedded.pretrain`."""
+    """Command line of `python examples/pretrain_embedded.py`."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, required=True, help="folder for the model")
     parser.add_argument("--seed", type=int, default=0)

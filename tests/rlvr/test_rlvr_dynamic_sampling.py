@@ -4,10 +4,11 @@ import pytest
 import rlvr_tiny
 import torch
 
-from oneshot.rlvr import trainer
-from oneshot.rlvr.algorithm.dynamic_sampling import Refill
+from oneshot.rlvr import recorder
+from oneshot.rlvr.algorithm.dynamic_sampling import DynamicSampling
 from oneshot.rlvr.config import load_train_config
 from oneshot.rlvr.problems.data import Problem
+from oneshot.rlvr.problems.training_set import TrainingSet
 from oneshot.rlvr.rewards.reward import Reward, RewardResult
 from oneshot.rlvr.rollout.engine import chosen
 from oneshot.rlvr.rollout.transformers_engine import TransformersEngine
@@ -18,7 +19,7 @@ from oneshot.training.seeding import derive_seed
 
 @pytest.fixture(autouse=True)
 def _threads(monkeypatch):
-    monkeypatch.setattr(trainer, "plot_curves", lambda history, path: None)
+    monkeypatch.setattr(recorder, "plot_curves", lambda *_, **__: None)
     threads = torch.get_num_threads()
     yield
     torch.set_num_threads(threads)
@@ -74,24 +75,25 @@ class Scripted(Reward):
 
 
 def test_only_groups_without_signal_are_sampled_again(tiny, tiny_folder, tmp_path):
-    words = ["--rollout.samples_per_prompt=2", "--algorithm.refill_rounds=3"]
+    words = ["--rollout.samples_per_prompt=2", "--algorithm.dynamic_sampling_rounds=3"]
     config = rlvr_tiny.config(tiny_folder, tmp_path, *words)
     rows = [(Problem(f"p{i}", f"a{i}", i), [5 + i, 9, 12]) for i in range(8)]
     engine = TransformersEngine(*tiny, temperature=1.0, max_new_tokens=9)
     asked = []
     generate = engine.generate
 
-    def watched(prompts, n, seed, *, places):
-        asked.append((prompts, seed, list(places)))
-        return generate(prompts, n, seed, places=places)
+    def watched(prompts, n, seed, *, indices):
+        asked.append((prompts, seed, list(indices)))
+        return generate(prompts, n, seed, indices=indices)
 
     engine.generate = watched
     score = Scripted([1.0, 1.0, 0.0, 0.5], [0.0, 0.0], [3.0, 2.0])
-    places = [1, 3, 0]  # of this process
-    first = generate([rows[place][1] for place in places], 2, 77, places=places)
-    found = Refill(config, rows, engine, score)(first, [0.0, 1.0, 0.5, 0.5, 1.0, 1.0], places, 6)
-    # Groups 1 and 2 have no signal, after the first round only group 1 (place 3) has none.
-    assert [asked_places for _, _, asked_places in asked] == [[3, 0], [3], [3]]
+    indices = [1, 3, 0]  # of this process
+    first = generate([rows[index][1] for index in indices], 2, 77, indices=indices)
+    resample = DynamicSampling(TrainingSet(rows, config), engine, score, 3)
+    found = resample(first, [0.0, 1.0, 0.5, 0.5, 1.0, 1.0], indices, 6)
+    # Groups 1 and 2 have no signal, after the first round only group 1 (index 3) has none.
+    assert [asked_indices for _, _, asked_indices in asked] == [[3, 0], [3], [3]]
     seed = config.run.seed
     assert [own for _, own, _ in asked] == [derive_seed(seed, "rollout", 6, k) for k in (1, 2, 3)]
     assert [own for _, own in score.asked] == [[14, 15, 8, 9], [22, 23], [30, 31]]
@@ -99,11 +101,15 @@ def test_only_groups_without_signal_are_sampled_again(tiny, tiny_folder, tmp_pat
     assert [a for names, _ in score.asked for a in names] == [a for a in answers for _ in range(2)]
     assert found.scores == [0.0, 1.0, 3.0, 2.0, 0.0, 0.5]
     assert (found.sampled, found.mixed, found.ungraded) == (4, 3, 3)
-    drawn = [generate(prompts, 2, own, places=where) for prompts, own, where in asked]
+    drawn = [generate(prompts, 2, own, indices=where) for prompts, own, where in asked]
     expected = [(first, 0), (first, 1), (drawn[2], 0), (drawn[2], 1), (drawn[0], 2), (drawn[0], 3)]
     assert [row(found.rollout, i) for i in range(6)] == [row(part, i) for part, i in expected]
-    figures = Refill(config, rows, engine, score).figures(found, Processes())
-    assert figures == {"refill/sampled": 1.0, "refill/mixed": 0.75, "refill/ungraded": 3}
+    figures = resample.metrics(found, Processes())
+    assert figures == {
+        "dynamic_sampling/sampled": 1.0,
+        "dynamic_sampling/mixed": 0.75,
+        "dynamic_sampling/ungraded": 3,
+    }
 
 
 def test_a_step_without_signal_learns_from_the_next_round(tiny_folder, tmp_path):
@@ -121,7 +127,7 @@ def test_a_step_without_signal_learns_from_the_next_round(tiny_folder, tmp_path)
             tiny_folder,
             tmp_path / f"{rounds}_{rounds_flat}",
             "--preset=dapo",
-            f"--algorithm.refill_rounds={rounds}",
+            f"--algorithm.dynamic_sampling_rounds={rounds}",
             "--algorithm.overlong_buffer=0",
             "--run.steps=1",
         )
@@ -130,10 +136,12 @@ def test_a_step_without_signal_learns_from_the_next_round(tiny_folder, tmp_path)
         assert last["reward/mean"] == last["group/mixed"] == 0  # of what was sampled at first
         assert calls == [16] * (1 + rounds)
         if rounds == 0:
-            assert not any(key.startswith(("refill/", "perf/refill")) for key in last)
+            assert not any(
+                key.startswith(("dynamic_sampling/", "perf/dynamic_sampling")) for key in last
+            )
         else:
-            assert last["refill/sampled"] == rounds
-            assert last["refill/mixed"] == float(rounds >= rounds_flat)
+            assert last["dynamic_sampling/sampled"] == rounds
+            assert last["dynamic_sampling/mixed"] == float(rounds >= rounds_flat)
     assert norms[0, 1] == norms[2, 3] == 0
     assert norms[1, 1] > 0.01
     assert norms[2, 2] > 0.01
@@ -144,7 +152,7 @@ def test_a_resumed_run_draws_the_same(tiny_folder, tmp_path):
     whole = train(
         rlvr_tiny.config(tiny_folder, tmp_path / "whole", *options), reward=rlvr_tiny.share_of_a
     )
-    assert sum(r.get("refill/sampled", 0) for r in whole.history if r["step"] > 2) > 0
+    assert sum(r.get("dynamic_sampling/sampled", 0) for r in whole.history if r["step"] > 2) > 0
     for steps in (2, 6):
         config = rlvr_tiny.config(tiny_folder, tmp_path / "run", *options, f"--run.steps={steps}")
         parts = train(config, resume=True, reward=rlvr_tiny.share_of_a)
@@ -155,11 +163,13 @@ def test_a_resumed_run_draws_the_same(tiny_folder, tmp_path):
 
 def test_options():
     needed = ["--data.path=d.jsonl", "--run.output=o"]
-    assert load_train_config(None, needed).algorithm.refill_rounds == 0
-    assert load_train_config(None, [*needed, "--preset=dapo"]).algorithm.refill_rounds == 9
+    assert load_train_config(None, needed).algorithm.dynamic_sampling_rounds == 0
+    assert (
+        load_train_config(None, [*needed, "--preset=dapo"]).algorithm.dynamic_sampling_rounds == 9
+    )
     for words in (
-        ["--algorithm.refill_rounds=-1"],
-        ["--preset=ppo", "--algorithm.refill_rounds=2"],
+        ["--algorithm.dynamic_sampling_rounds=-1"],
+        ["--preset=ppo", "--algorithm.dynamic_sampling_rounds=2"],
     ):
-        with pytest.raises(ValueError, match=r"algorithm\.refill_rounds must be"):
+        with pytest.raises(ValueError, match=r"algorithm\.dynamic_sampling_rounds must be"):
             load_train_config(None, [*needed, *words])
