@@ -1,5 +1,6 @@
 #include "cpu/policy_loss.h"
 
+#include <type_traits>
 #include <vector>
 
 #define ONESHOT_KERNEL_BODY "cpu/policy_loss.inc"
