@@ -61,8 +61,9 @@ ONESHOT_INLINE V scaled(V factor, V x) {
 }
 
 // What the loop over tokens may leave out when it is compiled. kPlain: PPO's clipped surrogate with
-// the token's own ratio and nothing else that touches the policy term; kGeneral: every switch.
-enum class Extent { kPlain, kGeneral };
+// the token's own ratio and nothing else that touches the policy term; kClip: the clipped surrogate
+// with every switch; kEvery: every surrogate, too.
+enum class Extent { kPlain, kClip, kEvery };
 
 // The options as lanes, made once a row.
 template <typename V>
@@ -185,13 +186,13 @@ ONESHOT_INLINE void clip_terms(const PolicyConstants<V>& c, V advantage, V facto
   const auto positive = advantage > zero;
   const V lowest = select(negative, c.clip_min, zero - inf);
   V highest = select(positive, c.positive_max, inf);
-  if (kExtent == Extent::kGeneral && c.dual) highest = select(negative, c.negative_max, highest);
+  if (kExtent != Extent::kPlain && c.dual) highest = select(negative, c.negative_max, highest);
   t.policy = scaled(zero - factor, clamp(t.ratio, lowest, highest));
   t.policy_by_logprob = zero;
   t.policy_by_log_ratio = select(outside(t.ratio, lowest, highest), zero, t.policy);
   t.low = (t.ratio < c.clip_min) & negative;
   t.high = (t.ratio > c.clip_max) & positive;
-  if (kExtent == Extent::kGeneral && c.dual) t.dual = (t.ratio > c.dual_from) & negative;
+  if (kExtent != Extent::kPlain && c.dual) t.dual = (t.ratio > c.dual_from) & negative;
 }
 
 // A sigmoid in the place of the clipped ratio: -A sigmoid(c (r - 1)) 4 / c.
@@ -225,7 +226,7 @@ ONESHOT_INLINE void policy_terms(const PolicyConstants<V>& c, V logprobs, V adva
   const V zero = Kind<V>::set(0.0);
   t.low = t.high = t.dual = Kind<V>::none();
   auto held = Kind<V>::none();
-  const bool general = kExtent == Extent::kGeneral;
+  const bool general = kExtent != Extent::kPlain;
   V exponent = t.log_ratio;
   if (general && c.by_sequence) {
     held = c.held;
@@ -242,7 +243,7 @@ ONESHOT_INLINE void policy_terms(const PolicyConstants<V>& c, V logprobs, V adva
   if (general && c.weighted) {
     factor = select(advantage == zero, scaled(advantage, weight), scaled(weight, advantage));
   }
-  if (!general || c.surrogate == Surrogate::kClip) {
+  if (kExtent != Extent::kEvery || c.surrogate == Surrogate::kClip) {
     clip_terms<V, kExtent>(c, advantage, factor, t);
   } else if (c.surrogate == Surrogate::kSapo) {
     t.policy_by_logprob = zero;

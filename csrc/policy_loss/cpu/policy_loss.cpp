@@ -1,5 +1,6 @@
 #include "policy_loss/cpu/policy_loss.h"
 
+#include <type_traits>
 #include <vector>
 
 #define ONESHOT_KERNEL_BODY "policy_loss/cpu/policy_loss.inc"

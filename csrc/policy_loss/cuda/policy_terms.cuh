@@ -52,7 +52,7 @@ ONESHOT_INLINE PolicyTerms<R> terms_at(const PolicyInputs& in, const PolicyConst
   const R weight = c.weighted ? token_value<R>(in.importance_weights, b, at) : R(0);
   PolicyTerms<R> t{};
   t.log_ratio = logprob - old_logprob<R>(in, b, at, logprob);
-  policy_terms<R, Extent::kGeneral>(c, logprob, advantage, ref, weight, t);
+  policy_terms<R, Extent::kEvery>(c, logprob, advantage, ref, weight, t);
   return t;
 }
 
