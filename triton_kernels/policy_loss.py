@@ -135,7 +135,9 @@ def _forward_kernel(
         if HAS_ENTROPY:
             entropies += total(take(entropy, entropy_stride, b, at, used, True))
         log_ratio_sum += total(log_ratio)
-        entering += total(entering_log_ratio(log_ratio, advantage, numbers, SURROGATE))
+        if SEQUENCE:
+            log_ratio = entering_log_ratio(log_ratio, advantage, numbers, SURROGATE)
+        entering += total(log_ratio)
         ratios += total(tl.where(used, ratio, 0.0))
         tokens += total(tl.where(used, 1.0, 0.0))
         lows += total(tl.where(used & cut_low, 1.0, 0.0))

@@ -93,7 +93,10 @@ def _evaluate(
     log_ratio = new - (new if old_logprobs is None else tokens.flat(old_logprobs))
     advantage = factor = tokens.spread(advantages)
     exponent = log_ratio
-    exponents = tokens.per_sequence(entering_log_ratio(log_ratio, advantage, options))
+    entering = log_ratio
+    if options.ratio != RatioLevel.TOKEN:
+        entering = entering_log_ratio(log_ratio, advantage, options)
+    exponents = tokens.per_sequence(entering)
     if options.ratio != RatioLevel.SEQUENCE_PRODUCT:
         exponents = exponents / tokens.lengths.clamp(min=1)
     if options.ratio != RatioLevel.TOKEN:
