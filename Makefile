@@ -121,7 +121,7 @@ test-vllm:  ## One-example training with vLLM rollouts, in process and by server
 	$(VLLM_BIN)/python -m pip install --quiet math-verify==0.9.0 pylatexenc \
 		"jsonargparse[signatures]>=4.49" pyarrow rich matplotlib tensorboard "pytest<10"
 	ONESHOT_BUILD_NATIVE=0 $(VLLM_BIN)/python -m pip install --quiet --no-deps --no-build-isolation -e .
-	ONESHOT_DISABLE_NATIVE=1 OMP_NUM_THREADS=1 $(VLLM_BIN)/pytest -m vllm tests/rlvr/test_rlvr_vllm.py
+	ONESHOT_DISABLE_NATIVE=1 OMP_NUM_THREADS=1 $(VLLM_BIN)/pytest -m vllm tests/rlvr/rollout/test_rlvr_vllm.py
 
 # It takes half a minute, so it runs only when a native source has changed.
 build/standalone: $(VENV)/.installed tests/csrc/standalone.py $(NATIVE)

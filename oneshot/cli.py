@@ -92,9 +92,16 @@ def _layer(layer: str, argv: list[str]) -> int:
     commands = importlib.import_module(f"oneshot.{layer}.commands").COMMANDS
     if not argv or argv[0] not in commands:
         requested = argv[:1] in (["-h"], ["--help"])
-        print(USAGE, end="", file=sys.stdout if requested else sys.stderr)
+        print(_usage(layer), end="", file=sys.stdout if requested else sys.stderr)
         return 0 if requested else 2
     return int(commands[argv[0]](argv[1:]))
+
+
+def _usage(layer: str) -> str:
+    """The part of `USAGE` on the commands of a layer."""
+    lines = [line for line in USAGE.splitlines() if line.startswith(f"  {layer} ")]
+    last = USAGE.splitlines()[-1]
+    return "\n".join([f"usage: oneshot {layer} <command> [options]", "", *lines, "", last, ""])
 
 
 def _info(argv: list[str]) -> int:

@@ -192,7 +192,7 @@ def check_vocabulary(ids: Tensor, vocabulary: int, subject: str) -> None:
     wrong = ids[(ids < 0) | (ids >= vocabulary)]
     if len(wrong):
         raise ValueError(
-            f"{subject} token id {int(wrong[0])}, but the model has {vocabulary} token ids: "
+            f"{subject} token id {int(wrong[0])}; the model has {vocabulary} token ids: "
             "tokenizer and model do not belong together"
         )
 

@@ -10,7 +10,7 @@ from oneshot.rlvr.studies.definitions import STUDIES
 from oneshot.rlvr.studies.study import run_name, runs
 from oneshot.training.config import flat, to_dict
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 FOLDER = "data/embedded_studies/"
 ON = {"policy": 1.0, "decay": 0.01, "kl": 0.2, "entropy": 0.001}
 FIELDS = {

@@ -142,7 +142,7 @@ def test_a_killed_study_continues_where_it_was(base, trained, tiny_folder, tmp_p
         "--reward.workers=1",
     ]
     words = json.dumps([str(tiny_folder), base.run.output, overrides])
-    here = os.path.dirname(__file__)
+    here = os.path.dirname(rlvr_tiny.__file__)
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     environment["PYTHONPATH"] = os.pathsep.join([here, os.path.join(here, "..", "..")])
     process = subprocess.Popen([sys.executable, "-c", KILLED, words], env=environment)
