@@ -10,25 +10,9 @@ from oneshot.policy_options import KINDS, Aggregate, KernelOptions, KlEstimator,
 from oneshot.reference.policy_terms import log_bounds
 from oneshot.triton_kernels._launch import single
 
-CISPO = tl.constexpr(int(Surrogate.CISPO))
-REINFORCE = tl.constexpr(int(Surrogate.REINFORCE))
-SAPO = tl.constexpr(int(Surrogate.SAPO))
-VESPO = tl.constexpr(int(Surrogate.VESPO))
-GMPO = tl.constexpr(int(Surrogate.GMPO))
-
-KL_NONE = tl.constexpr(int(KlEstimator.NONE))
-K1 = tl.constexpr(int(KlEstimator.K1))
-K2 = tl.constexpr(int(KlEstimator.K2))
-ABS = tl.constexpr(int(KlEstimator.ABS))
-K1_PLUS = tl.constexpr(int(KlEstimator.K1_PLUS))
-K3_PLUS = tl.constexpr(int(KlEstimator.K3_PLUS))
-ABS_PLUS = tl.constexpr(int(KlEstimator.ABS_PLUS))
-
-AS_POLICY = tl.constexpr(int(Aggregate.AS_POLICY))
-TOKEN_MEAN = tl.constexpr(int(Aggregate.TOKEN_MEAN))
-TOKEN_SUM = tl.constexpr(int(Aggregate.TOKEN_SUM))
-SEQ_MEAN_TOKEN_MEAN = tl.constexpr(int(Aggregate.SEQ_MEAN_TOKEN_MEAN))
-SEQ_MEAN_TOKEN_SUM_NORM = tl.constexpr(int(Aggregate.SEQ_MEAN_TOKEN_SUM_NORM))
+# CISPO, SAPO, ..., KL_K1, KL_K3_PLUS, ..., TOKEN_MEAN, AS_POLICY, ...: every member under its name.
+for _prefix, _choices in (("", Surrogate), ("KL_", KlEstimator), ("", Aggregate)):
+    globals().update({f"{_prefix}{x.name}": tl.constexpr(int(x)) for x in _choices})
 
 # The passes of the backward kernel.
 EACH_ITS_OWN = tl.constexpr(0)  # every token has its own gradient

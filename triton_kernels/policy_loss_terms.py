@@ -6,14 +6,14 @@ import triton
 import triton.language as tl
 
 from oneshot.triton_kernels.policy_loss_options import (
-    ABS,
-    ABS_PLUS,
     CISPO,
     GMPO,
-    K1,
-    K1_PLUS,
-    K2,
-    K3_PLUS,
+    KL_ABS,
+    KL_ABS_PLUS,
+    KL_K1,
+    KL_K1_PLUS,
+    KL_K2,
+    KL_K3_PLUS,
     KL_NONE,
     REINFORCE,
     SAPO,
@@ -47,13 +47,13 @@ def kl_terms(new, ref, numbers, KL: tl.constexpr):
     value_bound = numbers.kl_clamp
     log_ratio = ref - new
     x = clamp(log_ratio, -bound, bound)
-    if (KL == K1) | (KL == K1_PLUS):
+    if (KL == KL_K1) | (KL == KL_K1_PLUS):
         value = -x
         slope = zero + 1.0
-    elif KL == K2:
+    elif KL == KL_K2:
         value = 0.5 * x * x
         slope = -x
-    elif (KL == ABS) | (KL == ABS_PLUS):
+    elif (KL == KL_ABS) | (KL == KL_ABS_PLUS):
         value = tl.abs(x)
         slope = tl.where(x < 0.0, 1.0, tl.where(x > 0.0, -1.0, x * 0.0))
     else:
@@ -62,7 +62,7 @@ def kl_terms(new, ref, numbers, KL: tl.constexpr):
     held = (tl.abs(log_ratio) > bound) | (tl.abs(value) > value_bound)
     slope = tl.where(held, 0.0, slope)
     value = clamp(value, -value_bound, value_bound)
-    if (KL == K1_PLUS) | (KL == K3_PLUS) | (KL == ABS_PLUS):
+    if (KL == KL_K1_PLUS) | (KL == KL_K3_PLUS) | (KL == KL_ABS_PLUS):
         slope = -log_ratio
         value += log_ratio - log_ratio  # NaN where the gradient is infinite
     return value, slope
