@@ -99,7 +99,8 @@ def _draw(axes: Axes, panel: Panel, history: Rows) -> None:
 
 
 def _labels(metrics: Sequence[str]) -> list[str]:
-    """The last part of each name, or all of it where last parts repeat."""
+    """The whole name of a single metric; of several the last parts, unless these repeat."""
     last = [metric.rpartition("/")[2] for metric in metrics]
-    names = last if len(set(last)) == len(last) else [m.replace("/", " ") for m in metrics]
+    clear = 1 < len(metrics) == len(set(last))
+    names = last if clear else [metric.replace("/", " ") for metric in metrics]
     return [name.replace("_", " ") for name in names]

@@ -8,5 +8,5 @@ class RunError(RuntimeError):
     """A run cannot start or continue; the message says why and what to do."""
 
 
-class NonFiniteLossError(RunError):
+class NonFiniteLossError(RunError, FloatingPointError):
     """A loss, a log-likelihood or a gradient is NaN or infinite; the weights are unchanged."""
