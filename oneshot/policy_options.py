@@ -159,7 +159,7 @@ class PolicyLossOptions:
     """Bounds of the log-ratio before exp, symmetric or (low, high); no gradient beyond them."""
     kl: KlName = "k3"
     """Estimator of KL(policy, reference) of each token, with d = log-ratio policy to reference:
-    "k1" d, "k2" d^2/2, "k3" exp(-d) - 1 + d, "abs" |d|; "k1+", "k3+", "abs+" have that value and
+    "k1" d, "k2" d^2/2, "k3" exp(-d) - 1 + d, "abs" abs(d); "k1+", "k3+", "abs+" have that value and
     the gradient of k2; "none" takes no reference."""
     kl_coef: float = 0.0
     """Weight of the KL term. With 0 the KL is only reported."""

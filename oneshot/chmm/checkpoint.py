@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import json
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -25,9 +27,10 @@ from oneshot.chmm.labels import LabelSpace
 from oneshot.chmm.model import CHMM
 from oneshot.training import checkpoints
 from oneshot.training.checkpoints import CheckpointError
+from oneshot.training.state import OPTIMIZER, load_optimizer, optimizer_tensors
 
 MODEL, INFO = "model.safetensors", "chmm.json"
-STATE, BEST, OPTIMIZER = "state.json", "best.safetensors", "optimizer.safetensors"
+STATE, BEST = "state.json", "best.safetensors"
 
 
 @dataclass(frozen=True)
@@ -109,7 +112,7 @@ def save_training(
     with checkpoints.writing(folder, progress.epoch) as checkpoint:
         save_file(_contiguous(model.state_dict()), checkpoint / MODEL)
         save_file(_contiguous(progress.best), checkpoint / BEST)
-        save_file(_moments(model, optimizer), checkpoint / OPTIMIZER)
+        save_file(optimizer_tensors(model.named_parameters(), optimizer), checkpoint / OPTIMIZER)
         write_state(checkpoint, values, digest)
     checkpoints.prune(folder, 1)
 
@@ -126,7 +129,7 @@ def load_training(
     values = read_state(checkpoint, digest)
     with reading(checkpoint):
         model.load_state_dict(load_file(checkpoint / MODEL))
-        _load_moments(model, optimizer, load_file(checkpoint / OPTIMIZER))
+        load_optimizer(checkpoint, model.named_parameters(), optimizer)
         return Progress(**values, best=load_file(checkpoint / BEST))
 
 
@@ -160,39 +163,14 @@ def read_state(checkpoint: Path, digest: str) -> dict[str, Any]:
     return result
 
 
-class reading:
+@contextmanager
+def reading(checkpoint: Path) -> Iterator[None]:
     """Turns whatever a damaged checkpoint causes into a CheckpointError that names it."""
-
-    def __init__(self, checkpoint: Path) -> None:
-        self._checkpoint = checkpoint
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, _: Any, error: BaseException | None, __: Any) -> None:
-        expected = OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError
-        if isinstance(error, expected):
-            raise CheckpointError(f"{self._checkpoint}: damaged ({error})") from error
+    try:
+        yield
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+        raise CheckpointError(f"{checkpoint}: damaged ({error})") from error
 
 
 def _contiguous(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: x.detach().cpu().contiguous() for name, x in tensors.items()}
-
-
-def _moments(model: CHMM, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    return {
-        f"{key}.{name}": value.detach().cpu().contiguous()
-        for name, parameter in model.named_parameters()
-        for key, value in optimizer.state.get(parameter, {}).items()
-    }
-
-
-def _load_moments(
-    model: CHMM, optimizer: torch.optim.Optimizer, moments: dict[str, Tensor]
-) -> None:
-    for name, parameter in model.named_parameters():
-        if f"step.{name}" in moments:
-            optimizer.state[parameter] = {
-                "step": moments[f"step.{name}"],
-                "exp_avg": moments[f"exp_avg.{name}"].to(parameter),
-                "exp_avg_sq": moments[f"exp_avg_sq.{name}"].to(parameter),
-            }

@@ -13,14 +13,11 @@ if TYPE_CHECKING:
     from oneshot.chmm.config import ChmmConfig
 
 
-def _fit(words: list[str]) -> int:
+def _fit(argv: list[str]) -> int:
     from oneshot.chmm.config import ChmmConfig
-    from oneshot.training.config import argument_parser, instantiate
+    from oneshot.training.command_line import parse
 
-    parser = argument_parser(ChmmConfig, "oneshot chmm fit")
-    _add_resume(parser)
-    parsed = parser.parse_args(words)
-    config = instantiate(ChmmConfig, parser, parsed)
+    config, parsed = parse(ChmmConfig, "oneshot chmm fit", argv, resumable=True)
     from oneshot.chmm.reports.sources import remarks
     from oneshot.chmm.trainer import fit
 
@@ -52,14 +49,11 @@ def _summary(metrics: dict[str, Any]) -> str:
     return "  ".join([*(f"{name} {100 * metrics[key]:.2f}" for name, key in scores), likelihood])
 
 
-def _alt(words: list[str]) -> int:
+def _alt(argv: list[str]) -> int:
     from oneshot.chmm.config import ChmmConfig
-    from oneshot.training.config import argument_parser, instantiate
+    from oneshot.training.command_line import parse
 
-    parser = argument_parser(ChmmConfig, "oneshot chmm alt")
-    _add_resume(parser)
-    parsed = parser.parse_args(words)
-    config = instantiate(ChmmConfig, parser, parsed)
+    config, parsed = parse(ChmmConfig, "oneshot chmm alt", argv, resumable=True)
     from oneshot.chmm.trainer import alternate
 
     _quiet()
@@ -86,7 +80,7 @@ def _alt(words: list[str]) -> int:
     return 0
 
 
-def _label(words: list[str]) -> int:
+def _label(argv: list[str]) -> int:
     from oneshot.chmm.dataset import SPLITS
     from oneshot.chmm.readers.registry import READERS
 
@@ -114,7 +108,7 @@ def _label(words: list[str]) -> int:
     parser.add_argument(
         "--unconstrained", action="store_true", help="allow label pairs that BIO forbids"
     )
-    parsed = parser.parse_args(words)
+    parsed = parser.parse_args(argv)
     from oneshot.chmm.labelling import label
 
     _quiet()
@@ -132,7 +126,7 @@ def _label(words: list[str]) -> int:
     return 0
 
 
-def _eval(words: list[str]) -> int:
+def _eval(argv: list[str]) -> int:
     from oneshot.chmm.evaluation import METHODS, evaluate
 
     parser = argparse.ArgumentParser(
@@ -150,7 +144,7 @@ def _eval(words: list[str]) -> int:
         "--data-root", type=Path, help="folder that holds the data sets, instead of data.path's"
     )
     parser.add_argument("--output", type=Path, required=True, help="folder; continued if it exists")
-    parsed, overrides = parser.parse_known_args(words)
+    parsed, overrides = parser.parse_known_args(argv)
     from rich.console import Console
     from rich.markdown import Markdown
 
@@ -176,7 +170,7 @@ def _eval(words: list[str]) -> int:
     return int(any("failed" in row for row in rows))
 
 
-def _synthetic(words: list[str]) -> int:
+def _synthetic(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="oneshot chmm synthetic",
         description="Sources that are reliable on some words only; 20 core-seconds per seed.",
@@ -185,7 +179,7 @@ def _synthetic(words: list[str]) -> int:
         "--seeds", default="0,1,2,3,4", help="separated by commas (default %(default)s)"
     )
     parser.add_argument("--output", required=True, help="folder")
-    parsed = parser.parse_args(words)
+    parsed = parser.parse_args(argv)
     from oneshot.chmm.synthetic.runs import run_seeds, table
 
     print(table(run_seeds([int(seed) for seed in parsed.seeds.split(",")], parsed.output)), end="")
@@ -196,12 +190,6 @@ def _moved(config: ChmmConfig, root: Path) -> ChmmConfig:
     """The config with its data set in another folder."""
     path = str(root / Path(config.data.path).name)
     return dataclasses.replace(config, data=dataclasses.replace(config.data, path=path))
-
-
-def _add_resume(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--resume", action="store_true", help="Continue the run in run.output (or start it)."
-    )
 
 
 def _quiet() -> None:

@@ -29,9 +29,9 @@ from oneshot.chmm.baselines.snorkel import Snorkel
 from oneshot.chmm.baselines.source import BestSource
 from oneshot.chmm.baselines.vote import MajorityVote
 from oneshot.chmm.config import ChmmConfig
-from oneshot.chmm.errors import NoGoldError
 from oneshot.chmm.label_model.training import make_model, make_optimizer, train_chmm
 from oneshot.chmm.labels import Ids
+from oneshot.chmm.metrics import NoGoldError
 from oneshot.chmm.prepare import Prepared, observe, prepare
 from oneshot.chmm.reports.table import write_report
 from oneshot.chmm.tagger.model import hard_labels

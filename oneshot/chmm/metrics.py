@@ -11,10 +11,13 @@ import numpy as np
 import numpy.typing as npt
 
 from oneshot.chmm.dataset import Sentence
-from oneshot.chmm.errors import NoGoldError
 from oneshot.chmm.labels import Ids, LabelSpace
 
 Posteriors = Sequence[npt.NDArray[np.floating]]
+
+
+class NoGoldError(ValueError):
+    """Something needs gold labels, and the sentences have none."""
 
 
 @dataclass(frozen=True)

@@ -7,25 +7,21 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from oneshot.training.command_line import hide_loading_bars
-from oneshot.training.config import argument_parser, instantiate
+from oneshot.training.command_line import Config, hide_loading_bars, parse
 
 
-def _parse(config_class: type, name: str, words: list[str], resumable: bool) -> tuple[Any, bool]:
-    parser = argument_parser(config_class, f"oneshot poly {name}")
-    if resumable:
-        parser.add_argument(
-            "--resume", action="store_true", help="Continue the run in run.output (or start it)."
-        )
-    parsed = parser.parse_args(words)
+def _parse(
+    config_class: type[Config], name: str, argv: list[str], resumable: bool = True
+) -> tuple[Config, bool]:
+    config, parsed = parse(config_class, f"oneshot poly {name}", argv, resumable=resumable)
     hide_loading_bars()
-    return instantiate(config_class, parser, parsed), bool(resumable and parsed.resume)
+    return config, bool(resumable and parsed.resume)
 
 
-def _train(words: list[str]) -> int:
+def _train(argv: list[str]) -> int:
     from oneshot.poly.config import TrainConfig
 
-    config, resume = _parse(TrainConfig, "train", words, True)
+    config, resume = _parse(TrainConfig, "train", argv)
     from oneshot.poly.trainer import train
 
     result = train(config, resume=resume)
@@ -40,10 +36,10 @@ def _train(words: list[str]) -> int:
     return 0
 
 
-def _adapt(words: list[str]) -> int:
+def _adapt(argv: list[str]) -> int:
     from oneshot.poly.config import AdaptConfig
 
-    config, resume = _parse(AdaptConfig, "adapt", words, True)
+    config, resume = _parse(AdaptConfig, "adapt", argv)
     from oneshot.poly.adaptation import adapt, summarize
 
     print(format_summary(summarize(adapt(config, resume=resume))))
@@ -65,10 +61,10 @@ def format_summary(summary: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _evaluate(words: list[str]) -> int:
+def _evaluate(argv: list[str]) -> int:
     from oneshot.poly.config import EvaluateConfig
 
-    config, _ = _parse(EvaluateConfig, "eval", words, False)
+    config, _ = _parse(EvaluateConfig, "eval", argv, resumable=False)
     import torch
 
     from oneshot.poly import backbone, storage
@@ -105,10 +101,10 @@ def _evaluate(words: list[str]) -> int:
     return 0
 
 
-def _export(words: list[str]) -> int:
+def _export(argv: list[str]) -> int:
     from oneshot.poly.config import ExportConfig
 
-    config, _ = _parse(ExportConfig, "export", words, False)
+    config, _ = _parse(ExportConfig, "export", argv, resumable=False)
     from oneshot.poly import backbone, peft_exchange, storage
 
     folder = Path(config.output)
@@ -141,18 +137,18 @@ def _task_number(task: str, names: list[str], tasks: int) -> int:
     raise ValueError(f"task: {task!r} is none of {', '.join(names) or f'0 .. {tasks - 1}'}")
 
 
-def _miniature(words: list[str]) -> int:
+def _miniature(argv: list[str]) -> int:
     from oneshot.poly.experiments.miniature import MiniatureConfig, miniature
 
-    config, resume = _parse(MiniatureConfig, "miniature", words, True)
+    config, resume = _parse(MiniatureConfig, "miniature", argv)
     print(miniature(config, resume=resume))
     return 0
 
 
-def _compositional(words: list[str]) -> int:
+def _compositional(argv: list[str]) -> int:
     from oneshot.poly.experiments.compositional.experiment import CompositionalConfig, compositional
 
-    config, resume = _parse(CompositionalConfig, "compositional", words, True)
+    config, resume = _parse(CompositionalConfig, "compositional", argv)
     print(compositional(config, resume=resume))
     return 0
 

@@ -1,4 +1,4 @@
-"""Plots of a run: curves, the learned routing, and a dendrogram of its tasks."""
+"""Plots of a run: what its curves show, the learned routing, and a dendrogram of its tasks."""
 
 from __future__ import annotations
 
@@ -9,37 +9,17 @@ from typing import Any
 import torch
 
 from oneshot.poly.model import PolyModel
+from oneshot.training.curves import Panel
 from oneshot.training.grid import save_figure
 
 PANELS = (
-    ("Loss, nats per answer token", ("loss/train", "dev/loss")),
-    ("Dev accuracy", ("dev/exact_match", "dev/rank_accuracy", "dev/rouge_l")),
-    ("Entropy of the routing, nats", ("routing/entropy", "routing/uniform_entropy")),
-    ("Gradient norm", ("optimizer/grad_norm",)),
+    Panel("Loss, nats per answer token", ("loss/train", "dev/loss"), ("train", "dev")),
+    Panel("Dev accuracy", ("dev/exact_match", "dev/rank_accuracy", "dev/rouge_l")),
+    Panel("Entropy of the routing, nats", ("routing/entropy", "routing/uniform_entropy")),
+    Panel("Gradient norm", ("optimizer/grad_norm",)),
 )
 MAX_PANELS = 24
 COLUMNS = 4
-
-
-def plot_curves(history: Sequence[dict[str, Any]], path: Path) -> None:
-    """Draws the curves of metrics.jsonl's rows; panels without numbers are left out."""
-    panels = [
-        (name, keys) for name, keys in PANELS if any(key in row for row in history for key in keys)
-    ]
-    if not panels:
-        return
-    figure, axes = _figure(len(panels), 3.4, 2.6)
-    for panel, (name, keys) in zip(axes, panels, strict=True):
-        for key in keys:
-            points = [(row["step"], row[key]) for row in history if key in row]
-            if points:
-                marker = "o" if key.startswith("dev/") else None
-                panel.plot(*zip(*points, strict=True), marker=marker, markersize=3, label=key)
-        panel.set_title(name, fontsize=9)
-        panel.tick_params(labelsize=7)
-        panel.grid(alpha=0.3)
-        panel.legend(fontsize=6)
-    save_figure(figure, path)
 
 
 def plot_routing(model: PolyModel, task_names: Sequence[str], folder: Path) -> None:

@@ -12,9 +12,9 @@ import dataclasses
 import hashlib
 import json
 import math
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +26,13 @@ from oneshot.poly.config import EvaluationConfig, TrainConfig
 from oneshot.poly.data import Task, draw_batch, read_tasks
 from oneshot.poly.evaluation import check_metrics, evaluate
 from oneshot.poly.model import PolyModel, inject
-from oneshot.poly.plots import plot_curves, plot_routing
+from oneshot.poly.plots import PANELS, plot_routing
 from oneshot.poly.update import Learner, make_optimizer
 from oneshot.training import checkpoints
 from oneshot.training.config import require
+from oneshot.training.curves import plot_curves
 from oneshot.training.distributed import Processes, joined, resolve_device
-from oneshot.training.folder import open_run, write_config
+from oneshot.training.folder import finished, open_run, write_config
 from oneshot.training.jsonl import read_jsonl
 from oneshot.training.metrics import MetricsLog
 from oneshot.training.seeding import derive_seed
@@ -92,10 +93,7 @@ def train(config: TrainConfig, *, resume: bool = False) -> TrainResult:
 
 def _train(config: TrainConfig, resume: bool, processes: Processes) -> TrainResult:
     check_share(config, processes)
-    folder, start = Path(config.run.output), None
-    if processes.is_main:
-        folder, start = open_run(folder, config, resume, MAY_CHANGE)
-    start = processes.gather(start)[0]
+    folder, start = open_run(Path(config.run.output), config, resume, MAY_CHANGE, processes)
     model, encoding = backbone.load(config.model)
     raw, dropped = backbone.drop_long(read_tasks(config.data), encoding, config.data.max_tokens)
     data = config.data
@@ -111,7 +109,7 @@ def _train(config: TrainConfig, resume: bool, processes: Processes) -> TrainResu
         processes,
     )
     digest = data_digest(tasks)
-    step = 0 if start is None else _resume(start, learner, digest)
+    step = 0 if start is None else checkpoint.resume(start, learner, digest)
     log = None
     if processes.is_main:
         write_config(folder, config)  # once everything that can be wrong is checked
@@ -122,7 +120,7 @@ def _train(config: TrainConfig, resume: bool, processes: Processes) -> TrainResu
             config.run.progress,
             shown=SHOWN,
             milestones=("dev/loss",),
-            plot=plot_curves,
+            plot=partial(plot_curves, panels=PANELS),
         )
         if dropped:
             log.say(f"{dropped} examples left out: over data.max_tokens = {data.max_tokens}")
@@ -140,19 +138,17 @@ def _train(config: TrainConfig, resume: bool, processes: Processes) -> TrainResu
             log.step(step, metrics, shown)
             if step % config.run.save_every == 0 or step == config.run.steps:
                 log.sync()
-                _save(folder, config, learner, tasks, step, digest)
+                keep = config.run.keep_checkpoints
+                checkpoint.save(folder / "checkpoints", learner, tasks, step, digest, keep)
                 log.plot()
     finally:
         if log is not None:
             log.close()
-    processes.wait()  # until the first process has written the last checkpoint
-    last = checkpoints.latest(folder / "checkpoints")
-    if last is None:
-        raise checkpoints.CheckpointError(f"{folder}: the run has no checkpoint")
+    last = finished(folder, processes)
     history = read_jsonl(folder / "metrics.jsonl")
     if processes.is_main:
         checkpoints.prune(folder / "checkpoints", config.run.keep_checkpoints)
-        plot_curves(history, folder / "curves.png")
+        plot_curves(history, folder / "curves.png", PANELS)
         if isinstance(trained, PolyModel):
             plot_routing(trained, [t.name for t in tasks], folder)
     return TrainResult(folder, last, history, dropped)
@@ -228,44 +224,3 @@ def data_digest(tasks: Sequence[Task]) -> str:
     """Digest of the tasks and their examples, by which a resumed run knows its data."""
     rows = [(t.name, [(e.prompt, e.references) for e in (*t.train, *t.dev)]) for t in tasks]
     return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
-
-
-def _resume(start: Path, learner: Learner, digest: str) -> int:
-    """Gives the optimizer its state back; returns the step to continue after."""
-    state = checkpoint.read_state(start)
-    if state.data_digest != digest:
-        raise ValueError(f"the training data is not that of the run to resume ({start})")
-    here = (torch.get_num_threads(), torch.__version__)
-    if (state.threads, state.torch_version) != here:
-        warnings.warn(
-            f"{start} was written with {state.threads} threads and torch {state.torch_version}, "
-            f"this is {here[0]} threads and torch {here[1]}: the last bits may differ",
-            stacklevel=2,
-        )
-    checkpoint.load_optimizer(start, learner.model, learner.optimizer)
-    return state.step
-
-
-def _save(
-    folder: Path,
-    config: TrainConfig,
-    learner: Learner,
-    tasks: Sequence[Task],
-    step: int,
-    digest: str,
-) -> None:
-    state = checkpoint.TrainerState(
-        step=step,
-        data_digest=digest,
-        threads=torch.get_num_threads(),
-        torch_version=torch.__version__,
-    )
-    checkpoint.save(
-        folder / "checkpoints",
-        learner.model,
-        learner.encoding,
-        learner.optimizer,
-        state,
-        [task.name for task in tasks],
-        config.run.keep_checkpoints,
-    )

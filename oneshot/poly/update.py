@@ -14,6 +14,7 @@ from oneshot.poly.config import OptimizerConfig
 from oneshot.poly.data import Example
 from oneshot.poly.model import PolyModel
 from oneshot.training.distributed import Processes
+from oneshot.training.errors import NonFiniteLossError
 from oneshot.training.seeding import derive_seed
 
 
@@ -45,10 +46,6 @@ def rate(step: int, steps: int, config: OptimizerConfig) -> float:
     if config.decay == "none":
         return 1.0
     return (steps - step + 1) / (steps - warmup)
-
-
-class NonFiniteLossError(FloatingPointError):
-    """The loss or its gradient became NaN or infinite."""
 
 
 @dataclass

@@ -13,9 +13,9 @@ from oneshot.chmm.alternation import stages as alt
 from oneshot.chmm.checkpoint import load_model
 from oneshot.chmm.config import AlternateConfig, DataConfig, TaggerConfig
 from oneshot.chmm.dataset import Sentence
-from oneshot.chmm.errors import NoGoldError
 from oneshot.chmm.label_model.batches import Examples
 from oneshot.chmm.labels import LabelSpace
+from oneshot.chmm.metrics import NoGoldError
 from oneshot.chmm.prepare import observe, prepare
 from oneshot.chmm.tagger.model import Tagger, hard_labels
 from oneshot.chmm.tagger.source import soft_frequency, with_tagger

@@ -128,7 +128,7 @@ def test_errors_are_one_line(config_file, runs, capsys):
     assert main([*words, "--resume"]) == 0
     assert main(["chmm"]) == 2
     assert main(["chmm", "--help"]) == 0
-    assert "usage: oneshot chmm" in capsys.readouterr().out
+    assert "chmm fit" in capsys.readouterr().out
 
 
 def test_eval_fills_a_table_and_continues_it(config_file, tmp_path, capsys, monkeypatch):

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from oneshot.chmm.dataset import Sentence
-from oneshot.chmm.errors import NoGoldError
 from oneshot.chmm.labels import LabelSpace
 from oneshot.chmm.metrics import (
+    NoGoldError,
     calibration,
     entity_scores,
     evaluate,

@@ -8,10 +8,10 @@ import torch
 
 from oneshot.chmm import data
 from oneshot.chmm.config import TaggerConfig
-from oneshot.chmm.errors import NonFiniteLossError
 from oneshot.chmm.labels import LabelSpace
 from oneshot.chmm.tagger.model import Tagger, hard_labels
 from oneshot.chmm.tagger.training import _schedule, divergence, one_hot, train_tagger
+from oneshot.training.errors import NonFiniteLossError
 
 LABELS = LabelSpace(("COLOUR",))
 CONFIG = TaggerConfig(batch_size=8, lr=0.01, max_subwords=20, warmup=0.1)

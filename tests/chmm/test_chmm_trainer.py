@@ -8,12 +8,13 @@ import torch
 
 from oneshot.chmm.config import InitialConfig, ModelConfig, TrainingConfig
 from oneshot.chmm.dataset import Sentence
-from oneshot.chmm.errors import NoGoldError, NonFiniteLossError
 from oneshot.chmm.label_model import training as trainer
 from oneshot.chmm.label_model.batches import Examples, collate
 from oneshot.chmm.label_model.initialisation import initial_matrices, start
 from oneshot.chmm.labels import LabelSpace
+from oneshot.chmm.metrics import NoGoldError
 from oneshot.chmm.model import CHMM, log_likelihood_per_token
+from oneshot.training.errors import NonFiniteLossError
 
 LABELS = LabelSpace(("x",))
 DIM = 4

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from oneshot.poly import plots
-from oneshot.poly.plots import clusters, plot_curves, plot_routing, task_distances
+from oneshot.poly.plots import PANELS, clusters, plot_routing, task_distances
+from oneshot.training.curves import plot_curves
 
 
 def test_distances_by_hand():
@@ -44,9 +45,9 @@ def test_plots_are_written(tmp_path):
     poly = poly_tiny.adapted(tasks=3)
     plot_routing(poly, ["a", "b", "c"], tmp_path)
     plot_curves(
-        [{"step": 1, "loss/train": 2.0}, {"step": 2, "loss/train": 1.0}], tmp_path / "c.png"
+        [{"step": 1, "loss/train": 2.0}, {"step": 2, "loss/train": 1.0}], tmp_path / "c.png", PANELS
     )
-    plot_curves([{"step": 1}], tmp_path / "nothing.png")
+    plot_curves([{"step": 1}], tmp_path / "nothing.png", PANELS)
     written = {p.name for p in tmp_path.iterdir()}
     assert written == {"routing.png", "tasks.png", "c.png"}
     assert all(p.read_bytes().startswith(b"\x89PNG") for p in tmp_path.iterdir())

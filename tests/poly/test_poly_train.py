@@ -19,6 +19,7 @@ from oneshot.poly import storage
 from oneshot.poly.trainer import check_share, train
 from oneshot.training import checkpoints
 from oneshot.training.distributed import Processes
+from oneshot.training.errors import NonFiniteLossError
 from oneshot.training.jsonl import read_jsonl
 
 
@@ -219,7 +220,7 @@ def test_a_loss_that_explodes_stops_the_run(digits_folder, tmp_path):
     weights["model.norm.weight"][0] = torch.nan
     save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
     config = poly_runs.train_config(digits_folder, tmp_path / "run", f"--model.source={broken}")
-    with pytest.raises(FloatingPointError, match="step 1: loss nan"):
+    with pytest.raises(NonFiniteLossError, match="step 1: loss nan"):
         train(config)
 
 

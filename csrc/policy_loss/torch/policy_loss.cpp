@@ -7,18 +7,9 @@
 #include <vector>
 
 #include "policy_loss/torch/policy_loss_layout.h"
-#include "torch/huge_pages.h"
 
 namespace oneshot {
 namespace {
-
-// A result of this shape; a large one is written faster into huge pages.
-Tensor fresh(const Tensor& like, const std::vector<int64_t>& shape,
-             std::optional<ScalarType> dtype = std::nullopt) {
-  Tensor t = torch::stable::new_empty(like, shape, dtype);
-  prefer_huge_pages(t.mutable_data_ptr(), t.numel() * int64_t(t.element_size()));
-  return t;
-}
 
 double scalar_or_nan(const OptionalTensor& t, const char* name) {
   if (!t) return std::numeric_limits<double>::quiet_NaN();

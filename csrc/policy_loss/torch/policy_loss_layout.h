@@ -5,11 +5,11 @@
 #include <vector>
 
 #include "policy_loss/contract.h"
-#include "torch/checks.h"
+#include "torch/parallel.h"
+#include "torch/tensors.h"
 
 namespace oneshot {
 
-using OptionalTensor = std::optional<Tensor>;
 using std::int64_t;
 
 // The layout of `tokens`, with mask and cu_seqlens held dense for as long as the op runs.
@@ -28,7 +28,7 @@ class Layout {
       check_on(on_, *mask, "mask");
       check_dtype(*mask, "mask", ScalarType::Bool, "bool");
       check_same_shape(*mask, "mask", tokens, name);
-      mask_ = torch::stable::contiguous(*mask);
+      mask_ = dense(*mask);
       rows.mask = mask_pointer(*mask_);
     }
     if (cu_seqlens) {
@@ -61,7 +61,7 @@ class Layout {
     return v;
   }
 
-  ScalarType result_type() const { return rows.wide ? ScalarType::Double : ScalarType::Float; }
+  ScalarType result_type() const { return real_type(tokens_); }
 
   Tensor result(std::vector<int64_t> sizes) const {
     return torch::stable::new_empty(tokens_, sizes, result_type());
@@ -77,12 +77,11 @@ class Layout {
     }
   }
 
-  // About 32k tokens a task: less than that is not worth another thread.
+  // Calls f(begin, end) for ranges of sequences.
   template <typename F>
   void parallel(const F& f) const {
     const int64_t tokens = rows.batch > 0 ? tokens_.numel() / rows.batch : 0;
-    const int64_t grain = 32768 / (tokens > 0 ? tokens : 1);
-    torch::stable::parallel_for(0, rows.batch, grain > 1 ? grain : 1, f);
+    TorchThreads()(0, rows.batch, grain_of(tokens), f);
   }
 
   Sequences rows;
@@ -94,8 +93,8 @@ class Layout {
     if (cu_seqlens.dim() != 1 || cu_seqlens.size(0) < 1) {
       fail("cu_seqlens must be [B + 1], got ", shape_text(cu_seqlens));
     }
-    bounds_ = torch::stable::contiguous(cu_seqlens);
-    rows.cu_seqlens = static_cast<const int64_t*>(bounds_->const_data_ptr());
+    bounds_ = dense(cu_seqlens);
+    rows.cu_seqlens = data<int64_t>(*bounds_);
     rows.batch = bounds_->size(0) - 1;
     if (on_ == On::kCuda) return;  // the kernel looks
     bool rises = rows.cu_seqlens[0] == 0 && rows.cu_seqlens[rows.batch] == tokens_.numel();

@@ -22,7 +22,6 @@ from oneshot.chmm.alternation.state import Floats, State
 from oneshot.chmm.config import ChmmConfig
 from oneshot.chmm.dataset import TAGGER_SOURCE, Sentence, WeakDataset
 from oneshot.chmm.device import device_of
-from oneshot.chmm.errors import NoGoldError
 from oneshot.chmm.label_model.batches import Examples
 from oneshot.chmm.label_model.training import (
     Row,
@@ -34,6 +33,7 @@ from oneshot.chmm.label_model.training import (
     why_not_gold,
 )
 from oneshot.chmm.labels import Ids, LabelSpace
+from oneshot.chmm.metrics import NoGoldError
 from oneshot.chmm.model import CHMM, log_likelihood_per_token
 from oneshot.chmm.prepare import Prepared
 from oneshot.chmm.tagger.model import Tagger, hard_labels

@@ -20,11 +20,12 @@ from oneshot.chmm import metrics
 from oneshot.chmm.config import ChmmConfig, TrainingConfig
 from oneshot.chmm.dataset import Priors, Sentence
 from oneshot.chmm.device import device_of
-from oneshot.chmm.errors import NoGoldError, NonFiniteLossError
 from oneshot.chmm.label_model.batches import Examples, collate, shuffled
 from oneshot.chmm.label_model.initialisation import initial_matrices, start
 from oneshot.chmm.labels import LabelSpace
+from oneshot.chmm.metrics import NoGoldError
 from oneshot.chmm.model import CHMM, log_likelihood_per_token
+from oneshot.training.errors import NonFiniteLossError
 from oneshot.training.seeding import derive_seed
 
 Row = dict[str, float]

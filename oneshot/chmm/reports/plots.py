@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
+from oneshot.training import curves
+from oneshot.training.curves import Panel
 from oneshot.training.grid import save_figure
 
 if TYPE_CHECKING:
@@ -18,44 +20,32 @@ if TYPE_CHECKING:
     from oneshot.chmm.model import CHMM
     from oneshot.chmm.reports.sources import SourceTable
 
+BOTH = ("CHMM", "tagger")
 PANELS = (
-    ("Log-likelihood, nats per token", ("train/log_likelihood", "valid/log_likelihood")),
-    ("Entity scores (valid)", ("valid/f1", "valid/precision", "valid/recall")),
-    ("Entity F1 (valid)", ("chmm/valid_f1", "tagger/valid_f1")),
-    ("Entity F1 (test)", ("chmm/test_f1", "tagger/test_f1")),
-    ("Precision (test)", ("chmm/test_precision", "tagger/test_precision")),
-    ("Recall (test)", ("chmm/test_recall", "tagger/test_recall")),
+    Panel(
+        "Log-likelihood, nats per token",
+        ("train/log_likelihood", "valid/log_likelihood"),
+        ("train log likelihood", "valid log likelihood"),
+    ),
+    Panel("Entity scores (valid)", ("valid/f1", "valid/precision", "valid/recall")),
+    Panel("Entity F1 (valid)", ("chmm/valid_f1", "tagger/valid_f1"), BOTH),
+    Panel("Entity F1 (test)", ("chmm/test_f1", "tagger/test_f1"), BOTH),
+    Panel("Precision (test)", ("chmm/test_precision", "tagger/test_precision"), BOTH),
+    Panel("Recall (test)", ("chmm/test_recall", "tagger/test_recall"), BOTH),
 )
 # Only where there is nothing better: agreement with the weak labels that the tagger was trained on.
 # The log-likelihoods of an alternation are no curve: each CHMM of it explains other votes.
-WITHOUT_GOLD = (("Tagger's score by weak labels (valid)", ("tagger/score",)),)
+WITHOUT_GOLD = (
+    Panel("Tagger's score by weak labels (valid)", ("tagger/score",), ("tagger score",)),
+)
 
 
-def plot_curves(history: Sequence[dict[str, Any]], path: Path) -> None:
-    """Draws the rows of metrics.jsonl; panels without numbers are left out."""
+def plot_curves(history: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Draws the rows of metrics.jsonl: by epoch, or by stage of an alternation."""
     scored = any("tagger/valid_f1" in row for row in history)
-    panels = [
-        (title, keys)
-        for title, keys in (PANELS if scored else (*PANELS, *WITHOUT_GOLD))
-        if any(key in row for row in history for key in keys)
-    ]
-    if not panels:
-        return
-    figure = _figure(3.4 * len(panels), 2.8)
-    for number, (title, keys) in enumerate(panels, start=1):
-        axes = figure.add_subplot(1, len(panels), number)
-        for key in keys:
-            points = [(row["step"], row[key]) for row in history if key in row]
-            if points:
-                label = key.replace("/", " ").replace("_", " ")
-                axes.plot(*zip(*points, strict=True), marker="o", markersize=3, label=label)
-        axes.set_title(title, fontsize=9)
-        stages = any(key.startswith(("chmm/", "tagger/")) for key in keys)
-        axes.set_xlabel("stage" if stages else "epoch", fontsize=7)
-        axes.tick_params(labelsize=7)
-        axes.grid(alpha=0.3)
-        axes.legend(fontsize=6)
-    save_figure(figure, path)
+    stages = any(key.startswith(("chmm/", "tagger/")) for row in history for key in row)
+    panels = PANELS if scored else (*PANELS, *WITHOUT_GOLD)
+    curves.plot_curves(history, path, panels, x_label="stage" if stages else "epoch")
 
 
 def plot_sources(table: SourceTable, path: Path) -> None:

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from oneshot.chmm.config import TaggerConfig
-from oneshot.chmm.errors import NonFiniteLossError
 from oneshot.chmm.label_model.batches import shuffled
 from oneshot.chmm.labels import Ids
 from oneshot.chmm.tagger.model import Documents, Tagger
+from oneshot.training.errors import NonFiniteLossError
 from oneshot.training.seeding import derive_seed
 
 if TYPE_CHECKING:
