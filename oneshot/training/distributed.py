@@ -119,13 +119,28 @@ class Processes:
         return batches + batches[-1:] * (most - len(batches))
 
 
-def resolve_device(device: str) -> str:
+def resolve_device(device: str, option: str = "model.device") -> str:
     """A torch device; "auto" is the first GPU if there is one, else the CPU.
 
     "cuda" is the GPU of this process inside `joined`.
+
+    Args:
+        device: Value of an option.
+        option: Its name, for the message of an error.
+
+    Raises:
+        ValueError: torch does not know such a device, or there is no GPU for it.
     """
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        kind = torch.device(device).type
+    except RuntimeError as error:
+        raise ValueError(f'{option} must be "auto", "cpu" or "cuda", got {device!r}') from error
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise ValueError(
+            f"{option}: {device} was requested, but torch finds no CUDA device; use cpu or auto"
+        )
     return device
 
 
