@@ -16,7 +16,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--suite", choices=registry.SUITES, default="cpu", help="which operations")
     group.addoption("--quick", action="store_true", help="quick operations only")
     group.addoption(
-        "--family", action="append", choices=registry.FAMILIES, help="only this family (repeatable)"
+        "--family", action="append", choices=registry.GROUPS, help="only this family (repeatable)"
     )
     group.addoption("--output", type=Path, help="write the JSON below this folder")
 
@@ -25,7 +25,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """One test per operation."""
     if "operation" in metafunc.fixturenames:
         chosen = registry.operations(
-            metafunc.config.getoption("family") or registry.FAMILIES,
+            metafunc.config.getoption("family") or registry.GROUPS,
             quick=metafunc.config.getoption("quick"),
             suite=metafunc.config.getoption("suite"),
         )

@@ -14,6 +14,7 @@ from typing import Any, Literal
 import torch
 
 FAMILIES = ("advantage", "hmm", "logprob", "policy_loss", "routing")
+GROUPS = (*FAMILIES, "step")  # and whole training steps
 
 Inputs = dict[str, Any]
 Call = Callable[[Inputs], tuple[torch.Tensor, ...]]
@@ -162,7 +163,7 @@ SUITES = {
 
 
 def operations(
-    families: Iterable[str] = FAMILIES, *, quick: bool = False, suite: str = "cpu"
+    families: Iterable[str] = GROUPS, *, quick: bool = False, suite: str = "cpu"
 ) -> list[Operation]:
     """All operations of the families in a suite, or the quick ones only."""
     found = SUITES[suite].list(families)

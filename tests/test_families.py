@@ -43,7 +43,8 @@ def test_every_list_names_the_family(family):
 def test_the_benchmarks_know_every_family():
     assert sorted(registry.FAMILIES) == FAMILIES
     for suite in ("cpu", "gpu"):
-        assert {o.family for o in registry.operations(suite=suite)} == set(FAMILIES), suite
+        measured = {o.family for o in registry.operations(suite=suite)}
+        assert measured - {"step"} == set(FAMILIES), suite
 
 
 def test_every_public_op_is_in_the_readme_and_in_the_api_pages():

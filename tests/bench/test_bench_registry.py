@@ -28,13 +28,13 @@ def test_every_operation_is_complete(operation):
         bound = operation.floor_of(provider)
         assert (bound is None) == (provider.kind == "floor")
         assert bound is None or operation.provider(bound).kind == "floor"
-    assert operation.family in registry.FAMILIES
+    assert operation.family in registry.GROUPS
     assert (operation.mode == "forward") == (not operation.differentiate)
 
 
 def test_quick_leaves_the_large_logits_out():
     quick = registry.operations(quick=True)
-    assert {operation.family for operation in quick} == set(registry.FAMILIES)
+    assert {operation.family for operation in quick} == set(registry.GROUPS)
     assert not any("2048x151936" in operation.shape for operation in quick)
 
 

@@ -60,7 +60,7 @@ def test_defaults_are_the_paper_script():
     assert {key: found[key] for key in expected} == expected
 
 
-CONFIGS = sorted(ROOT.glob("configs/*.yaml"))  # configs/paper: test_rlvr_paper.py
+CONFIGS = sorted(ROOT.glob("configs/*.yaml"))  # recipes: test_rlvr_paper.py
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.name)
