@@ -86,11 +86,7 @@ class Critic:
 
     def _plan(self, rollout: Rollout) -> list[list[MicroBatch]]:
         return update_batches(
-            rollout,
-            self.algorithm.updates_per_rollout,
-            self.algorithm.microbatch_tokens,
-            share_prompts=self.share_prompts,
-            uniform=self.processes.size > 1,
+            rollout, self.algorithm, self.processes, share_prompts=self.share_prompts
         )
 
     def _step(

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from oneshot.rlvr.algorithm_config import AlgorithmConfig
 from oneshot.rlvr.rollout.engine import Rollout, token_positions
 from oneshot.training.distributed import Processes
 
@@ -135,26 +136,21 @@ def split(
 
 
 def update_batches(
-    rollout: Rollout,
-    updates: int,
-    max_tokens: int,
-    *,
-    share_prompts: bool = False,
-    uniform: bool = False,
+    rollout: Rollout, algorithm: AlgorithmConfig, processes: Processes, *, share_prompts: bool
 ) -> list[list[MicroBatch]]:
     """The micro-batches of each optimizer step on a rollout, every row in exactly one of them.
 
     Log-probs and values from before the first step come from these very micro-batches, too: in
     bfloat16 a row's numbers depend on the rows beside it, and GSPO clips at differences of 3e-4.
     """
-    size = len(rollout) // updates
+    size = len(rollout) // algorithm.updates_per_rollout
     return [
         split(
             rollout,
             list(range(begin, begin + size)),
-            max_tokens,
+            algorithm.microbatch_tokens,
             share_prompts=share_prompts,
-            uniform=uniform,
+            uniform=processes.size > 1,
         )
         for begin in range(0, len(rollout), size)
     ]
