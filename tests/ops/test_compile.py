@@ -53,7 +53,11 @@ FLOATS = {
         (2, 4),
     ),
     "clip range": (
-        lambda x, t: ops.policy_loss(5 * x, OLD, ADVANTAGES, clip_low=t, clip_high=t).loss, (2, 4)
+        # Ratios far above the range, and advantages that make it bind.
+        lambda x, t: ops.policy_loss(
+            5 * x.abs(), OLD, ADVANTAGES.abs(), clip_low=t, clip_high=t
+        ).loss,
+        (2, 4),
     ),
     "sequence_count": (
         lambda x, t: ops.policy_loss(x, OLD, ADVANTAGES, objective="grpo", sequence_count=t).loss,

@@ -142,7 +142,9 @@ def _hidden_and_gradient(
             hidden = forward()
             weights = torch.linspace(-1, 1, hidden.shape[-1], dtype=torch.float64)
             value = (hidden.double() * weights.to(hidden.device)).square().sum()
-        gradient = torch.autograd.grad(value, leaves)[0].double()
+        (gradient, *_) = torch.autograd.grad(
+            value, leaves, allow_unused=True, materialize_grads=True
+        )
     finally:
         handle.remove()
-    return hidden.detach().double(), gradient
+    return hidden.detach().double(), gradient.double()
