@@ -81,6 +81,12 @@ def entering_log_ratio(log_ratio: Tensor, advantages: Tensor, options: KernelOpt
     return torch.where(advantages < 0, log_ratio.clamp(min=low), held)
 
 
+def _by_sign(negative: Tensor, below: float, otherwise: float) -> Tensor:
+    """One number where the advantage is negative, another elsewhere; in float64."""
+    wide = torch.zeros_like(negative, dtype=torch.float64)
+    return torch.where(negative, wide + below, wide + otherwise)
+
+
 def policy_terms(
     exponent: Tensor,
     log_ratio: Tensor,
@@ -104,9 +110,8 @@ def policy_terms(
     never = torch.zeros_like(ratio, dtype=torch.bool)
     positive, negative = advantages > 0, advantages < 0
     if options.surrogate == Surrogate.SAPO:
-        temperature = torch.where(
-            negative, options.sapo_temperature_neg, options.sapo_temperature_pos
-        ).to(ratio.dtype)
+        temperature = _by_sign(negative, options.sapo_temperature_neg, options.sapo_temperature_pos)
+        temperature = temperature.to(ratio.dtype)
         steep = temperature * (ratio - 1)
         gate, rest = steep.sigmoid(), (-steep).sigmoid()
         slope = scaled(-factor, scaled(4 * gate * rest, ratio))
@@ -114,9 +119,9 @@ def policy_terms(
             scaled(-factor, 4 * gate / temperature), zero, slope, never, never, never
         )
     if options.surrogate == Surrogate.VESPO:
-        k = torch.where(negative, options.vespo_k_neg, options.vespo_k_pos)
-        rate = torch.where(negative, options.vespo_lambda_neg, options.vespo_lambda_pos)
-        k, rate = k.to(ratio.dtype), rate.to(ratio.dtype)
+        k = _by_sign(negative, options.vespo_k_neg, options.vespo_k_pos).to(ratio.dtype)
+        rate = _by_sign(negative, options.vespo_lambda_neg, options.vespo_lambda_pos)
+        rate = rate.to(ratio.dtype)
         # an infinite exponent is held, since it would meet an infinite ratio of the other sign
         phi = (rate * (1 - ratio) + k * exponent.clamp(-1e30, 1e30)).exp()
         weight = scaled(-factor, phi)
