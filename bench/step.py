@@ -70,6 +70,7 @@ def _oracle_of(tiny: bool) -> Callable[[Inputs], tuple[torch.Tensor, ...]]:
 
 def _ours(tiny: bool, share: bool) -> Foreign:
     from oneshot.integrations.fused_head import fuse_lm_head, is_fused
+    from oneshot.policy_options import PolicyLossOptions
     from oneshot.rlvr.algorithm.loss import LossInputs, policy_loss
     from oneshot.rlvr.algorithm.microbatch import split
     from oneshot.rlvr.algorithm.passes import response_statistics
@@ -91,9 +92,7 @@ def _ours(tiny: bool, share: bool) -> Foreign:
         )
         return model, rollout, inputs["advantages"]
 
-    options = AlgorithmConfig()
-    without = {"kl": "none", "kl_coef": 0.0, "entropy_coef": 0.0}
-    algorithm = options.__class__(loss=options.loss.__class__(**without))
+    algorithm = AlgorithmConfig(loss=PolicyLossOptions(kl="none", aggregate="token-mean"))
 
     def run(given: Any) -> tuple[torch.Tensor, ...]:
         model, rollout, advantages = given

@@ -40,9 +40,4 @@ inline Tensor device_bytes(const Tensor& like, int64_t bytes) {
   return torch::stable::new_empty(like, {bytes}, ScalarType::Byte);
 }
 
-inline void check_cuda(const Tensor& t, const char* name, const Tensor& first,
-                       const char* first_name) {
-  check_beside(On::kCuda, t, name, first, first_name);
-}
-
 }  // namespace oneshot

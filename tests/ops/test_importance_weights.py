@@ -68,7 +68,7 @@ def test_importance_weights_nan_clamp_layout_and_emptiness():
     want = torch.tensor([[1.0, math.exp(-1), math.exp(-20)], [math.exp(20), 1.0, 0.0]])
     torch.testing.assert_close(kept, want, rtol=1e-5, atol=0)
     assert ops.importance_weights(new, sampler, mask).weights[0, 0].isnan()
-    for level in ("token", "sequence"):  # a NaN that nobody wants ignored is not divided away
+    for level in ("token", "sequence"):  # without ignore_nan, a NaN is not divided away
         found = ops.importance_weights(new, sampler, mask, level=level, normalize=True)
         counted = mask if level == "token" else torch.tensor([True, True])
         assert found.weights[counted].isnan().all()

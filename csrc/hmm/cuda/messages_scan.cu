@@ -212,7 +212,7 @@ cudaError_t hmm_scan_messages(const HmmInput<T>& in, const HmmMessages& m, const
       launch(chunk_matrices_kernel<T>, blocks_of(parts * in.states), kWarps * 32, 0, stream, scan));
   ONESHOT_RETURN_IF_FAILED(
       launch(chunk_messages_kernel<T>, blocks_of(in.batch << both), kWarps * 32, 0, stream, scan));
-  if (m.stored == in.steps) {  // else nobody reads messages
+  if (m.stored == in.steps) {  // otherwise no messages are needed
     ONESHOT_RETURN_IF_FAILED(
         launch(chunk_sweeps_kernel<T>, blocks_of(parts << both), kWarps * 32, 0, stream, scan));
   }

@@ -20,7 +20,7 @@ struct HmmChunks {
   int* lost = nullptr;                 // [batch, 2, 1 + count]
 };
 
-// Messages of the scanned sequences, unless m.stored says that nobody reads them; m.whole for all,
+// Messages of the scanned sequences, unless m.stored says that none are needed; m.whole for all,
 // and m.in_log where it is 0.
 template <typename T>
 cudaError_t hmm_scan_messages(const HmmInput<T>&, const HmmMessages& m, const HmmChunks&,

@@ -14,7 +14,7 @@ namespace {
 // One number on the device of the tokens; nothing is read here.
 cuda::DeviceScalar device_scalar(const OptionalTensor& t, const char* name, const Tensor& tokens) {
   if (!t) return {};
-  check_cuda(*t, name, tokens, "the tokens");
+  check_beside(On::kCuda, *t, name, tokens, "the tokens");
   if (t->numel() != 1) fail(name, " must be one number, got ", shape_text(*t));
   switch (t->scalar_type()) {
     case ScalarType::Float:
@@ -81,7 +81,7 @@ std::tuple<Tensor, Tensor> policy_loss_backward(
   check_bounds(cu_seqlens, logprobs);
   const PolicyInputs in = inputs(layout, logprobs, old_logprobs, advantages, ref_logprobs,
                                  std::nullopt, importance_weights, options, max_length);
-  check_cuda(weights, "weights", logprobs, "logprobs");
+  check_beside(On::kCuda, weights, "weights", logprobs, "logprobs");
   check_dtype(weights, "weights", ScalarType::Double, "float64");
   if (weights.numel() != 4 * layout.rows.batch) {
     fail("weights must be [4, ", layout.rows.batch, "], got ", shape_text(weights));
@@ -128,7 +128,7 @@ Tensor value_loss_backward(const Tensor& grad_loss, const Tensor& values,
   const Layout layout(On::kCuda, values, "values", mask, cu_seqlens);
   check_bounds(cu_seqlens, values);
   const ValueInputs in = value_inputs(layout, values, old_values, returns, clip);
-  check_cuda(weights, "weights", values, "values");
+  check_beside(On::kCuda, weights, "weights", values, "values");
   check_dtype(weights, "weights", ScalarType::Double, "float64");
   if (weights.numel() != layout.rows.batch) {
     fail("weights must be [", layout.rows.batch, "], got ", shape_text(weights));

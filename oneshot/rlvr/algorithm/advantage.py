@@ -40,11 +40,11 @@ class CreditInputs:
 
 @dataclass(frozen=True)
 class Credit:
-    """Advantages [N] or [N, R], the critic's targets [N, R] if there is one, and figures."""
+    """Advantages [N] or [N, R], the critic's targets [N, R] if there is one, and metrics."""
 
     advantages: Tensor
     returns: Tensor | None = None
-    figures: dict[str, float] = field(default_factory=dict)
+    metrics: dict[str, float] = field(default_factory=dict)
 
 
 def credit(
@@ -53,7 +53,7 @@ def credit(
     critic: CriticConfig,
     processes: Processes | None = None,
 ) -> Credit:
-    """The credit that the config asks for; figures are of this process's responses."""
+    """The credit that the config asks for; metrics are of this process's responses."""
     if algorithm.advantage == "gae":
         return gae_credit(inputs, algorithm, critic, processes or Processes())
     return group_credit(inputs, algorithm)
@@ -62,10 +62,10 @@ def credit(
 def group_credit(inputs: CreditInputs, algorithm: AlgorithmConfig) -> Credit:
     """One advantage a response, against its group. A KL in the reward is summed over tokens."""
     penalty = kl_penalty(inputs, algorithm)
-    scores, figures = inputs.scores, {}
+    scores, metrics = inputs.scores, {}
     if penalty is not None:
         scores = scores - penalty.sum(1)
-        figures["reward/kl_penalty"] = float(penalty.sum(1).mean())
+        metrics["reward/kl_penalty"] = float(penalty.sum(1).mean())
     advantages = ops.group_advantages(
         scores,
         inputs.group_size,
@@ -74,7 +74,7 @@ def group_credit(inputs: CreditInputs, algorithm: AlgorithmConfig) -> Credit:
         scale=algorithm.scale,
         eps=algorithm.advantage_eps,
     )
-    return Credit(advantages, None, figures)
+    return Credit(advantages, None, metrics)
 
 
 def gae_credit(
@@ -101,15 +101,15 @@ def gae_credit(
         raise ValueError("gae needs responses of at least one token, got an empty one")
     rewards[torch.arange(len(last), device=last.device), last] = inputs.scores.to(values.dtype)
     penalty = kl_penalty(inputs, algorithm)
-    figures = {}
+    metrics = {}
     if penalty is not None:
         rewards = rewards - penalty.to(values.dtype)
-        figures["reward/kl_penalty"] = float(penalty.sum(1).mean())
+        metrics["reward/kl_penalty"] = float(penalty.sum(1).mean())
     advantages, returns = ops.gae(rewards, values, mask, critic.gamma, critic.lam)
     if critic.whiten:
         tokens, own = processes.concatenated(advantages[mask])
         advantages = torch.zeros_like(advantages).masked_scatter(mask, ops.whiten(tokens)[own])
-    return Credit(advantages, returns, figures)
+    return Credit(advantages, returns, metrics)
 
 
 def kl_penalty(inputs: CreditInputs, algorithm: AlgorithmConfig) -> Tensor | None:

@@ -76,7 +76,7 @@ class Learner:
             self.config.critic,
             self.updater.processes,
         )
-        metrics = dict(result.figures)
+        metrics = dict(result.metrics)
         if algorithm.overlong_buffer > 0:
             metrics["reward/overlong_penalty"] = float(overlong.mean())
         return Estimate(result, logprobs, values, self.updater.processes.means(metrics))

@@ -54,9 +54,9 @@ class LossInputs:
 
 @dataclass(frozen=True)
 class LossOutputs:
-    """The loss (a scalar with gradient) and its figures (scalars without).
+    """The loss (a scalar with gradient) and its metrics (scalars without).
 
-    Figures named loss/... are aggregated like the loss, the others are means over tokens.
+    Metrics named loss/... are aggregated like the loss, the others are means over tokens.
     """
 
     loss: Tensor
@@ -64,7 +64,7 @@ class LossOutputs:
 
 
 def policy_loss(inputs: LossInputs, algorithm: AlgorithmConfig) -> LossOutputs:
-    """Loss and figures of one micro-batch, aggregated over the micro-batch.
+    """Loss and metrics of one micro-batch, aggregated over the micro-batch.
 
     Args:
         inputs: The current policy's numbers and what they are judged by.
@@ -85,7 +85,7 @@ def policy_loss(inputs: LossInputs, algorithm: AlgorithmConfig) -> LossOutputs:
         kl_coef=algorithm.loss.kl_coef if with_reference and algorithm.kl_in == "loss" else 0.0,
         max_length=inputs.max_length if algorithm.loss.divides_by_length() else None,
     )
-    figures = {
+    metrics = {
         "loss/total": result.loss.detach(),
         "loss/policy": result.metrics[PolicyMetric.POLICY_LOSS],
         "policy/entropy": result.metrics[PolicyMetric.ENTROPY],
@@ -94,8 +94,8 @@ def policy_loss(inputs: LossInputs, algorithm: AlgorithmConfig) -> LossOutputs:
         + result.metrics[PolicyMetric.CLIP_FRACTION_HIGH],
     }
     if with_reference:
-        figures["policy/kl"] = result.metrics[PolicyMetric.KL]
-    return LossOutputs(result.loss, figures)
+        metrics["policy/kl"] = result.metrics[PolicyMetric.KL]
+    return LossOutputs(result.loss, metrics)
 
 
 @torch.no_grad()

@@ -53,7 +53,7 @@ def run_suite(config: EvaluateConfig) -> str:
 
     Raises:
         ValueError: An unknown benchmark, bad data, or a folder with results of other settings.
-        FileNotFoundError: A benchmark file or a checkpoint is not there.
+        FileNotFoundError: A benchmark file or a checkpoint does not exist.
     """
     import torch
 

@@ -64,7 +64,7 @@ def test_kl_in_the_reward(kind):
     found = credit(rows, algorithm, CriticConfig())
     expected = rows.scores.double() - penalty.sum(1)
     torch.testing.assert_close(found.advantages.double(), expected, atol=1e-5, rtol=1e-5)
-    assert found.figures["reward/kl_penalty"] == pytest.approx(penalty.sum(1).mean().item(), 1e-5)
+    assert found.metrics["reward/kl_penalty"] == pytest.approx(penalty.sum(1).mean().item(), 1e-5)
     assert kl_penalty(rows, make_algorithm(kl_in="loss")) is None
 
 
